@@ -1,0 +1,187 @@
+"""What the planner reads and what it answers: link, profile, plan. Plain values with a strict JSON form.
+
+All quantities are per sample. A profile lists the cuts in graph order, `input` first and `output` last; the
+`input` cut ships the stored object bytes, so its `out_bytes` is the mean object size.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from hapi.errors import ProfileError
+
+INPUT = "input"
+OUTPUT = "output"
+
+
+@dataclass(frozen=True)
+class Link:
+    """What the network between the tiers gives one client: payload bits per second and round-trip seconds."""
+
+    bandwidth_bits_per_s: float
+    latency_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class CutCost:
+    """One cut and what it costs, per sample.
+
+    `server_seconds` is the whole prefix up to the cut (reading and decoding included); `client_seconds` all that is
+    left after it. `*_bytes_per_sample` are the peak live bytes of either part. `flops` is the prefix's, 0 if unknown.
+    """
+
+    name: str
+    out_bytes: float
+    server_seconds: float
+    client_seconds: float
+    server_bytes_per_sample: int = 0
+    client_bytes_per_sample: int = 0
+    flops: int = 0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Costs of every cut of one model on one pair of tiers, and the job they are for."""
+
+    model: str
+    input_bytes: float
+    cuts: tuple[CutCost, ...]
+    link: Link | None = None
+    samples: int = 0
+    batch_size: int = 256
+    epochs: int = 1
+    server_memory_bytes: int | None = None
+    client_memory_bytes: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Anything else worth keeping (devices, engine, library versions); never read by the planner."""
+
+    def __post_init__(self) -> None:
+        names = [cut.name for cut in self.cuts]
+        if len(names) < 2 or names[0] != INPUT or names[-1] != OUTPUT:
+            raise ProfileError(
+                f"profile of {self.model!r}: the cuts must start with 'input' and end with 'output', "
+                f"got {names[:1]} ... {names[-1:]}. Add the missing rows."
+            )
+        if len(set(names)) != len(names):
+            raise ProfileError(
+                f"profile of {self.model!r}: a cut name appears twice. Give each cut its own name."
+            )
+
+    def cut(self, name: str) -> CutCost:
+        for cut in self.cuts:
+            if cut.name == name:
+                return cut
+        raise ProfileError(
+            f"profile of {self.model!r} has no cut {name!r}. It has: {', '.join(c.name for c in self.cuts)}."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `hapi profile --json` prints and `hapi plan` reads."""
+        document = asdict(self)
+        return {key: value for key, value in document.items() if value is not None and value != {}}
+
+    @classmethod
+    def from_json(cls, document: Any) -> Profile:
+        """Reads the document, refusing what is missing, negative, not finite or of the wrong type (ProfileError)."""
+        if not isinstance(document, dict):
+            raise ProfileError(
+                "profile: not a JSON object. Pass the document that `hapi profile --json` prints."
+            )
+        rows = document.get("cuts")
+        if not isinstance(rows, list):
+            raise ProfileError("profile: 'cuts' must be a list of objects, one per cut, input first.")
+        link = document.get("link")
+        return cls(
+            model=str(document.get("model", "unknown")),
+            input_bytes=_number(document, "input_bytes", "profile"),
+            cuts=tuple(_cut_from_json(row, position) for position, row in enumerate(rows)),
+            link=None if link is None else _link_from_json(link),
+            samples=int(_number(document, "samples", "profile", 0)),
+            batch_size=int(_number(document, "batch_size", "profile", 256)),
+            epochs=int(_number(document, "epochs", "profile", 1)),
+            server_memory_bytes=_optional_int(document, "server_memory_bytes"),
+            client_memory_bytes=_optional_int(document, "client_memory_bytes"),
+            details=document.get("details") if isinstance(document.get("details"), dict) else {},
+        )
+
+    @classmethod
+    def loads(cls, text: str | bytes) -> Profile:
+        try:
+            return cls.from_json(json.loads(text))
+        except ValueError as error:
+            if isinstance(error, ProfileError):
+                raise
+            raise ProfileError(
+                f"profile: not JSON ({error}). Pass the document that `hapi profile --json` prints."
+            ) from error
+
+
+@dataclass(frozen=True)
+class Share:
+    """A cut and the fraction of the samples that take it."""
+
+    name: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided, what it should take, and why.
+
+    `predicted_seconds` is for all samples and epochs under this plan; `limit_seconds` the same for the optimum of the
+    linear program over mixes of cuts: no split execution on these tiers can be faster.
+    """
+
+    policy: str
+    cuts: tuple[Share, ...]
+    predicted_seconds: float
+    limit_seconds: float
+    reasons: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        document = asdict(self)
+        return {**document, "cuts": list(document["cuts"]), "reasons": list(self.reasons)}
+
+    def __str__(self) -> str:
+        mix = ", ".join(f"{share.share:.0%} {share.name}" for share in self.cuts)
+        return "\n".join([f"plan {self.policy}: {mix}", *(f"  - {reason}" for reason in self.reasons)])
+
+
+def _cut_from_json(row: Any, position: int) -> CutCost:
+    where = f"profile, cut {position}"
+    if not isinstance(row, dict) or not isinstance(row.get("name"), str):
+        raise ProfileError(f"{where}: needs an object with a 'name'.")
+    where = f"profile, cut {row['name']!r}"
+    return CutCost(
+        name=row["name"],
+        out_bytes=_number(row, "out_bytes", where),
+        server_seconds=_number(row, "server_seconds", where),
+        client_seconds=_number(row, "client_seconds", where),
+        server_bytes_per_sample=int(_number(row, "server_bytes_per_sample", where, 0)),
+        client_bytes_per_sample=int(_number(row, "client_bytes_per_sample", where, 0)),
+        flops=int(_number(row, "flops", where, 0)),
+    )
+
+
+def _link_from_json(document: Any) -> Link:
+    if not isinstance(document, dict):
+        raise ProfileError("profile: 'link' must be an object with 'bandwidth_bits_per_s'.")
+    bandwidth = _number(document, "bandwidth_bits_per_s", "profile, link")
+    if bandwidth == 0:
+        raise ProfileError("profile, link: 'bandwidth_bits_per_s' is 0; give the measured rate.")
+    return Link(bandwidth, _number(document, "latency_seconds", "profile, link", 0.0))
+
+
+def _number(row: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
+    value = row.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ProfileError(f"{where}: {key!r} must be a number, zero or more, got {value!r}.")
+    return value
+
+
+def _optional_int(row: Mapping[str, Any], key: str) -> int | None:
+    return None if row.get(key) is None else int(_number(row, key, "profile"))

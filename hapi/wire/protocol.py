@@ -1,0 +1,161 @@
+"""REST API v1 as types: what client and server say to each other. Both tiers validate with these models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from hapi.plan import INPUT, OUTPUT
+
+API = "/v1"
+ARROW_STREAM = "application/vnd.apache.arrow.stream"
+ARCHIVE_TYPE = "application/octet-stream"
+PROBLEM_JSON = "application/problem+json"
+
+MAX_SPAN = 65_536
+"""Most samples that one extract request may name."""
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256, lower-case hexadecimal")]
+CodecName = Literal["float32", "float16", "bfloat16"]
+CompressionName = Literal["none", "lz4", "zstd"]
+
+_DIGEST = "5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"
+_TRANSFORM = [
+    {"name": "Resize", "args": {"size": [256], "antialias": True}},
+    {"name": "CenterCrop", "args": {"size": [224, 224]}},
+    {"name": "ToImage", "args": {}},
+    {"name": "ToDtype", "args": {"dtype": "float32", "scale": True}},
+    {"name": "Normalize", "args": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}},
+]
+
+
+class Message(BaseModel):
+    """Base: unknown keys are refused, so that a typo is not silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatasetRequest(Message):
+    """Registers what lies at `uri`; the server lists it once and answers the summary of the manifest."""
+
+    uri: str = Field(min_length=1, max_length=4096, examples=["s3://photos/train"])
+    refresh: bool = Field(
+        default=False, description="List the store again even if a manifest of this URI is kept."
+    )
+
+
+class DatasetSummary(Message):
+    """A manifest without its samples."""
+
+    digest: Digest
+    uri: str
+    samples: int
+    bytes: int = Field(description="Sum of the stored sizes of all samples.")
+    classes: list[str]
+    labelled: bool
+    order_digest: Digest = Field(
+        description="SHA-256 over (key, label) in order: equal lists have equal digests."
+    )
+
+
+class CutInfo(Message):
+    name: str
+    index: int
+    shapes: list[list[int]] = Field(description="Per carried tensor, without the batch dimension.")
+    dtypes: list[str]
+    bytes_per_sample: int
+
+
+class ModelInfo(Message):
+    digest: Digest
+    name: str
+    bytes: int
+    cuts: list[CutInfo]
+
+
+class ModelList(Message):
+    models: list[ModelInfo]
+
+
+class ExtractRequest(Message):
+    """Asks for the features of some samples at one cut; the answer is an Arrow IPC stream (see hapi.wire.stream).
+
+    With cut `input` the stored object bytes are shipped and neither `model` nor `transform` is needed.
+    The answer holds every index once, in any order.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "dataset": _DIGEST,
+                    "indices": [0, 1, 2, 3],
+                    "model": _DIGEST,
+                    "cut": "layer4.1",
+                    "transform": _TRANSFORM,
+                    "seed": 0,
+                    "epoch": 0,
+                    "codec": "float32",
+                }
+            ]
+        },
+    )
+
+    dataset: Digest
+    indices: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, max_length=MAX_SPAN)
+    cut: str = OUTPUT
+    model: Digest | None = None
+    transform: list[dict[str, Any]] | None = Field(default=None, max_length=64)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    epoch: int = Field(default=0, ge=0, lt=2**63)
+    codec: CodecName = "float32"
+    compression: CompressionName = "none"
+
+    @model_validator(mode="after")
+    def _complete(self) -> ExtractRequest:
+        if self.cut != INPUT and (self.model is None or self.transform is None):
+            raise ValueError("a cut other than 'input' needs 'model' and 'transform'")
+        if len(set(self.indices)) != len(self.indices):
+            raise ValueError("'indices' names a sample twice")
+        return self
+
+
+class ProfileRequest(Message):
+    """Asks the server to measure a model that it holds, on its own device, over some samples of a dataset."""
+
+    model: Digest
+    dataset: Digest
+    transform: list[dict[str, Any]] = Field(max_length=64)
+    samples: int = Field(default=32, ge=2, le=1024)
+
+
+class Problem(BaseModel):
+    """An error as application/problem+json (RFC 9457); `type` is the `kind` of hapi.errors."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+class ServerStatus(BaseModel):
+    """What `GET /v1/status` tells about a server."""
+
+    model_config = ConfigDict(extra="allow")
+
+    version: str
+    device: str
+    precision: str = "float32"
+    budget_bytes: int
+    used_bytes: int
+    requests_active: int
+    requests_queued: int
+    samples_done: int
+    models: list[str]
+    roots: list[str]
+    draining: bool = False
