@@ -67,9 +67,7 @@ class Profile:
                 f"got {names[:1]} ... {names[-1:]}. Add the missing rows."
             )
         if len(set(names)) != len(names):
-            raise ProfileError(
-                f"profile of {self.model!r}: a cut name appears twice. Give each cut its own name."
-            )
+            raise ProfileError(f"profile of {self.model!r}: a cut name appears twice. Give each cut its own name.")
 
     def cut(self, name: str) -> CutCost:
         for cut in self.cuts:
@@ -88,9 +86,7 @@ class Profile:
     def from_json(cls, document: Any) -> Profile:
         """Reads the document, refusing what is missing, negative, not finite or of the wrong type (ProfileError)."""
         if not isinstance(document, dict):
-            raise ProfileError(
-                "profile: not a JSON object. Pass the document that `hapi profile --json` prints."
-            )
+            raise ProfileError("profile: not a JSON object. Pass the document that `hapi profile --json` prints.")
         rows = document.get("cuts")
         if not isinstance(rows, list):
             raise ProfileError("profile: 'cuts' must be a list of objects, one per cut, input first.")

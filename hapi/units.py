@@ -25,9 +25,7 @@ def parse_bandwidth(text: str) -> float:
     """Bits per second from '1Gbit', '300mbit/s', '2.5 Gbps' or a plain number; raises InputError."""
     match = re.fullmatch(_NUMBER + r"([kmgt]?)(?:bit(?:/s)?|bps)?\s*", text.lower())
     if not match or float(match[1]) <= 0:
-        raise InputError(
-            f"bandwidth {text!r}: not a rate. Say for example 100mbit or 1Gbit (bits per second)."
-        )
+        raise InputError(f"bandwidth {text!r}: not a rate. Say for example 100mbit or 1Gbit (bits per second).")
     return float(match[1]) * _BIT_FACTORS[match[2]]
 
 

@@ -23,7 +23,5 @@ def shared_data() -> Path:
     """The folder with real photographs and pretrained weights, or a skip that says how to have it."""
     folder = Path(os.environ.get("HAPI_TEST_DATA", DEFAULT_TEST_DATA))
     if not (folder / "images" / "flowers5").is_dir():
-        pytest.skip(
-            f"no real photographs and weights at {folder}; set HAPI_TEST_DATA to a folder that has them"
-        )
+        pytest.skip(f"no real photographs and weights at {folder}; set HAPI_TEST_DATA to a folder that has them")
     return folder

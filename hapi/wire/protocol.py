@@ -40,9 +40,7 @@ class DatasetRequest(Message):
     """Registers what lies at `uri`; the server lists it once and answers the summary of the manifest."""
 
     uri: str = Field(min_length=1, max_length=4096, examples=["s3://photos/train"])
-    refresh: bool = Field(
-        default=False, description="List the store again even if a manifest of this URI is kept."
-    )
+    refresh: bool = Field(default=False, description="List the store again even if a manifest of this URI is kept.")
 
 
 class DatasetSummary(Message):
@@ -54,9 +52,7 @@ class DatasetSummary(Message):
     bytes: int = Field(description="Sum of the stored sizes of all samples.")
     classes: list[str]
     labelled: bool
-    order_digest: Digest = Field(
-        description="SHA-256 over (key, label) in order: equal lists have equal digests."
-    )
+    order_digest: Digest = Field(description="SHA-256 over (key, label) in order: equal lists have equal digests.")
 
 
 class CutInfo(Message):
