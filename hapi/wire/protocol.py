@@ -21,7 +21,7 @@ CodecName = Literal["float32", "float16", "bfloat16"]
 CompressionName = Literal["none", "lz4", "zstd"]
 
 _DIGEST = "5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"
-_TRANSFORM = [
+_TRANSFORM: list[Any] = [
     {"name": "Resize", "args": {"size": [256], "antialias": True}},
     {"name": "CenterCrop", "args": {"size": [224, 224]}},
     {"name": "ToImage", "args": {}},
