@@ -74,6 +74,19 @@ class ImageError(InputError):
     kind = "bad-image"
 
 
+class SampleError(InputError):
+    """One sample could not be read, decoded or computed; `index` is its position in the dataset."""
+
+    kind = "bad-sample"
+
+    def __init__(self, message: str, index: int = -1) -> None:
+        super().__init__(message)
+        self.index = index
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.index)
+
+
 # -- object stores -------------------------------------------------------------------------------------------
 
 
@@ -180,6 +193,12 @@ class ServerUnreachableError(ServiceError):
     """No answer from the storage server's address after the allowed retries."""
 
     kind = "unreachable"
+
+
+class BatchTimeoutError(HapiError, TimeoutError):
+    """A loader's batch was not complete within the `timeout` that its user set."""
+
+    kind = "timed-out"
 
 
 def _tree(root: type[HapiError]) -> dict[str, type[HapiError]]:

@@ -1,0 +1,188 @@
+"""Spans under way: several are fetched at once, finished one by one on the compute device, handed out in order.
+
+Memory is bounded: a span is only begun when its bytes fit into the budget beside those that are under way or waiting
+to be handed out. The span that the consumer waits for is always begun, so the budget cannot stop progress.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from compute_client.cancel import Cancel, CancelledWork
+from compute_client.source import SpanSource, Stage
+from compute_client.spans import Span
+from hapi.errors import BatchTimeoutError
+
+JOIN_SECONDS = 10.0
+"""How long closing waits for a thread that is inside a computation or a system call."""
+
+Finish = Callable[[str, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
+"""From the tensors at a cut to the backbone's outputs, (g, *shape) each."""
+
+
+@dataclass
+class Finished:
+    """A span with its finished features: `rows`, `labels` and `errors` as in Stage; `features` (g, *shape) each."""
+
+    span: Span
+    labels: np.ndarray
+    rows: np.ndarray
+    features: tuple[torch.Tensor, ...]
+    errors: dict[int, str]
+
+
+class Pipeline:
+    """Threads of one iteration. They know nothing of the iterator, so that an abandoned one can be collected."""
+
+    def __init__(
+        self,
+        source: SpanSource,
+        finish: Finish,
+        span_bytes: Callable[[Span], int],
+        *,
+        in_flight: int,
+        budget_bytes: int,
+    ) -> None:
+        self._source, self._finish, self._span_bytes = source, finish, span_bytes
+        self._budget_bytes = budget_bytes
+        self._cancel = Cancel()
+        self._changed = threading.Condition()
+        self._waiting: deque[Span] = deque()
+        self._fetched: deque[tuple[Span, Stage]] = deque()
+        self._done: dict[int, Finished | BaseException] = {}
+        self._held: dict[int, int] = {}
+        self._active = 0
+        self._next = 0
+        self._threads = [
+            threading.Thread(target=self._fetch_spans, name=f"hapi-fetch-{number}", daemon=True)
+            for number in range(in_flight)
+        ]
+        self._threads.append(threading.Thread(target=self._finish_spans, name="hapi-finish", daemon=True))
+        _running.add(self)
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, span: Span) -> None:
+        """Adds the next span. Spans must come in the order of their numbers, from 0."""
+        with self._changed:
+            self._waiting.append(span)
+            self._changed.notify_all()
+
+    def take(self, timeout_seconds: float | None = None) -> Finished:
+        """The next span in order; blocks. Raises what its work raised, or BatchTimeoutError."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._next in self._done, timeout_seconds):
+                raise BatchTimeoutError(
+                    f"no batch within {timeout_seconds:g} s (argument timeout). "
+                    "The storage server or this machine is slower than that; raise the timeout or use 0 for none."
+                )
+            result = self._done.pop(self._next)
+            self._held.pop(self._next, None)
+            self._next += 1
+            self._changed.notify_all()
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the budget in use."""
+        with self._changed:
+            return sum(self._held.values())
+
+    def close(self) -> None:
+        """Stops all work and ends the threads; waits for them unless called by one of them. May be called again."""
+        self._cancel.set()
+        with self._changed:
+            self._waiting.clear()
+            self._changed.notify_all()
+        deadline = time.monotonic() + JOIN_SECONDS
+        for thread in self._threads:
+            if thread is not threading.current_thread() and thread.is_alive():
+                thread.join(max(0.0, deadline - time.monotonic()))
+        self._source.close()
+        _running.discard(self)
+
+    def _fetch_spans(self) -> None:
+        while (span := self._begin()) is not None:
+            try:
+                stage = self._source.fetch(span, self._cancel)
+            except CancelledWork:
+                return
+            except BaseException as error:  # whatever it is, the consumer must see it instead of waiting forever
+                self._complete(span, error)
+                continue
+            with self._changed:
+                self._fetched.append((span, stage))
+                self._changed.notify_all()
+
+    def _begin(self) -> Span | None:
+        """Waits for a span that may be begun; None when the pipeline is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._cancel.is_set or self._admits())
+            if self._cancel.is_set:
+                return None
+            span = self._waiting.popleft()
+            self._held[span.number] = self._span_bytes(span)
+            self._active += 1
+            return span
+
+    def _admits(self) -> bool:
+        if not self._waiting:
+            return False
+        if self._active == 0 and not self._done:
+            return True
+        return sum(self._held.values()) + self._span_bytes(self._waiting[0]) <= self._budget_bytes
+
+    def _finish_spans(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._cancel.is_set or self._fetched)
+                if self._cancel.is_set:
+                    return
+                # the consumer waits for the lowest number
+                span, stage = min(self._fetched, key=lambda item: item[0].number)
+                self._fetched.remove((span, stage))
+            try:
+                features = self._finish(span.cut, stage.tensors) if len(stage.rows) else ()
+            except BaseException as error:
+                self._complete(span, error)
+            else:
+                self._complete(span, Finished(span, stage.labels, stage.rows, features, stage.errors))
+            del stage
+
+    def _complete(self, span: Span, result: Finished | BaseException) -> None:
+        with self._changed:
+            self._active -= 1
+            self._done[span.number] = result
+            held = 0
+            if isinstance(result, Finished):
+                held = sum(tensor.nbytes for tensor in result.features)
+            else:
+                self._waiting.clear()  # nothing after a failure will be handed out
+            self._held[span.number] = held
+            self._changed.notify_all()
+
+
+_running: weakref.WeakSet[Pipeline] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Threads that still compute while the interpreter is taken down would crash it."""
+    for pipeline in list(_running):
+        pipeline.close()
+
+
+# a forked child has the pipelines' memory but not their threads
+os.register_at_fork(after_in_child=_running.clear)

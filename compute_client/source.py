@@ -1,0 +1,41 @@
+"""The seam between the loader and where samples come from: a storage server, or this process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from compute_client.cancel import Cancel
+from compute_client.spans import Span
+
+
+@dataclass
+class Stage:
+    """What a span's samples are at its cut.
+
+    Attributes:
+        labels: int64 (n,), by row of the span; -1 for a sample without a label.
+        rows: int64 (g,), ascending: the rows that succeeded.
+        tensors: per tensor of the cut, (g, *shape) in host memory; empty when no row succeeded.
+        errors: row -> reason, for the n - g others.
+    """
+
+    labels: np.ndarray
+    rows: np.ndarray
+    tensors: tuple[torch.Tensor, ...]
+    errors: dict[int, str] = field(default_factory=dict)
+
+
+class SpanSource(Protocol):
+    """Answers spans. Used by several threads at once; a failure of single samples is part of the answer."""
+
+    def fetch(self, span: Span, cancel: Cancel) -> Stage:
+        """Blocks until the whole span is there. Raises HapiError when it cannot be had, CancelledWork when cancelled."""
+        ...
+
+    def close(self) -> None:
+        """Gives threads back. Nothing is asked afterwards."""
+        ...

@@ -1,0 +1,86 @@
+"""Spans: the samples of one request. Batches are joined into spans, and spans are dealt to the cuts of the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from hapi.errors import InputError
+from hapi.plan import Share
+from hapi.wire.protocol import MAX_SPAN
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive samples of an epoch's order that take the same cut; no index appears twice."""
+
+    number: int
+    cut: str
+    epoch: int
+    indices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+class Dealer:
+    """Deals spans to cuts so that after every span each cut is as near as possible to its share of the samples.
+
+    Deterministic: the cut that is furthest behind its share is next; the plan's order breaks ties.
+    """
+
+    def __init__(self, shares: Sequence[Share], sizes: Mapping[str, int]) -> None:
+        total = sum(share.share for share in shares)
+        if not shares or total <= 0 or any(share.share < 0 for share in shares):
+            raise InputError("plan: its cuts need shares of zero or more that are not all zero.")
+        self._shares = {share.name: share.share / total for share in shares if share.share > 0}
+        self._sizes = {name: min(max(1, sizes[name]), MAX_SPAN) for name in self._shares}
+        self._dealt = dict.fromkeys(self._shares, 0)
+
+    def next(self) -> tuple[str, int]:
+        """The next span's cut and how many samples it may have."""
+        total = sum(self._dealt.values())
+
+        def behind(name: str) -> float:
+            return self._shares[name] * (total + self._sizes[name]) - self._dealt[name]
+
+        name = max(self._shares, key=behind)
+        return name, self._sizes[name]
+
+    def dealt(self, cut: str, samples: int) -> None:
+        self._dealt[cut] += samples
+
+
+def spans(indices: Iterable[int], dealer: Dealer, epoch: int) -> Iterator[Span]:
+    """Cuts the stream of an epoch's sample indices into spans, lazily.
+
+    A sampler that draws with replacement may repeat an index; a span ends before a repetition.
+    """
+    number = 0
+    cut, size = dealer.next()
+    current: dict[int, None] = {}
+    for index in indices:
+        if len(current) == size or index in current:
+            dealer.dealt(cut, len(current))
+            yield Span(number, cut, epoch, tuple(current))
+            number += 1
+            cut, size = dealer.next()
+            current = {}
+        current[index] = None
+    if current:
+        dealer.dealt(cut, len(current))
+        yield Span(number, cut, epoch, tuple(current))
+
+
+def span_size(samples: int, bytes_per_sample: float, *, limit_bytes: int, in_flight: int) -> int:
+    """Samples per span: many enough spans to spread over cuts and requests, few enough to pay a round trip each.
+
+    At most `limit_bytes` of data; a small dataset still gives each of the requests in flight about four spans.
+    """
+    by_bytes = int(limit_bytes // max(bytes_per_sample, 1.0))
+    by_count = -(-samples // (4 * in_flight))
+    return max(1, min(by_bytes, max(by_count, MIN_SPAN), MAX_DEFAULT_SPAN))
+
+
+MIN_SPAN = 8
+MAX_DEFAULT_SPAN = 64
