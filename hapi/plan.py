@@ -56,6 +56,8 @@ class Profile:
     epochs: int = 1
     server_memory_bytes: int | None = None
     client_memory_bytes: int | None = None
+    weight_bytes: int = 0
+    """Of the whole backbone; 0 if unknown."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Anything else worth keeping (devices, engine, library versions); never read by the planner."""
 
@@ -101,6 +103,7 @@ class Profile:
             epochs=int(_number(document, "epochs", "profile", 1)),
             server_memory_bytes=_optional_int(document, "server_memory_bytes"),
             client_memory_bytes=_optional_int(document, "client_memory_bytes"),
+            weight_bytes=int(_number(document, "weight_bytes", "profile", 0)),
             details=document.get("details") if isinstance(document.get("details"), dict) else {},
         )
 

@@ -1,0 +1,98 @@
+"""The model of time that every decision is made and judged by: three resources that work at once.
+
+A sample that takes cut c occupies the storage server, the link and the client for known seconds. In a steady state the
+three work on different samples, so the slowest resource sets the pace; the first batch of an epoch passes through them
+one after the other. That assumes what the loader does: several requests in flight, training overlapped with extraction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from hapi.errors import ProfileError
+from hapi.plan import INPUT, OUTPUT, Profile
+
+RESOURCES = ("the storage server", "the link", "the client")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A profile as a matrix of costs.
+
+    Attributes:
+        profile: whose cuts, samples, epochs and batch size count.
+        costs: float64 (3, cuts), seconds per sample of server, link and client.
+        latency_seconds: one round trip, paid once per epoch: later ones hide behind the requests in flight.
+    """
+
+    profile: Profile
+    costs: np.ndarray
+    latency_seconds: float
+
+    @classmethod
+    def of(cls, profile: Profile, *, server_share: float = 1.0) -> Pipeline:
+        """Needs `profile.link` (ProfileError); `server_share` is the part of the server's time that is ours, 0 to 1."""
+        if profile.link is None:
+            raise ProfileError(
+                f"profile of {profile.model!r} says nothing of the link. Give its bandwidth, as in --bandwidth 1Gbit."
+            )
+        if not 0 < server_share <= 1:
+            raise ProfileError(f"the share of the server must be above 0 and at most 1, got {server_share}.")
+        costs = np.array(
+            [
+                [cut.server_seconds / server_share for cut in profile.cuts],
+                [8 * cut.out_bytes / profile.link.bandwidth_bits_per_s for cut in profile.cuts],
+                [cut.client_seconds for cut in profile.cuts],
+            ],
+            dtype=np.float64,
+        )
+        return cls(profile, costs, profile.link.latency_seconds)
+
+    @property
+    def names(self) -> list[str]:
+        return [cut.name for cut in self.profile.cuts]
+
+    @property
+    def samples(self) -> int:
+        """Samples per epoch; a profile that does not say counts as one sample of an endless epoch."""
+        return self.profile.samples or 1
+
+    @property
+    def first_batch(self) -> int:
+        """Samples that pass through the resources one after the other, per epoch."""
+        return min(self.profile.batch_size, self.profile.samples)
+
+    def busy_seconds(self, shares: np.ndarray) -> np.ndarray:
+        """Per resource, its seconds per sample under this mix (shares per cut, summing to 1)."""
+        return self.costs @ shares
+
+    def seconds(self, shares: np.ndarray) -> float:
+        """What the whole job is predicted to take under this mix."""
+        busy = self.busy_seconds(shares)
+        steady = (self.samples - self.first_batch) * busy.max()
+        start = self.first_batch * busy.sum() + (self.latency_seconds if self.first_batch else 0.0)
+        return float(self.profile.epochs * (steady + start))
+
+    def only(self, name: str) -> np.ndarray:
+        """The mix in which every sample takes one cut."""
+        shares = np.zeros(len(self.profile.cuts))
+        shares[self.names.index(self.profile.cut(name).name)] = 1.0
+        return shares
+
+    def misfits(self) -> Mapping[str, str]:
+        """Cut -> why it does not fit in memory. The server may batch by one; the client holds a training batch."""
+        reasons: dict[str, str] = {}
+        profile = self.profile
+        tiers = (
+            ("the storage server", INPUT, 1, profile.server_memory_bytes, "server_bytes_per_sample"),
+            ("the client", OUTPUT, profile.batch_size, profile.client_memory_bytes, "client_bytes_per_sample"),
+        )
+        for tier, idle_cut, batch, budget, attribute in tiers:
+            for cut in profile.cuts:
+                needed = profile.weight_bytes + batch * getattr(cut, attribute)
+                if budget is not None and cut.name != idle_cut and needed > budget:
+                    reasons[cut.name] = f"{tier} would need {needed} bytes for a batch of {batch} and has {budget}"
+        return reasons

@@ -1,0 +1,115 @@
+"""How to choose: each policy takes a pipeline and answers the share of the samples that each cut gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linprog
+
+from hapi.errors import InputError
+from hapi.plan import INPUT, OUTPUT
+from profiler.paper import choose_paper, choose_paper_v1
+from profiler.pipeline import Pipeline
+
+TINY_SHARE = 0.01
+"""Cuts that would get less than this part of the samples are not worth another prefix on the server."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Shares per cut, summing to 1, and what the rule itself has to say."""
+
+    shares: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+def choose_single(pipeline: Pipeline) -> Choice:
+    """The one cut with the least predicted time among those that fit; of equals, the one that ships least."""
+    candidates = _fitting(pipeline)
+    cuts = pipeline.profile.cuts
+    best = min(candidates, key=lambda index: (pipeline.seconds(_unit(pipeline, index)), cuts[index].out_bytes))
+    return Choice(_unit(pipeline, best))
+
+
+def choose_mix(pipeline: Pipeline) -> Choice:
+    """The mix of cuts with the least predicted time; never worse than the best single cut, so never worse than none."""
+    candidates = _fitting(pipeline)
+    best = choose_single(pipeline)
+    exact = solve(pipeline, candidates, first_batch=pipeline.first_batch)
+    pruned = np.where(exact >= TINY_SHARE, exact, 0.0)
+    for shares in (pruned / pruned.sum(), exact):
+        gain = 1 - pipeline.seconds(shares) / max(pipeline.seconds(best.shares), np.finfo(float).tiny)
+        # the same time with fewer cuts is the better plan: rounding is not a gain
+        if gain > 1e-6:
+            return Choice(shares)
+    return best
+
+
+def limit_shares(pipeline: Pipeline) -> np.ndarray:
+    """The mix with the highest steady rate over all cuts, whatever their memory: the bound to report against."""
+    return solve(pipeline, list(range(len(pipeline.profile.cuts))), first_batch=0)
+
+
+def solve(pipeline: Pipeline, candidates: list[int], *, first_batch: int) -> np.ndarray:
+    """The linear program: shares x of the candidate cuts and pace t (seconds per sample of the busiest resource) that
+
+        minimise  (n - b) t + b sum_c x_c (server_c + link_c + client_c)
+        subject to  sum_c x_c cost_rc <= t for each resource r,  sum_c x_c = 1,  x >= 0
+
+    with n samples per epoch, of which the first b pass one resource after the other. With b = 0 that is the highest
+    steady rate 1/t. A vertex of this polytope has at most three cuts.
+    """
+    costs = pipeline.costs[:, candidates]
+    scale = float(costs.max())
+    shares = np.zeros(pipeline.costs.shape[1])
+    if scale == 0.0:  # nothing costs anything
+        shares[candidates[-1]] = 1.0
+        return shares
+    costs = costs / scale  # of order 1, where the solver's tolerances are meant
+    start = first_batch / pipeline.samples
+    result = linprog(
+        c=np.append(start * costs.sum(axis=0), 1.0 - start),
+        A_ub=np.hstack([costs, -np.ones((3, 1))]),
+        b_ub=np.zeros(3),
+        A_eq=np.append(np.ones(len(candidates)), 0.0)[None, :],
+        b_eq=[1.0],
+        bounds=(0.0, None),
+        method="highs-ds",
+    )
+    if not result.success:
+        raise RuntimeError(f"the linear program of the planner failed: {result.message}")
+    found = np.clip(result.x[:-1], 0.0, None)
+    shares[candidates] = found / found.sum()
+    return shares
+
+
+POLICIES: dict[str, Callable[[Pipeline], Choice]] = {
+    "none": lambda pipeline: Choice(pipeline.only(INPUT)),
+    "all": lambda pipeline: Choice(pipeline.only(OUTPUT)),
+    "paper": lambda pipeline: _by_rule(pipeline, *choose_paper(pipeline.profile)),
+    "paper-v1": lambda pipeline: _by_rule(pipeline, *choose_paper_v1(pipeline.profile)),
+    "single": choose_single,
+    "mix": choose_mix,
+}
+"""By name. Any other name is taken for a cut's."""
+
+
+def _by_rule(pipeline: Pipeline, split: int, notes: tuple[str, ...]) -> Choice:
+    return Choice(_unit(pipeline, split), notes)
+
+
+def _unit(pipeline: Pipeline, index: int) -> np.ndarray:
+    return pipeline.only(pipeline.names[index])
+
+
+def _fitting(pipeline: Pipeline) -> list[int]:
+    misfits = pipeline.misfits()
+    fitting = [index for index, name in enumerate(pipeline.names) if name not in misfits]
+    if not fitting:
+        raise InputError(
+            f"no cut of {pipeline.profile.model!r} fits in memory: {next(iter(misfits.values()))}. "
+            "Use a smaller batch or raise the memory budget."
+        )
+    return fitting
