@@ -1,0 +1,98 @@
+"""The compose file, as far as a machine without Docker can check it: its YAML, commands, settings and files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from hapi.cli import build_app
+from hapi.settings import StoreSettings
+from storage_server.auth import load_tokens
+from storage_server.roots import Roots
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    return yaml.safe_load((DEPLOY / "docker-compose.yml").read_text())
+
+
+def hapi_commands(compose: dict[str, Any]) -> dict[str, list[str]]:
+    return {name: service["command"] for name, service in compose["services"].items() if service["image"] == "hapi"}
+
+
+@pytest.mark.parametrize("service", ["bucket", "storage-server", "client"])
+def test_every_hapi_command_parses(compose: dict[str, Any], service: str) -> None:
+    group = typer.main.get_command(build_app())
+    arguments = list(hapi_commands(compose)[service])
+    context = group.make_context("hapi", arguments, resilient_parsing=False)
+    while hasattr(group, "resolve_command") and arguments:
+        _, command, arguments = group.resolve_command(context, arguments)
+        assert command is not None
+        context = command.make_context(command.name, list(arguments), parent=context)
+        group = command
+        arguments = [*context.protected_args, *context.args] if hasattr(command, "resolve_command") else []
+    assert context.params
+
+
+def test_every_hapi_service_is_covered(compose: dict[str, Any]) -> None:
+    assert set(hapi_commands(compose)) == {"bucket", "storage-server", "client"}
+
+
+def test_store_settings_are_real_settings(compose: dict[str, Any]) -> None:
+    for name in compose["x-store"]:
+        assert name.removeprefix("HAPI_S3_").lower() in StoreSettings.model_fields
+
+
+def test_services_wait_for_services_that_exist(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    for name, service in services.items():
+        for other, how in service.get("depends_on", {}).items():
+            assert other in services
+            if how["condition"] == "service_healthy":
+                assert "healthcheck" in services[other], f"{name} waits for {other}, which reports no health"
+
+
+def test_the_store_is_pinned_by_digest_and_has_a_console(compose: dict[str, Any]) -> None:
+    minio = compose["services"]["minio"]
+    assert re.fullmatch(r"quay\.io/minio/minio:RELEASE\.[\w-]+@sha256:[0-9a-f]{64}", minio["image"])
+    assert "--console-address" in minio["command"]
+
+
+def test_ports_are_published_on_loopback_only(compose: dict[str, Any]) -> None:
+    for service in compose["services"].values():
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:")
+
+
+def test_every_variable_is_in_the_example(compose: dict[str, Any]) -> None:
+    text = (DEPLOY / "docker-compose.yml").read_text()
+    used = set(re.findall(r"\$\{(\w+)", text))
+    offered = set(re.findall(r"^(\w+)=", (DEPLOY / ".env.example").read_text(), re.MULTILINE))
+    assert used == offered
+
+
+def test_secrets_without_a_value_stop_compose() -> None:
+    text = (DEPLOY / "docker-compose.yml").read_text()
+    for secret in ("HAPI_S3_SECRET_KEY", "HAPI_TOKEN"):
+        assert all(use.startswith(":?") for use in re.findall(rf"\$\{{{secret}([^}}]*)", text))
+
+
+def test_example_tokens_are_a_tokens_file() -> None:
+    table = load_tokens(DEPLOY / "tokens.example.toml", Roots(["s3://photos"]))
+    assert table.tenant("put-at-least-16-characters-here").name == "demo"
+
+
+def test_image_copies_every_package_and_the_build_files() -> None:
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    project = DEPLOY.parent
+    for package in sorted(path.parent.name for path in project.glob("*/py.typed")):
+        assert re.search(rf"^COPY {package} {package}$", dockerfile, re.MULTILINE), f"{package} is not in the image"
+    for name in re.findall(r"^COPY (pyproject.*) \./$", dockerfile, re.MULTILINE)[0].split():
+        assert (project / name).is_file()
