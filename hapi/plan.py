@@ -81,7 +81,7 @@ class Profile:
 
     def to_json(self) -> dict[str, Any]:
         """The document that `hapi profile --json` prints and `hapi plan` reads."""
-        document = asdict(self)
+        document = {**asdict(self), "cuts": [asdict(cut) for cut in self.cuts]}
         return {key: value for key, value in document.items() if value is not None and value != {}}
 
     @classmethod

@@ -101,11 +101,9 @@ def _reasons(pipeline: Pipeline, policy: str, choice: Choice) -> list[str]:
     for index in np.flatnonzero(shares):
         reasons.append(_about_cut(pipeline, int(index), float(shares[index])))
     reasons.append(_about_pace(pipeline, shares))
-    amount = (
-        f"{job.samples} samples x {job.epochs} epochs"
-        if job.samples
-        else "one sample (the profile does not say how many)"
-    )
+    amount = f"{job.samples} samples" if job.samples else "each sample (the profile does not say how many)"
+    if job.epochs > 1:
+        amount += f" x {job.epochs} epochs"
     times = {policy: pipeline.seconds(shares)}
     for name, cut in (("none", INPUT), ("all", OUTPUT)):
         times.setdefault(name, pipeline.seconds(pipeline.only(cut)))

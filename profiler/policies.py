@@ -38,13 +38,11 @@ def choose_mix(pipeline: Pipeline) -> Choice:
     candidates = _fitting(pipeline)
     best = choose_single(pipeline)
     exact = solve(pipeline, candidates, first_batch=pipeline.first_batch)
-    pruned = np.where(exact >= TINY_SHARE, exact, 0.0)
-    for shares in (pruned / pruned.sum(), exact):
-        gain = 1 - pipeline.seconds(shares) / max(pipeline.seconds(best.shares), np.finfo(float).tiny)
-        # the same time with fewer cuts is the better plan: rounding is not a gain
-        if gain > 1e-6:
-            return Choice(shares)
-    return best
+    kept = np.where(exact >= TINY_SHARE, exact, 0.0)
+    mixed = Choice(kept / kept.sum())
+    # the same time with one cut is the better plan: rounding is not a gain
+    gains = pipeline.seconds(mixed.shares) < pipeline.seconds(best.shares) * (1 - 1e-6)
+    return mixed if gains else best
 
 
 def limit_shares(pipeline: Pipeline) -> np.ndarray:
