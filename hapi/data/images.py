@@ -1,0 +1,37 @@
+"""From stored bytes to an image: the pixels that torchvision's own loader gives."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+from PIL import Image, UnidentifiedImageError
+
+from hapi.errors import ImageError
+
+MAX_PIXELS = 89_478_485
+"""Largest image that is decoded, in pixels (270 MB as RGB): where Pillow begins to warn of decompression bombs."""
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The RGB image, pixel for pixel what `torchvision.datasets.folder.pil_loader` makes of the same file.
+
+    Raises ImageError with the reason for what is not an image, is cut off or damaged, or has too many pixels.
+    """
+    if not data:
+        raise ImageError("not an image: the object is empty.")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageError(f"image of {width}x{height} pixels: more than the {max_pixels:,} that are decoded.")
+            return image.convert("RGB")
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"not an image in a known format (it begins with {data[:8].hex(' ')}).") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"image refused: {error}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error) as error:
+        # what Pillow's plugins raise for damaged files of their many formats
+        raise ImageError(f"damaged image: {error}.") from error

@@ -1,0 +1,135 @@
+"""A folder as an object store."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hapi.data.stores.base import ObjectInfo, check_key, check_range
+from hapi.errors import AccessDeniedError, ObjectNotFoundError, StoreError
+
+
+class LocalStore:
+    """The files below one folder. Symbolic links are followed as far as they stay below it (or with `follow_links`)."""
+
+    def __init__(self, root: str | os.PathLike[str], *, follow_links: bool = False) -> None:
+        self._root = os.path.abspath(os.path.expanduser(os.fspath(root)))
+        self._follow_links = follow_links
+
+    @property
+    def uri(self) -> str:
+        return Path(self._root).as_uri()
+
+    def __repr__(self) -> str:
+        return f"LocalStore({self._root!r})"
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        if prefix:
+            check_key(prefix, self.uri)
+        if not os.path.isdir(self._root):
+            raise ObjectNotFoundError(f"folder {self._root} does not exist. Check the path.")
+        top = prefix.rpartition("/")[0]
+        if top and not os.path.isdir(self._path(top)):
+            return
+        yield from self._walk(top, prefix, ())
+
+    def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        check_range(offset, length)
+        path = self._path(key)
+        with self._errors(key), open(path, "rb") as file:
+            if offset:
+                file.seek(offset)
+            data = file.read() if length is None else file.read(length)
+        if length is not None and len(data) != length:
+            raise StoreError(
+                f"{self.uri}/{key}: {length} bytes from {offset} were asked for, the file holds {len(data)} of them. "
+                "It changed since it was listed; list the dataset again."
+            )
+        return data
+
+    def put(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        with self._errors(key):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            descriptor, draft = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".hapi-")
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(data)
+                os.chmod(draft, 0o644)
+                os.replace(draft, path)
+            except BaseException:
+                os.unlink(draft)
+                raise
+
+    def info(self, key: str) -> ObjectInfo:
+        path = self._path(key)
+        with self._errors(key):
+            if os.path.isdir(path):
+                raise ObjectNotFoundError(f"{self.uri}/{key} is a folder, not a file.")
+            return _info(key, os.stat(path))
+
+    def close(self) -> None:
+        """Nothing is kept open between calls."""
+
+    def _path(self, key: str) -> str:
+        path = os.path.join(self._root, check_key(key, self.uri))
+        self._check_inside(path, key)
+        return path
+
+    def _check_inside(self, path: str, key: str) -> None:
+        if self._follow_links:
+            return
+        root, real = os.path.realpath(self._root), os.path.realpath(path)
+        if real != root and not real.startswith(root.rstrip("/") + "/"):
+            raise AccessDeniedError(
+                f"{self.uri}/{key} is a link that leads out of the folder. "
+                "Copy the files, or set HAPI_FILE_FOLLOW_LINKS=1 if you trust every link below it."
+            )
+
+    def _walk(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[ObjectInfo]:
+        path = os.path.join(self._root, folder)
+        with self._errors(folder or "."):
+            status = os.stat(path)
+            with os.scandir(path) as scan:
+                entries = list(scan)
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            raise StoreError(f"{self.uri}/{folder} is a link to a folder above it: an endless walk. Remove the link.")
+        if not entries and folder and (folder + "/").startswith(prefix):
+            yield ObjectInfo(folder + "/", 0, "")
+        for entry in entries:
+            key = f"{folder}/{entry.name}" if folder else entry.name
+            with self._errors(key):
+                if entry.is_symlink():
+                    self._check_inside(entry.path, key)
+                is_folder = entry.is_dir()
+                if is_folder:
+                    wanted = (key + "/").startswith(prefix) or prefix.startswith(key + "/")
+                else:
+                    wanted = key.startswith(prefix) and entry.is_file()
+                details = entry.stat() if wanted and not is_folder else None
+            if details is not None:
+                yield _info(key, details)
+            elif wanted:
+                yield from self._walk(key, prefix, (*above, identity))
+
+    @contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        """Turns what the operating system says into the errors of a store."""
+        try:
+            yield
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise ObjectNotFoundError(f"{self.uri}/{key} does not exist. Check the path.") from error
+        except PermissionError as error:
+            raise AccessDeniedError(
+                f"{self.uri}/{key}: permission denied. Run as a user who may read (or write) it."
+            ) from error
+        except OSError as error:
+            raise StoreError(f"{self.uri}/{key}: {error.strerror or error}.") from error
+
+
+def _info(key: str, status: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(key, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}")

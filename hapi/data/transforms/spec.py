@@ -1,0 +1,92 @@
+"""A transform as data: what turns an image into a model's input, written down so that any tier does the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from contextlib import nullcontext
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from PIL import Image
+
+from hapi.data.images import MAX_PIXELS, decode_image
+from hapi.data.transforms.bounds import check_pixels
+from hapi.data.transforms.draws import SeededDraws, sample_seed
+from hapi.data.transforms.steps import MAX_STEPS, Step, step_from_json
+from hapi.errors import TransformError
+
+_FAILURES = (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError, ZeroDivisionError)
+
+
+class TransformSpec:
+    """A pipeline of known transforms. Immutable, picklable, and safe to call from several threads.
+
+    Calling it gives exactly what the torchvision (or Hugging Face) code that it describes gives, bit for bit; if some
+    of it is random, what that code gives right after `torch.manual_seed(sample_seed(seed, epoch, index))`.
+    """
+
+    def __init__(self, steps: Iterable[Step]) -> None:
+        self.steps = tuple(steps)
+        if not 1 <= len(self.steps) <= MAX_STEPS:
+            raise TransformError(f"transform: {len(self.steps)} steps. Give 1 to {MAX_STEPS}.")
+
+    @property
+    def is_random(self) -> bool:
+        return any(step.is_random for step in self.steps)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the JSON form, every argument written out: equal pipelines have equal digests."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [step.to_json() for step in self.steps]
+
+    @classmethod
+    def from_json(cls, document: Any) -> Self:
+        """Reads the JSON form; TransformError for unknown names or arguments, wrong types and excessive sizes."""
+        if not isinstance(document, list) or len(document) > MAX_STEPS:
+            raise TransformError(f"transform: must be a list of 1 to {MAX_STEPS} steps.")
+        return cls(step_from_json(step) for step in document)
+
+    def __call__(self, image: Image.Image, *, seed: int = 0, epoch: int = 0, index: int = 0) -> torch.Tensor:
+        """The model's input: float32 of shape (C, H, W), contiguous. TransformError names the step that failed."""
+        draws = SeededDraws(sample_seed(seed, epoch, index)) if self.is_random else nullcontext()
+        value: Any = image
+        with draws:
+            for step in self.steps:
+                check_pixels(step, value, MAX_PIXELS)
+                try:
+                    value = step.transform(value)
+                except _FAILURES as error:
+                    raise TransformError(
+                        f"transform {step.name} failed on an image of {image.width}x{image.height} pixels: {error}."
+                    ) from error
+        if not isinstance(value, torch.Tensor) or value.dtype != torch.float32 or value.ndim != 3:
+            got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else "an image"
+            raise TransformError(
+                f"transform ends with {got}, a model needs float32 of shape (C, H, W). "
+                "Add v2.ToImage() and v2.ToDtype(torch.float32, scale=True)."
+            )
+        return value.as_subclass(torch.Tensor).contiguous()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TransformSpec) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"TransformSpec({' -> '.join(step.name for step in self.steps)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).from_json, (self.to_json(),)
+
+
+def load_sample(data: bytes, spec: TransformSpec, *, seed: int = 0, epoch: int = 0, index: int = 0) -> torch.Tensor:
+    """Decodes one stored object and transforms it; ImageError or TransformError say why this sample cannot be used."""
+    return spec(decode_image(data), seed=seed, epoch=epoch, index=index)
