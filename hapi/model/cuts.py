@@ -1,0 +1,252 @@
+"""Where a graph can be divided: liveness after each node, what need not be carried, and which places are worth naming.
+
+After each node, the values that later nodes still read are live. Of these a suffix makes again whatever depends on
+weights and the batch size alone, and what a little work makes from the graph's inputs when carrying less is the gain
+(an attention mask of 512 x 512 from 512 flags). A place where all that is left has the batch as first dimension
+is a cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from hapi.model.node import Node
+from hapi.model.ops import CHEAP, LIGHT
+from hapi.model.specs import ValueSpec
+from hapi.plan import INPUT, OUTPUT
+
+MAX_CARRIED = 4
+"""Tensors that one cut may carry."""
+
+MAX_REMADE_BYTES = 8 * 2**20
+"""Bytes that a suffix may write per sample to make a value again from the inputs rather than have it shipped."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A place where the graph can be divided.
+
+    `shapes` (without the batch dimension), `dtypes` and `bytes_per_sample` describe the tensors it carries, in order;
+    `values` are their names in the graph. `aliases` are other modules that end at the same place.
+    """
+
+    name: str
+    index: int
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
+    bytes_per_sample: int
+    values: tuple[str, ...] = field(repr=False, default=())
+    aliases: tuple[str, ...] = field(repr=False, default=())
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A position after a node where the graph could be divided."""
+
+    position: int
+    values: tuple[str, ...]
+    bytes: int
+    streams: int
+    """Carried values that are the network's own work, not to be made again from the inputs."""
+    stream_bytes: int
+    names: tuple[str, ...]
+    """Modules that end here, outermost first."""
+    ends_block: bool
+    """Whether one of these modules holds more than one operation."""
+
+
+def find_cuts(
+    inputs: Sequence[str], nodes: Sequence[Node], output: str, specs: Mapping[str, ValueSpec]
+) -> tuple[Cut, ...]:
+    """All cuts in order, `input` first and `output` last."""
+    working = _depending_on_inputs(inputs, nodes)
+    places = list(_places(inputs, working, output, specs))
+    last = places[-1] if places else None
+    chosen = _choose([place for place in places if place is not last], specs, inputs, working, last)
+    cuts = [_cut(INPUT, 0, tuple(inputs), specs)]
+    taken = {INPUT, OUTPUT}
+    for place in chosen:
+        name, *aliases = place.names or (_functional_name(working[place.position]),)
+        unique = name
+        number = 1
+        while unique in taken:
+            number += 1
+            unique = f"{name}_{number}"
+        taken.add(unique)
+        cuts.append(_cut(unique, len(cuts), place.values, specs, tuple(aliases)))
+    known = {alias for cut in cuts for alias in (cut.name, *cut.aliases)}
+    aliases_of_output = tuple(name for name in (last.names if last else ()) if name not in known)
+    return (*cuts, _cut(OUTPUT, len(cuts), (output,), specs, aliases_of_output))
+
+
+def _cut(
+    name: str, index: int, values: tuple[str, ...], specs: Mapping[str, ValueSpec], aliases: tuple[str, ...] = ()
+) -> Cut:
+    carried = [specs[value].per_sample for value in values]
+    return Cut(
+        name=name,
+        index=index,
+        shapes=tuple(spec.shape for spec in carried),
+        dtypes=tuple(spec.dtype for spec in carried),
+        bytes_per_sample=sum(spec.bytes for spec in carried),
+        values=values,
+        aliases=aliases,
+    )
+
+
+def _depending_on_inputs(inputs: Sequence[str], nodes: Sequence[Node]) -> list[Node]:
+    """Nodes that read the inputs, directly or not; every other node depends on weights and the batch size alone."""
+    reached = set(inputs)
+    working = []
+    for node in nodes:
+        if not reached.isdisjoint(node.refs()):
+            reached.update(name for name in node.outputs if name is not None)
+            working.append(node)
+    return working
+
+
+def _places(
+    inputs: Sequence[str], nodes: Sequence[Node], output: str, specs: Mapping[str, ValueSpec]
+) -> Iterator[_Place]:
+    """Every position where all carried values are batched and few enough."""
+    last_use = {name: position for position, node in enumerate(nodes) for name in node.refs()}
+    last_use[output] = len(nodes)
+    remaking = _Remaking(inputs, nodes, specs)
+    ends = _module_ends(nodes)
+    live = {name for name in inputs if name in last_use}
+    for position, node in enumerate(nodes):
+        live.update(name for name in node.outputs if name is not None)
+        live = {name for name in live if last_use.get(name, -1) > position}
+        streams = sorted(name for name in live if not remaking.can(name))
+        beside = remaking.cheapest(frozenset(name for name in live if remaking.can(name)))
+        if beside is None or not all(specs[name].is_batched for name in streams):
+            continue
+        order = remaking.order
+        values = tuple(sorted({*streams, *beside}, key=lambda name: (name not in streams, order[name])))
+        if len(values) <= MAX_CARRIED:
+            names, ends_block = ends[position]
+            size, stream_size = (sum(specs[name].per_sample.bytes for name in part) for part in (values, streams))
+            yield _Place(position, values, size, len(streams), stream_size, names, ends_block)
+
+
+class _Remaking:
+    """Which values a suffix can make again from the graph's inputs with little work, and from what it is cheapest."""
+
+    def __init__(self, inputs: Sequence[str], nodes: Sequence[Node], specs: Mapping[str, ValueSpec]) -> None:
+        self._specs = specs
+        self._sources: dict[str, tuple[str, ...]] = dict.fromkeys(inputs, ())
+        self._work: dict[str, int] = dict.fromkeys(inputs, 0)
+        self._memo: dict[frozenset[str], frozenset[str] | None] = {}
+        self.order = {name: -1 - index for index, name in enumerate(reversed(inputs))}
+        reached = set(inputs)
+        for position, node in enumerate(nodes):
+            outputs = [name for name in node.outputs if name is not None]
+            sources = tuple(dict.fromkeys(name for name in node.refs() if name in reached))
+            reached.update(outputs)
+            self.order.update(dict.fromkeys(outputs, position))
+            if node.op not in CHEAP or not all(name in self._work for name in sources):
+                continue
+            work = sum(self._work[name] for name in sources) + sum(specs[name].bytes_per_sample for name in outputs)
+            if work <= MAX_REMADE_BYTES:
+                self._sources.update(dict.fromkeys(outputs, sources))
+                self._work.update(dict.fromkeys(outputs, work))
+
+    def can(self, name: str) -> bool:
+        return name in self._work
+
+    def cheapest(self, wanted: frozenset[str]) -> frozenset[str] | None:
+        """The values to carry, fewest bytes first, from which all wanted ones can be made; None if none will do.
+
+        Walks back from the wanted values, latest first: each step gives what liveness would have been a little earlier.
+        """
+        if wanted not in self._memo:
+            best: tuple[int, int] | None = None
+            chosen = None
+            carried = wanted
+            while True:
+                if all(self._specs[name].is_batched for name in carried):
+                    cost = (sum(self._specs[name].per_sample.bytes for name in carried), len(carried))
+                    if best is None or cost < best:
+                        best, chosen = cost, carried
+                latest = max(carried, key=self.order.__getitem__, default=None)
+                if latest is None or self.order[latest] < 0:
+                    break
+                carried = (carried - {latest}) | set(self._sources[latest])
+            self._memo[wanted] = chosen
+        return self._memo[wanted]
+
+
+def _module_ends(nodes: Sequence[Node]) -> list[tuple[tuple[str, ...], bool]]:
+    """Per position, the modules whose last operation is there, outermost first, and whether one of them has several."""
+    last: dict[str, int] = {}
+    count: dict[str, int] = {}
+    for position, node in enumerate(nodes):
+        for path in _ancestors(node.module):
+            last[path] = position
+            count[path] = count.get(path, 0) + 1
+    ends = []
+    for position, node in enumerate(nodes):
+        names = tuple(path for path in _ancestors(node.module) if last[path] == position)
+        ends.append((names, any(count[path] > 1 for path in names)))
+    return ends
+
+
+def _ancestors(path: str) -> list[str]:
+    parts = path.split(".") if path else []
+    return [".".join(parts[: depth + 1]) for depth in range(len(parts))]
+
+
+def _choose(
+    places: Sequence[_Place],
+    specs: Mapping[str, ValueSpec],
+    inputs: Sequence[str],
+    nodes: Sequence[Node],
+    last: _Place | None,
+) -> list[_Place]:
+    """The places worth a name: where one stream is left, and wherever fewer bytes are carried than anywhere before."""
+    fewest = sum(specs[name].per_sample.bytes for name in inputs)
+    chosen: list[_Place] = []
+    for run in _runs([*places, last] if last else places, nodes):
+        kept = _of_run(run, last)
+        for place in kept:
+            if place.streams == 1 or place.bytes < fewest:
+                chosen.append(place)
+        fewest = min([fewest, *(place.bytes for place in kept)])
+    return chosen
+
+
+def _runs(places: Sequence[_Place], nodes: Sequence[Node]) -> Iterator[list[_Place]]:
+    """Neighbouring places that carry equally much with only light work between them: all but one are redundant."""
+    run: list[_Place] = []
+    for place in places:
+        joins = (
+            run
+            and place.position == run[-1].position + 1
+            and place.streams == run[-1].streams == 1
+            and place.stream_bytes == run[-1].stream_bytes
+            and nodes[place.position].op in LIGHT
+        )
+        if run and not joins:
+            yield run
+            run = []
+        run.append(place)
+    if run:
+        yield run
+
+
+def _of_run(run: Sequence[_Place], last: _Place | None) -> list[_Place]:
+    """Of a run, the ends of blocks; without one, the end of the outermost and latest module; else the last place."""
+    blocks = [place for place in run if place.ends_block and place is not last]
+    if blocks or run[-1] is last:
+        return blocks
+    named = [place for place in run if place.names]
+    return [min(named, key=lambda place: (place.names[0].count("."), -place.position))] if named else [run[-1]]
+
+
+def _functional_name(node: Node) -> str:
+    """`encoder.layers.0.add` for an operation that ends no module."""
+    operation = node.op.split(".")[1].strip("_")
+    return f"{node.module}.{operation}" if node.module else operation

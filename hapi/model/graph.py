@@ -1,0 +1,156 @@
+"""A backbone captured as one graph of ATen operations, its cuts, and its division at a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import cached_property
+from threading import Lock
+from types import MappingProxyType
+
+import torch
+
+from hapi.errors import UnknownCutError
+from hapi.model.cuts import Cut, find_cuts
+from hapi.model.node import Node
+from hapi.model.program import Program, needed
+from hapi.model.shapes import ShapeError, ShapeLimits, infer
+from hapi.model.specs import TensorSpec, ValueSpec
+
+_NAMES_IN_MESSAGE = 12
+
+
+class Graph:
+    """Inputs, nodes in order, weights, and one output: everything a backbone does, as data.
+
+    `specs` has the spec of every value, derived by walking the graph on the meta device; `orders` the order in memory of the
+    dimensions of values that are not laid out in the usual one. Weights are held as they were
+    given, without copying; a captured graph shares them with its module. Raises ShapeError for nodes that cannot run.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inputs: Mapping[str, TensorSpec],
+        nodes: Sequence[Node],
+        output: str,
+        weights: Mapping[str, torch.Tensor],
+        orders: Mapping[str, tuple[int, ...]] | None = None,
+        limits: ShapeLimits | None = None,
+    ) -> None:
+        self.name = name
+        self.input_names = tuple(inputs)
+        self.inputs = tuple(inputs.values())
+        self.output_name = output
+        self.nodes = needed(nodes, [output], self.input_names)
+        used = {weight for node in self.nodes for weight in node.weights()}
+        self.weights: Mapping[str, torch.Tensor] = MappingProxyType(
+            {name: weights[name] for name in sorted(used)}
+        )
+        self.orders = {} if orders is None else dict(orders)
+        specs = infer(inputs, self.weights, self.nodes, limits)
+        self.specs: Mapping[str, ValueSpec] = MappingProxyType(
+            {name: replace(spec, order=self._order(name, spec)) for name, spec in specs.items()}
+        )
+        if not self.specs[output].is_batched:
+            raise ShapeError(
+                f"the output has the shape {self.specs[output].shape(2)} for a batch of 2; "
+                "its first dimension must be the batch"
+            )
+        self._placed: dict[torch.device, dict[str, tuple[int, torch.Tensor]]] = {}
+        self._lock = Lock()
+        self._digest: tuple[tuple[int, ...], str] | None = None
+
+    def _order(self, name: str, spec: ValueSpec) -> tuple[int, ...] | None:
+        order = self.orders.get(name)
+        if order is not None and sorted(order) != list(range(len(spec.sizes))):
+            raise ShapeError(f"value {name!r} of {len(spec.sizes)} dimensions cannot lie in memory in the order {order}")
+        return order
+
+    @property
+    def output(self) -> TensorSpec:
+        """What the backbone gives, per sample."""
+        return self.specs[self.output_name].per_sample
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; programs start there."""
+        return next((weight.device for weight in self.weights.values()), torch.device("cpu"))
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(weight.nbytes for weight in self.weights.values())
+
+    @cached_property
+    def cuts(self) -> tuple[Cut, ...]:
+        """Where the graph can be divided, in order: `input` first, `output` last."""
+        return find_cuts(self.input_names, self.nodes, self.output_name, self.specs)
+
+    def cut(self, which: Cut | str | int) -> Cut:
+        """The cut with a name (or another name of the same place) or index; raises UnknownCutError."""
+        if isinstance(which, Cut):
+            which = which.name
+        if isinstance(which, int):
+            if -len(self.cuts) <= which < len(self.cuts):
+                return self.cuts[which]
+            raise UnknownCutError(
+                f"{self.name} has no cut number {which}: it has {len(self.cuts)}, numbered from 0 (input)."
+            )
+        for cut in self.cuts:
+            if which == cut.name or which in cut.aliases:
+                return cut
+        known = [cut.name for cut in self.cuts]
+        close = get_close_matches(which, known, n=5, cutoff=0.4) or known[:_NAMES_IN_MESSAGE]
+        raise UnknownCutError(
+            f"{self.name} has no cut {which[:80]!r}. Close to it: {', '.join(close)}. "
+            f"All {len(known)} are in graph.cuts, and `hapi profile` lists them."
+        )
+
+    def split(self, cut: Cut | str | int) -> tuple[Program, Program]:
+        """(prefix, suffix): the prefix gives the tuple of tensors the cut carries, the suffix the backbone's output.
+
+        suffix(*prefix(*inputs)) equals the backbone bit for bit on the same device and batch. What the suffix can
+        cheaply make again (position indices, attention masks) is not carried.
+        """
+        at = self.cut(cut)
+        prefix = Program(self, f"prefix of {self.name} to {at.name}", self.input_names, at.values)
+        suffix = Program(self, f"suffix of {self.name} after {at.name}", at.values, [self.output_name], is_single=True)
+        return prefix, suffix
+
+    @cached_property
+    def whole(self) -> Program:
+        """The whole backbone as one program."""
+        return Program(self, self.name, self.input_names, [self.output_name], is_single=True)
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        result = self.whole.run(*inputs)
+        assert isinstance(result, torch.Tensor)
+        return result
+
+    def weights_on(self, device: torch.device, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """The named weights on a device. One copy per device is kept and shared; a weight changed since is copied again."""
+        with self._lock:
+            placed = self._placed.setdefault(device, {})
+            for name in names:
+                weight = self.weights[name]
+                if name not in placed or placed[name][0] != _version(weight):
+                    placed[name] = (_version(weight), weight.to(device))
+            return {name: placed[name][1] for name in names}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the graph's archive: the same network with the same weights has the same digest anywhere."""
+        versions = tuple(_version(weight) for weight in self.weights.values())
+        if self._digest is None or self._digest[0] != versions:
+            from hapi.model.archive import digest_of  # the archive knows graphs; a graph only asks for its address
+
+            self._digest = (versions, digest_of(self))
+        return self._digest[1]
+
+    def __repr__(self) -> str:
+        return f"<Graph {self.name}: {len(self.nodes)} nodes, {len(self.weights)} weights, {len(self.cuts)} cuts>"
+
+
+def _version(weight: torch.Tensor) -> int:
+    return 0 if weight.is_inference() else weight._version

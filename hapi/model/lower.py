@@ -1,0 +1,192 @@
+"""From what torch.export gives to nodes of ours: pure operations, sizes affine in the batch, no symbols left."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from hapi.model.node import Argument, Node, Ref, Weight
+from hapi.model.ops import ALLOWED, FACTORIES, check_arguments
+from hapi.model.specs import Size, memory_order
+
+_ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")
+_PLACEMENT = ("device", "layout", "pin_memory")
+_PROBES = (1, 2, 3, 5, 17, 256)
+
+
+class LoweringError(ValueError):
+    """Something in the exported program that a graph of ours cannot say."""
+
+
+class Lowering:
+    """Walks an exported program once; `nodes`, `output` (a value's name), `weights` and `orders` are the result."""
+
+    def __init__(self, exported: ExportedProgram, output_index: int) -> None:
+        self.nodes: list[Node] = []
+        self.weights: dict[str, torch.Tensor] = {}
+        self.orders: dict[str, tuple[int, ...]] = {}
+        self._values: dict[str, Argument | tuple[Argument, ...]] = {}
+        self._counts: dict[str, int] = {}
+        self._calls = _CallPaths()
+        self._exported = exported
+        self._batch: Any = None
+        kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+        for node in exported.graph.nodes:
+            if node.op == "placeholder":
+                self._placeholder(node, kinds[node.name])
+            elif node.op == "call_function":
+                self._call(node)
+            elif node.op == "output":
+                self.output = self._output(node.args[0][output_index])
+            elif node.op != "get_attr":
+                raise LoweringError(f"export left a {node.op!r} of {node.target!r} in the graph")
+
+    def _placeholder(self, node: fx.Node, spec: Any) -> None:
+        if spec.kind is InputKind.USER_INPUT:
+            self._values[node.name] = Ref(node.name)
+            if isinstance(node.meta["val"], torch.Tensor) and self._batch is None:
+                self._batch = node.meta["val"].shape[0]
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            tensor = self._exported.state_dict.get(spec.target)
+            tensor = self._exported.constants[spec.target] if tensor is None else tensor
+            self.weights[spec.target] = tensor.detach().contiguous()
+            self._values[node.name] = Weight(spec.target)
+
+    def _output(self, node: fx.Node) -> str:
+        value = self._values[node.name]
+        if not isinstance(value, Ref):
+            raise LoweringError("its output does not depend on its input.")
+        return value.name
+
+    def _call(self, node: fx.Node) -> None:
+        value = node.meta.get("val")
+        if node.target is operator.getitem:
+            source = self._values[node.args[0].name]  # type: ignore[union-attr]
+            self._values[node.name] = source[node.args[1]] if isinstance(source, tuple) else source  # type: ignore[index]
+        elif isinstance(value, torch.SymInt | int) and not isinstance(value, bool):
+            self._values[node.name] = self._size(value)
+        elif isinstance(node.target, torch._ops.OpOverload):
+            if node.target._schema.name.split("::")[1] not in _ASSERTIONS:
+                self._operation(node, node.target)
+        elif not isinstance(value, torch.SymBool | torch.SymFloat | bool | float | type(None)):
+            raise LoweringError(f"{node.target} in {_where(node)} is not an ATen operation.")
+
+    def _operation(self, node: fx.Node, target: torch._ops.OpOverload) -> None:
+        op, args, kwargs = _plain(
+            str(target),
+            tuple(self._argument(arg, node) for arg in node.args),
+            {key: self._argument(arg, node) for key, arg in node.kwargs.items() if key not in _PLACEMENT},
+        )
+        result = node.meta["val"]
+        if op in FACTORIES:
+            kwargs["dtype"] = result.dtype  # not the default dtype of whoever runs it
+        if op not in ALLOWED:
+            raise LoweringError(f"it uses {op}, in {_where(node)}, which is not on the list of allowed operations.")
+        try:
+            check_arguments(op, args, kwargs)
+        except TypeError as error:
+            raise LoweringError(f"in {_where(node)}, {error}.") from error
+        stem = op.split(".")[1].strip("_")
+        count = self._counts[stem] = self._counts.get(stem, -1) + 1
+        name = f"{stem}_{count}"
+        single = isinstance(result, torch.Tensor) or op == _BATCH_NORM
+        outputs = (name,) if single else tuple(f"{name}.{index}" for index in range(len(result)))
+        self._values[node.name] = Ref(name) if single else tuple(Ref(output) for output in outputs)
+        # Export knows how the kernels of this device lay out their results; the meta device does not.
+        if single and (order := memory_order(result[0] if op == _BATCH_NORM else result)):
+            self.orders[name] = order
+        self.nodes.append(Node(name, op, args, kwargs, self._calls.path(node), outputs))
+
+    def _argument(self, value: Any, node: fx.Node) -> Argument:
+        if isinstance(value, fx.Node):
+            if value.name not in self._values:
+                raise LoweringError(f"{node.target} in {_where(node)} uses a number computed from the data.")
+            return self._values[value.name]
+        if isinstance(value, tuple | list):
+            return tuple(self._argument(item, node) for item in value)
+        if isinstance(value, torch.SymInt):
+            return self._size(value)
+        if value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.memory_format):
+            return value
+        if isinstance(value, torch.device | torch.layout):
+            return None
+        raise LoweringError(f"{node.target} in {_where(node)} has an argument of type {type(value).__name__}.")
+
+    def _size(self, value: torch.SymInt | int) -> Size | int:
+        """A symbolic size as `per_sample * batch + fixed`."""
+        if isinstance(value, int):
+            return value
+        expression, batch = value.node.expr, self._batch.node.expr
+        if expression.free_symbols - {batch}:
+            raise LoweringError(f"the size {expression} depends on the data.")
+        at = {probe: int(expression.subs(batch, probe)) for probe in _PROBES}
+        size = Size(at[2] - at[1], 2 * at[1] - at[2])
+        if any(size.at(probe) != found for probe, found in at.items()):
+            raise LoweringError(f"the size {expression} does not grow in proportion to the batch.")
+        return size if size.per_sample else size.fixed
+
+
+_BATCH_NORM = "aten.batch_norm.default"
+_SAME: Mapping[str, str] = {
+    "aten.view.default": "aten.reshape.default",
+    "aten._unsafe_view.default": "aten.reshape.default",
+    "aten.__and__.Tensor": "aten.bitwise_and.Tensor",
+    "aten.__or__.Tensor": "aten.bitwise_or.Tensor",
+    "aten.__and__.Scalar": "aten.bitwise_and.Scalar",
+    "aten.__or__.Scalar": "aten.bitwise_or.Scalar",
+    "aten.zero.default": "aten.zeros_like.default",
+}
+
+
+def _plain(
+    op: str, args: tuple[Argument, ...], kwargs: dict[str, Argument]
+) -> tuple[str, tuple[Argument, ...], dict[str, Argument]]:
+    """The same operation in its plainest form, that holds for any memory layout: nothing is written to in a graph."""
+    if op == "aten._native_batch_norm_legit_no_training.default":
+        value, weight, bias, mean, variance, momentum, epsilon = args
+        # The form that eager mode calls, so that a GPU picks the same kernel.
+        return _BATCH_NORM, (value, weight, bias, mean, variance, False, momentum, epsilon, True), kwargs
+    if op == "aten.clone.default" and kwargs.get("memory_format") is torch.contiguous_format:
+        return "aten.contiguous.default", args, {}
+    return _SAME.get(op, op), args, kwargs
+
+
+class _CallPaths:
+    """Module paths that tell repeated calls of one module apart: `layer`, `layer@2`, ..."""
+
+    def __init__(self) -> None:
+        self._keys: dict[tuple[str, str], list[str]] = {}
+        self._latest = ""
+
+    def path(self, node: fx.Node) -> str:
+        """The path of the innermost module that made this node; that of the node before for one that has none."""
+        stack: Mapping[str, tuple[str, Any]] | None = node.meta.get("nn_module_stack")
+        entries = [(key, path) for key, (path, _) in (stack or {}).items() if not key.startswith("_empty")]
+        if not entries:
+            return self._latest
+        parent, parent_path = "", ""
+        for key, path in entries:
+            path = path.split("@")[0]
+            if not path or path == parent_path:
+                continue
+            relative = path.removeprefix(parent_path + ".") if parent_path else path
+            keys = self._keys.setdefault((parent, path), [])
+            if key not in keys:
+                keys.append(key)
+            number = keys.index(key) + 1
+            here = relative if number == 1 else f"{relative}@{number}"
+            parent, parent_path = (f"{parent}.{here}" if parent else here), path
+        self._latest = parent
+        return parent
+
+
+def _where(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values()]
+    return f"{paths[-1]!r}" if paths and paths[-1] else "the model itself"

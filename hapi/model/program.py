@@ -1,0 +1,209 @@
+"""A runnable part of a graph: a plain loop over operations that frees each value after its last use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+
+from hapi.errors import InputError
+from hapi.model.calls import Call
+from hapi.model.node import Node
+from hapi.model.specs import TensorSpec, ValueSpec, dtype_name, in_order
+
+if TYPE_CHECKING:
+    from hapi.model.graph import Graph
+
+Observer: TypeAlias = Callable[[Node], AbstractContextManager[object]]
+
+
+class Program:
+    """Nodes of a graph between given inputs and outputs, on one device.
+
+    Calling it takes one tensor per entry of `inputs`, each of shape (B, *spec.shape), on the program's device, and
+    gives a tuple with one tensor per entry of `outputs`, or, when `is_single`, the one tensor itself. It keeps no
+    state between calls and may be called from several threads. Gradients and inference mode are the caller's choice.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        title: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        *,
+        is_single: bool = False,
+        device: torch.device | None = None,
+    ) -> None:
+        self.graph = graph
+        self.title = title
+        self.input_names = tuple(inputs)
+        self.output_names = tuple(outputs)
+        self.is_single = is_single
+        self.device = device or graph.device
+        self.nodes = needed(graph.nodes, self.output_names, self.input_names)
+        self.frees = _frees(self.nodes, self.output_names)
+        self.weight_names = tuple(dict.fromkeys(name for node in self.nodes for name in node.weights()))
+        self._weights = graph.weights_on(self.device, self.weight_names)
+        self._calls = tuple(Call(node, self.device) for node in self.nodes)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What it takes, per sample."""
+        return tuple(self.graph.specs[name].per_sample for name in self.input_names)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What it gives, per sample."""
+        return tuple(self.graph.specs[name].per_sample for name in self.output_names)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights that this part reads."""
+        return sum(weight.nbytes for weight in self._weights.values())
+
+    def specs(self, node: Node) -> tuple[ValueSpec, ...]:
+        """The specs of a node's results that anyone reads: sizes affine in the batch, dtype, storage."""
+        return tuple(self.graph.specs[name] for name in node.outputs if name is not None)
+
+    def to(self, device: torch.device | str) -> Program:
+        """The same program on another device; programs of one graph share one copy of each weight per device."""
+        target = torch.device(device)
+        if target == self.device:
+            return self
+        return Program(
+            self.graph, self.title, self.input_names, self.output_names, is_single=self.is_single, device=target
+        )
+
+    def __call__(self, *tensors: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        return self.run(*tensors)
+
+    def run(
+        self, *tensors: torch.Tensor, observe: Observer | None = None
+    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Runs it; `observe(node)` gives a context manager that is entered around each operation (to time it, say).
+
+        Raises InputError for tensors of another number, shape, dtype or device than `inputs` says.
+        """
+        batch = self._check(tensors)
+        values = {name: self._laid_out(name, tensor) for name, tensor in zip(self.input_names, tensors, strict=True)}
+        del tensors
+        for call, frees in zip(self._calls, self.frees, strict=True):
+            if observe is None:
+                results = call(values, self._weights, batch)
+            else:
+                with observe(call.node):
+                    results = call(values, self._weights, batch)
+            for name, result in zip(call.node.outputs, results, strict=True):
+                if name is not None:
+                    values[name] = result
+            del results
+            for name in frees:
+                del values[name]
+        if self.is_single:
+            return values[self.output_names[0]]
+        return tuple(values[name] for name in self.output_names)
+
+    def live_bytes(self, batch: int) -> tuple[int, ...]:
+        """Bytes of tensors alive while each node runs, for a batch; weights apart, inputs held to the end.
+
+        Exact from shapes and last uses: a view weighs nothing, and keeps alive the storage that it shows. An operation's own
+        workspace is not in it.
+        """
+        specs = self.graph.specs
+        holders: dict[str, int] = {}
+        alive: dict[str, str] = {}
+        total = peak_of_inputs = 0
+
+        def hold(name: str) -> int:
+            base = specs[name].base
+            if base is None:
+                return 0
+            # A view of something this program never held (a carried view) owns what arrives here.
+            base = base if base in holders else name
+            alive[name] = base
+            holders[base] = holders.get(base, 0) + 1
+            return specs[name].bytes(batch) if holders[base] == 1 else 0
+
+        sizes: dict[str, int] = {}
+        for name in self.input_names:
+            size = hold(name)
+            sizes[alive.get(name, name)] = size
+            peak_of_inputs += size
+            holders[alive[name]] += 1  # the caller holds it too
+        total = peak_of_inputs
+        timeline = []
+        for node, frees in zip(self.nodes, self.frees, strict=True):
+            for name in node.outputs:
+                if name is not None and (size := hold(name)):
+                    sizes[alive[name]] = size
+                    total += size
+            timeline.append(total)
+            for name in frees:
+                if (base := alive.pop(name, None)) is not None:
+                    holders[base] -= 1
+                    if holders[base] == 0:
+                        del holders[base]
+                        total -= sizes.pop(base)
+        return tuple(timeline)
+
+    def peak_bytes(self, batch: int) -> int:
+        """The most bytes of tensors alive at once, for a batch (inputs and outputs counted, weights not)."""
+        return max(self.live_bytes(batch), default=sum(self.graph.specs[n].bytes(batch) for n in self.input_names))
+
+    def _laid_out(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Carried tensors get back the memory layout they had, on which the last bit of a convolution may depend."""
+        return tensor if name in self.graph.input_names else in_order(tensor, self.graph.specs[name].order)
+
+    def _check(self, tensors: Sequence[torch.Tensor]) -> int:
+        if len(tensors) != len(self.input_names):
+            raise InputError(
+                f"{self.title} takes {len(self.input_names)} tensors ({', '.join(map(str, self.inputs))}), "
+                f"got {len(tensors)}."
+            )
+        batch = tensors[0].shape[0] if tensors[0].dim() else 0
+        for position, (tensor, spec) in enumerate(zip(tensors, self.inputs, strict=True)):
+            if tuple(tensor.shape) != (batch, *spec.shape) or tensor.dtype != spec.dtype or batch == 0:
+                raise InputError(
+                    f"{self.title}: tensor {position} must be {spec} with a batch B of at least 1, "
+                    f"got {tuple(tensor.shape)} {dtype_name(tensor.dtype)}."
+                )
+            if tensor.device != self.device:
+                raise InputError(
+                    f"{self.title}: tensor {position} is on {tensor.device}, the program on {self.device}. "
+                    f"Move one of them, for example program.to({str(tensor.device)!r})."
+                )
+        return batch
+
+    def __repr__(self) -> str:
+        return f"<{self.title}: {len(self.nodes)} nodes on {self.device}>"
+
+
+def needed(nodes: Sequence[Node], targets: Sequence[str], given: Sequence[str]) -> tuple[Node, ...]:
+    """The nodes that the targets depend on, in order, when the given values need not be computed."""
+    wanted = set(targets) - set(given)
+    kept = []
+    for node in reversed(nodes):
+        if not wanted.isdisjoint(name for name in node.outputs if name is not None):
+            kept.append(node)
+            wanted.update(set(node.refs()) - set(given))
+    return tuple(reversed(kept))
+
+
+def _frees(nodes: Sequence[Node], outputs: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Per node, the values that nobody reads after it."""
+    seen = set(outputs)
+    frees: list[tuple[str, ...]] = []
+    for node in reversed(nodes):
+        touched = dict.fromkeys((*node.refs(), *(name for name in node.outputs if name is not None)))
+        last = tuple(name for name in touched if name not in seen)
+        seen.update(last)
+        frees.append(last)
+    return tuple(reversed(frees))
+
+
+def weights_mapping(program: Program) -> Mapping[str, torch.Tensor]:
+    """The program's weights on its device, read-only by convention."""
+    return program._weights
