@@ -40,8 +40,8 @@ class TierProfile:
         device: of the measurement, `cpu` or `cuda` and the like.
         batch_size: at which the graph was timed.
         rows: one per cut, in graph order.
-        load_seconds: to read, decode and transform one sample; 0 if it was not measured.
-        read_seconds: the part of `load_seconds` that is reading.
+        load_seconds: to read, decode and transform one sample, as far as these overlap; 0 if it was not measured.
+        read_seconds, decode_seconds: only to read it; only to decode and transform it.
         input_bytes: mean size of a stored object; 0 if unknown.
         weight_bytes: of the whole model.
         encode_seconds_per_byte, decode_seconds_per_byte: to write features as a stream, and to read them.
@@ -53,6 +53,7 @@ class TierProfile:
     rows: tuple[TierRow, ...]
     load_seconds: float = 0.0
     read_seconds: float = 0.0
+    decode_seconds: float = 0.0
     input_bytes: float = 0.0
     weight_bytes: int = 0
     encode_seconds_per_byte: float = 0.0
@@ -113,7 +114,7 @@ def combine(
         if far.name == INPUT:
             out_bytes = server.input_bytes or client.input_bytes or far.out_bytes
             server_seconds = server.read_seconds
-            client_seconds = client.busy_seconds(client.load_seconds - client.read_seconds, near.suffix_seconds)
+            client_seconds = client.busy_seconds(client.decode_seconds, near.suffix_seconds)
         else:
             out_bytes = far.out_bytes
             encode = far.out_bytes * server.encode_seconds_per_byte

@@ -1,0 +1,84 @@
+"""What the network between the tiers gives: latency and bandwidth, measured with a bounded number of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
+from time import perf_counter
+from typing import TypeAlias
+
+from hapi.errors import ServerUnreachableError
+from hapi.plan import Link
+
+Fetch: TypeAlias = Callable[[int], Iterable[bytes]]
+"""Asks the other side for so many bytes and gives them as they arrive. Called from several threads."""
+
+FIRST_BYTES = 2**16
+MAX_BYTES = 2**28
+STREAMS = 4
+"""Several connections, as the loader has several requests in flight: one TCP stream often fills no fast link."""
+LATENCY_PROBES = 5
+
+
+def probe_link(
+    fetch: Fetch,
+    *,
+    seconds: float = 0.5,
+    max_bytes: int = MAX_BYTES,
+    max_seconds: float = 5.0,
+    streams: int = STREAMS,
+    clock: Callable[[], float] = perf_counter,
+) -> Link:
+    """Measures a link through `fetch`.
+
+    Latency is the median of a few one-byte requests. Then transfers grow until one lasts `seconds` (long enough to
+    outlast a traffic shaper's burst), or `max_bytes` are spent in all; that last one gives the bandwidth. Nothing is
+    read any more after `max_seconds`. Raises ServerUnreachableError if nothing arrives, and whatever `fetch` raises.
+    """
+    began = clock()
+    deadline = began + max_seconds
+    latencies: list[float] = []
+    while len(latencies) < LATENCY_PROBES and (not latencies or clock() < deadline):
+        started = clock()
+        _drain(fetch, 1, deadline, clock)
+        latencies.append(clock() - started)
+    latency = median(latencies)
+    size, spent, rate = FIRST_BYTES, 0, 0.0
+    while size > 0 and (not rate or clock() < deadline):
+        started = clock()
+        received = _transfer(fetch, size, streams, deadline, clock)
+        elapsed = clock() - started
+        spent += received
+        if received == 0:
+            raise ServerUnreachableError("link probe: the other side answered, but sent none of the bytes asked for.")
+        # the first byte's way is no transfer, but is not trusted to be more than half of it
+        rate = received / max(elapsed - latency, elapsed / 2, 1e-9)
+        if elapsed >= seconds:
+            break
+        size = min(max(4 * size, int(rate * seconds * 1.25)), max_bytes - spent, 64 * size)
+    return Link(bandwidth_bits_per_s=8 * rate, latency_seconds=latency)
+
+
+def _transfer(fetch: Fetch, size: int, streams: int, deadline: float, clock: Callable[[], float]) -> int:
+    share = -(-size // streams)
+    if streams == 1:
+        return _drain(fetch, share, deadline, clock)
+    with ThreadPoolExecutor(streams, thread_name_prefix="hapi-probe") as pool:
+        return sum(pool.map(lambda _: _drain(fetch, share, deadline, clock), range(streams)))
+
+
+def _drain(fetch: Fetch, size: int, deadline: float, clock: Callable[[], float]) -> int:
+    """Reads an answer to its end or to the deadline; the bytes that came."""
+    received = 0
+    chunks = iter(fetch(size))
+    close = getattr(chunks, "close", None)
+    try:
+        for chunk in chunks:
+            received += len(chunk)
+            if clock() > deadline:
+                break
+    finally:
+        if close is not None:
+            close()
+    return received

@@ -1,0 +1,95 @@
+"""What it costs to get one sample from the store into a tensor: reading, decoding, transforming."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from hapi.data import Manifest, ObjectStore, Sample, TransformSpec, load_sample, read_sample
+from hapi.errors import ImageError, ManifestError
+
+DEFAULT_SAMPLES = 32
+MAX_SAMPLES = 1024
+
+
+@dataclass(frozen=True)
+class LoadCost:
+    """Seconds per sample, wall time at the tier's parallelism.
+
+    Attributes:
+        load_seconds: read, decoded and transformed, all overlapping as they will.
+        read_seconds: only read.
+        decode_seconds: only decoded and transformed.
+        input_bytes: mean stored size over the whole dataset.
+        failed: how many of the measured samples could not be decoded (they count like the others).
+    """
+
+    load_seconds: float = 0.0
+    read_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    input_bytes: float = 0.0
+    failed: int = 0
+
+
+def measure_loading(
+    store: ObjectStore,
+    manifest: Manifest,
+    transform: TransformSpec,
+    *,
+    samples: int = DEFAULT_SAMPLES,
+    workers: int | None = None,
+    clock: Callable[[], float] = perf_counter,
+) -> LoadCost:
+    """Loads some samples, spread evenly over a dataset, with `workers` threads (by default one per processor).
+
+    Holds the stored bytes of at most `samples` (at most 1024) objects. Raises ManifestError for an empty dataset and
+    whatever the store raises; samples that are no images are counted, not raised.
+    """
+    count = min(samples, len(manifest), MAX_SAMPLES)
+    if count < 1:
+        raise ManifestError(f"dataset {manifest.uri}: there is no sample to measure.")
+    chosen = [manifest.sample(position * len(manifest) // count) for position in range(count)]
+
+    def read(sample: Sample) -> bytes:
+        return read_sample(store, sample)
+
+    def decode(item: tuple[int, bytes]) -> bool:
+        try:
+            load_sample(item[1], transform, seed=0, epoch=0, index=item[0])
+        except ImageError:
+            return False
+        return True
+
+    def load(item: tuple[int, Sample]) -> bool:
+        return decode((item[0], read(item[1])))
+
+    with ThreadPoolExecutor(workers or processors(), thread_name_prefix="hapi-measure") as pool:
+        decode((0, read(chosen[0])))  # connections and imports are not a sample's cost
+        read_seconds, objects = _timed(pool, read, chosen, clock)
+        decode_seconds, decoded = _timed(pool, decode, list(enumerate(objects)), clock)
+        del objects
+        load_seconds, _ = _timed(pool, load, list(enumerate(chosen)), clock)
+    return LoadCost(
+        load_seconds=load_seconds / count,
+        read_seconds=read_seconds / count,
+        decode_seconds=decode_seconds / count,
+        input_bytes=manifest.total_bytes / len(manifest),
+        failed=decoded.count(False),
+    )
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _timed(
+    pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Sequence[Any], clock: Callable[[], float]
+) -> tuple[float, list[Any]]:
+    started = clock()
+    results = list(pool.map(work, items))
+    return clock() - started, results

@@ -1,0 +1,109 @@
+"""Measuring a captured backbone on one tier: a row per cut with its bytes, FLOPs, seconds and peak memory."""
+
+from __future__ import annotations
+
+import math
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from hapi.model import Cut, Graph
+from hapi.plan import INPUT
+from hapi.wire import Codec, FeatureBatch, StreamEncoder, get_codec, read_stream
+from profiler.loading import LoadCost
+from profiler.memory import prefix_memory
+from profiler.tier import TierProfile, TierRow
+from profiler.timing import count_flops, time_nodes
+
+CPU_BATCH, DEVICE_BATCH = 8, 64
+"""Batch sizes at which CPUs and accelerators are past the steep part of their throughput, and that most models fit."""
+_WIRE_VALUES = 2**20
+
+
+def measure(
+    graph: Graph,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int | None = None,
+    repeats: int = 5,
+    limit_seconds: float = 20.0,
+    codec: str = "float32",
+    load: LoadCost | None = None,
+    load_seconds: float = 0.0,
+    input_bytes: float = 0.0,
+) -> TierProfile:
+    """Times every node of a graph once on `device` and sums them up for the two parts at every cut.
+
+    Args:
+        graph: the captured backbone.
+        device: on which to run it.
+        batch_size: of the timed runs; by default 8 on a CPU and 64 on an accelerator.
+        repeats: timed runs, of which the median counts.
+        limit_seconds: after which no further run is started.
+        codec: in which `out_bytes` are counted.
+        load: what reading, decoding and transforming a sample costs here (see `measure_loading`).
+        load_seconds, input_bytes: the same in two numbers, for callers that know them; ignored when `load` is given.
+    """
+    load = load or LoadCost(load_seconds=load_seconds, decode_seconds=load_seconds, input_bytes=input_bytes)
+    whole = graph.whole.to(device)
+    batch = batch_size or (CPU_BATCH if whole.device.type == "cpu" else DEVICE_BATCH)
+    times = time_nodes(whole, batch, repeats=repeats, limit_seconds=limit_seconds)
+    flops = count_flops(graph.whole)
+    writer = get_codec(codec)
+    rows = []
+    for cut in graph.cuts:
+        prefix, suffix = graph.split(cut)
+        rows.append(
+            TierRow(
+                name=cut.name,
+                out_bytes=cut_bytes(cut, writer),
+                prefix_seconds=times.of(prefix),
+                suffix_seconds=times.of(suffix),
+                flops=sum(flops[node.name] for node in prefix.nodes),
+                prefix_bytes_per_sample=prefix_memory(prefix).per_sample_bytes,
+                suffix_bytes_per_sample=prefix_memory(suffix).per_sample_bytes,
+            )
+        )
+    encode, decode = wire_seconds_per_byte(writer)
+    return TierProfile(
+        device=str(whole.device),
+        batch_size=batch,
+        rows=tuple(rows),
+        load_seconds=load.load_seconds,
+        read_seconds=load.read_seconds,
+        decode_seconds=load.decode_seconds,
+        input_bytes=load.input_bytes,
+        weight_bytes=graph.weight_bytes,
+        encode_seconds_per_byte=encode,
+        decode_seconds_per_byte=decode,
+        details={"threads": torch.get_num_threads(), "torch": str(torch.__version__), "codec": codec},
+    )
+
+
+def cut_bytes(cut: Cut, codec: Codec) -> int:
+    """Bytes per sample that a cut ships in a codec, before compression. At `input` the tensor's, not the object's."""
+    if cut.name == INPUT:
+        return cut.bytes_per_sample
+    return sum(
+        math.prod(shape) * codec.bytes_per_value(dtype) for shape, dtype in zip(cut.shapes, cut.dtypes, strict=True)
+    )
+
+
+def wire_seconds_per_byte(codec: Codec, repeats: int = 3) -> tuple[float, float]:
+    """(encode, decode) seconds per byte on the wire, the best of a few turns with 4 MiB of float32 features."""
+    values = torch.randn(16, _WIRE_VALUES // 16)
+    batch = FeatureBatch(np.arange(16), np.zeros(16, np.int64), (values,))
+    shipped = values.numel() * codec.bytes_per_value(torch.float32)
+    encoder = StreamEncoder([values.shape[1:]], [torch.float32], codec.name)
+    encode, decode = [], []
+    for _ in range(repeats):
+        started = perf_counter()
+        body = encoder.encode(batch)
+        encode.append(perf_counter() - started)
+        chunks = [encoder.header(), body, StreamEncoder([values.shape[1:]], [torch.float32], codec.name).end()]
+        started = perf_counter()
+        for _got in read_stream(chunks):
+            pass
+        decode.append(perf_counter() - started)
+    return min(encode) / shipped, min(decode) / shipped

@@ -1,0 +1,150 @@
+"""Peak memory of a program: exactly from shapes and liveness, before anything runs; and measured, to check that.
+
+The prediction counts tensors: weights, inputs, and every value from the node that makes it to the last that reads it,
+views sharing the storage they show. What an operation allocates for itself while it runs (workspace, for example the
+reordered copies that convolution libraries make) is not in a graph; `Workspace.fit` measures it on a device, as a
+correction on top.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity
+
+from hapi.model import Program
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What a device needs beyond the tensors of the graph: bytes, affine in the batch."""
+
+    per_sample_bytes: int = 0
+    fixed_bytes: int = 0
+
+    def bytes(self, batch: int) -> int:
+        return self.per_sample_bytes * batch + self.fixed_bytes
+
+    @classmethod
+    def fit(cls, program: Program, device: torch.device | str = "cpu", batches: tuple[int, int] = (2, 8)) -> Workspace:
+        """Measures a program at two batch sizes; the larger slope and start that explain both, never negative."""
+        model = prefix_memory(program)
+        small, large = (measure_peak(program, batch, device) - model.live_bytes(batch) for batch in batches)
+        per_sample = max(0, -(-(large - small) // (batches[1] - batches[0])))
+        fixed = max(0, small - per_sample * batches[0], large - per_sample * batches[1])
+        return cls(per_sample, fixed)
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """Bytes that a program needs as a function of its batch.
+
+    Attributes:
+        weight_bytes: of the weights that it reads.
+        lines: (per sample, fixed) bytes of tensors alive at the nodes that can be the peak at some batch size.
+        workspace: a measured correction, zero unless fitted.
+    """
+
+    weight_bytes: int
+    lines: tuple[tuple[int, int], ...]
+    workspace: Workspace = Workspace()
+
+    @property
+    def per_sample_bytes(self) -> int:
+        """What one more sample of a large batch costs."""
+        return max(slope for slope, _ in self.lines) + self.workspace.per_sample_bytes
+
+    def live_bytes(self, batch: int) -> int:
+        """Tensors alive at the peak, inputs and outputs counted, weights and workspace not."""
+        return max(slope * batch + fixed for slope, fixed in self.lines)
+
+    def predicted(self, batch: int) -> int:
+        """Everything: weights, tensors and workspace."""
+        return self.weight_bytes + self.live_bytes(batch) + self.workspace.bytes(batch)
+
+    def largest_batch(self, budget_bytes: int) -> int:
+        """The most samples that fit in a budget; 0 if not even one does."""
+        left = budget_bytes - self.weight_bytes - self.workspace.fixed_bytes
+        return max(
+            0,
+            min((left - fixed) // max(1, slope + self.workspace.per_sample_bytes) for slope, fixed in self.lines),
+        )
+
+    def with_workspace(self, workspace: Workspace) -> MemoryModel:
+        return replace(self, workspace=workspace)
+
+
+def prefix_memory(program: Program) -> MemoryModel:
+    """The memory model of a program (a prefix, a suffix or a whole graph); nothing is run or allocated."""
+    one, two = _timeline(program, 1), _timeline(program, 2)
+    lines = {(second - first, 2 * first - second) for first, second in zip(one, two, strict=True)}
+    return MemoryModel(program.weight_bytes, _envelope(lines))
+
+
+def measure_peak(program: Program, batch: int, device: torch.device | str = "cpu") -> int:
+    """Bytes of tensors and workspace at the peak of one real run, inputs counted and weights not.
+
+    On CUDA by the caching allocator's own counter; on the CPU by the allocations that PyTorch's profiler sees (memory
+    that a library takes behind the allocator's back is in neither). Takes about twice the time of a run.
+    """
+    program = program.to(device)
+    inputs = [spec_input(spec.shape, spec.dtype, batch, program.device) for spec in program.inputs]
+    held = sum(tensor.nbytes for tensor in inputs)
+    with torch.inference_mode():
+        program(*inputs)  # one-time allocations (reordered weights, library handles) are not the batch's
+        if program.device.type == "cuda":
+            torch.cuda.synchronize(program.device)
+            torch.cuda.reset_peak_memory_stats(program.device)
+            before = torch.cuda.memory_allocated(program.device)
+            program(*inputs)
+            torch.cuda.synchronize(program.device)
+            return held + torch.cuda.max_memory_allocated(program.device) - before
+        with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+            output = program(*inputs)
+    del output
+    return held + _peak_of(_allocations(record))
+
+
+def spec_input(
+    shape: Sequence[int], dtype: torch.dtype, batch: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """A batch that any graph accepts: normal noise, or zeros and ones for integers and masks (token ids, flags)."""
+    size = (batch, *shape)
+    if dtype.is_floating_point:
+        return torch.randn(size, device=device).to(dtype)
+    return torch.ones(size, dtype=dtype, device=device)
+
+
+def _timeline(program: Program, batch: int) -> Sequence[int]:
+    return program.live_bytes(batch) or (program.peak_bytes(batch),)
+
+
+def _envelope(lines: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """The lines that are highest at some batch of at least 1."""
+    kept: list[tuple[int, int]] = []
+    for slope, fixed in sorted(lines, reverse=True):
+        if all(slope + fixed > other_slope + other_fixed for other_slope, other_fixed in kept):
+            kept.append((slope, fixed))
+    return tuple(kept)
+
+
+def _allocations(record: torch.profiler.profile) -> list[tuple[float, int]]:
+    """(time, bytes) of every allocation and release, in order, from the profiler's trace."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        record.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    return sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
+
+
+def _peak_of(allocations: Iterable[tuple[float, int]]) -> int:
+    total = peak = 0
+    for _, size in allocations:
+        total += size
+        peak = max(peak, total)
+    return peak

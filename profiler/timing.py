@@ -1,0 +1,158 @@
+"""Seconds of each node of a program on a device, measured so that they add up to what a whole run takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Protocol
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from hapi.model import Program
+from profiler.memory import spec_input
+
+
+class _Node(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+class Stopwatch(Protocol):
+    """Times the nodes of one run; how depends on the device."""
+
+    def observe(self, node: _Node) -> AbstractContextManager[object]:
+        """Entered around one node."""
+
+    def seconds(self) -> Mapping[str, float]:
+        """After the run: node name -> seconds."""
+
+
+class CpuStopwatch:
+    """The CPU works when it is told to: the clock before and after is the time."""
+
+    def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
+        self._clock = clock
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def observe(self, node: _Node) -> Iterator[None]:
+        started = self._clock()
+        yield
+        self._seconds[node.name] = self._clock() - started
+
+    def seconds(self) -> Mapping[str, float]:
+        return self._seconds
+
+
+class CudaStopwatch:
+    """A GPU works later: events in its own queue are timed, and read when the run is over."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._events: dict[str, tuple[torch.cuda.Event, torch.cuda.Event]] = {}
+
+    @contextmanager
+    def observe(self, node: _Node) -> Iterator[None]:
+        events = _event(), _event()
+        stream = torch.cuda.current_stream(self._device)
+        events[0].record(stream)
+        yield
+        events[1].record(stream)
+        self._events[node.name] = events
+
+    def seconds(self) -> Mapping[str, float]:
+        torch.cuda.synchronize(self._device)
+        return {name: start.elapsed_time(end) / 1e3 for name, (start, end) in self._events.items()}
+
+
+@dataclass(frozen=True)
+class NodeTimes:
+    """Seconds per sample: `whole` of an undisturbed run, and `nodes` of each node, which sum to it."""
+
+    whole: float
+    nodes: Mapping[str, float]
+
+    def of(self, program: Program) -> float:
+        """Seconds per sample of the nodes of a part."""
+        return sum((self.nodes[node.name] for node in program.nodes), 0.0)
+
+
+def time_nodes(
+    program: Program,
+    batch: int,
+    *,
+    repeats: int = 5,
+    limit_seconds: float = 20.0,
+    clock: Callable[[], float] = perf_counter,
+) -> NodeTimes:
+    """Runs a program on random data: a warm-up, then whole runs and observed runs in turn; medians over them.
+
+    Observing costs time at every node, which whole runs do not pay: node times are scaled to sum to the median whole
+    run.
+    Stops after `repeats` turns, or earlier (but after one) when `limit_seconds` are over.
+    """
+    inputs = [spec_input(spec.shape, spec.dtype, batch, program.device) for spec in program.inputs]
+    wholes: list[float] = []
+    observed: list[Mapping[str, float]] = []
+    deadline = clock() + limit_seconds
+    with torch.inference_mode():
+        program(*inputs)
+        _wait(program.device)
+        while not wholes or (len(wholes) < repeats and clock() < deadline):
+            started = clock()
+            program(*inputs)
+            _wait(program.device)
+            wholes.append(clock() - started)
+            watch = _stopwatch(program.device, clock)
+            program.run(*inputs, observe=watch.observe)
+            observed.append(watch.seconds())
+    whole = median(wholes) / batch
+    return NodeTimes(whole, _scaled([node.name for node in program.nodes], observed, whole))
+
+
+def count_flops(program: Program) -> Mapping[str, int]:
+    """FLOPs per sample of each node (a multiply-add counts as two), counted on shapes alone: nothing is computed.
+
+    Counted as PyTorch's FlopCounterMode does: matrix products, convolutions and attention; pointwise work is 0.
+    """
+    one, two = (_flops(program, batch) for batch in (1, 2))
+    return {name: two[name] - one[name] for name in one}
+
+
+def _flops(program: Program, batch: int) -> dict[str, int]:
+    program = program.to("meta")
+    inputs = [spec_input(spec.shape, spec.dtype, batch, "meta") for spec in program.inputs]
+    counted: dict[str, int] = {}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+
+        @contextmanager
+        def observe(node: _Node) -> Iterator[None]:
+            before = counter.get_total_flops()
+            yield
+            counted[node.name] = counter.get_total_flops() - before
+
+        program.run(*inputs, observe=observe)
+    return counted
+
+
+def _scaled(names: Sequence[str], observed: Sequence[Mapping[str, float]], whole: float) -> dict[str, float]:
+    medians = {name: median(run[name] for run in observed) for name in names}
+    total = sum(medians.values())
+    return {name: seconds * whole / total if total > 0 else 0.0 for name, seconds in medians.items()}
+
+
+def _stopwatch(device: torch.device, clock: Callable[[], float]) -> Stopwatch:
+    return CudaStopwatch(device) if device.type == "cuda" else CpuStopwatch(clock)
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
