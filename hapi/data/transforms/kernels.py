@@ -39,15 +39,21 @@ class CenterCrop:
 
 
 class Rescale:
-    """Multiplies by `factor`: in double precision, then rounded (PIL-backed), or in float32 (torchvision-backed)."""
+    """Multiplies by `factor`, in double precision and then rounded (PIL-backed) or in float32, and adds `offset`."""
 
-    def __init__(self, factor: float, double: bool) -> None:
-        self.factor, self.double = factor, double
+    def __init__(self, factor: float, offset: float, double: bool) -> None:
+        self.factor, self.offset, self.double = factor, offset, double
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        if self.double:
-            return (image.to(torch.float64) * self.factor).to(torch.float32)
-        return image * self.factor
+        scaled = (image.to(torch.float64) * self.factor).to(torch.float32) if self.double else image * self.factor
+        return scaled + self.offset if self.offset else scaled
+
+
+class FlipChannels:
+    """RGB to BGR, or back."""
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        return image.flip(-3)
 
 
 class FitResize:

@@ -111,7 +111,8 @@ _KERNELS: dict[type, dict[str, Argument]] = {
         "within": arg.word("edges", "box"),
         "interpolation": arg.interpolation(),
     },
-    kernels.Rescale: {"factor": arg.number(), "double": arg.flag()},
+    kernels.FlipChannels: {},
+    kernels.Rescale: {"factor": arg.number(), "offset": arg.number(), "double": arg.flag()},
 }
 
 

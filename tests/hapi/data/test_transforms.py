@@ -207,6 +207,9 @@ def test_pickles_and_compares_by_content() -> None:
     )
 
 
+IN_RANDOM_APPLY = {"name": "RandomApply", "args": {"transforms": [{"name": "Pad", "args": {"padding": 99}}] * 9}}
+
+
 class Brighter(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return inpt
@@ -301,6 +304,10 @@ def test_from_json_refuses_what_is_unknown_malformed_or_excessive(document: Any)
         ((30_000, 2), [{"name": "RandomRotation", "args": {"degrees": 45, "expand": True}}]),
         ((40_000, 1), [{"name": "Pad", "args": {"padding": 4096}}]),
         ((40_000, 1), [{"name": "RandomCrop", "args": {"size": 4096, "pad_if_needed": True}}]),
+        (
+            (9_000, 9_000),
+            [{"name": "RandomApply", "args": {"transforms": [{"name": "Pad", "args": {"padding": 999}}]}}],
+        ),
         ((40_000, 1), [{"name": "CenterCrop", "args": {"size": 4096}}]),
         ((60_000, 1), [{"name": "hf.CenterCrop", "args": {"height": 4096, "width": 1, "rounding": "ceil"}}]),
     ],
@@ -321,7 +328,7 @@ def test_every_known_step_can_be_made_and_read_back() -> None:
     needed = {"size": 8, "padding": 1, "mean": [0.5], "std": [0.5], "dtype": "float32", "degrees": 10,
               "sharpness_factor": 2, "bits": 4, "threshold": 100, "kernel_size": 3, "height": 8, "width": 8,
               "rounding": "floor", "short": 8, "long": 9, "within": "box", "interpolation": "bilinear",
-              "factor": 0.5, "double": True, "transforms": [{"name": "RandomVerticalFlip"}]}  # fmt: skip
+              "factor": 0.5, "offset": 0, "double": True, "transforms": [{"name": "RandomVerticalFlip"}]}  # fmt: skip
     for name, kind in KINDS.items():
         args = {key: needed[key] for key in kind.arguments if key in needed}
         spec = TransformSpec.from_json([{"name": name, "args": args}])
