@@ -11,7 +11,6 @@ import torch
 from hapi.model import Cut, Graph
 from hapi.plan import INPUT
 from hapi.wire import Codec, FeatureBatch, StreamEncoder, get_codec, read_stream
-from profiler.loading import LoadCost
 from profiler.memory import prefix_memory
 from profiler.tier import TierProfile, TierRow
 from profiler.timing import count_flops, time_nodes
@@ -29,8 +28,9 @@ def measure(
     repeats: int = 5,
     limit_seconds: float = 20.0,
     codec: str = "float32",
-    load: LoadCost | None = None,
     load_seconds: float = 0.0,
+    read_seconds: float = 0.0,
+    decode_seconds: float | None = None,
     input_bytes: float = 0.0,
 ) -> TierProfile:
     """Times every node of a graph once on `device` and sums them up for the two parts at every cut.
@@ -42,10 +42,10 @@ def measure(
         repeats: timed runs, of which the median counts.
         limit_seconds: after which no further run is started.
         codec: in which `out_bytes` are counted.
-        load: what reading, decoding and transforming a sample costs here (see `measure_loading`).
-        load_seconds, input_bytes: the same in two numbers, for callers that know them; ignored when `load` is given.
+        load_seconds, read_seconds, decode_seconds: per sample, to read, decode and transform, and of that only to read,
+            only to decode and transform (by default the difference); see `measure_loading`.
+        input_bytes: mean size of a stored object.
     """
-    load = load or LoadCost(load_seconds=load_seconds, decode_seconds=load_seconds, input_bytes=input_bytes)
     whole = graph.whole.to(device)
     batch = batch_size or (CPU_BATCH if whole.device.type == "cpu" else DEVICE_BATCH)
     times = time_nodes(whole, batch, repeats=repeats, limit_seconds=limit_seconds)
@@ -70,10 +70,10 @@ def measure(
         device=str(whole.device),
         batch_size=batch,
         rows=tuple(rows),
-        load_seconds=load.load_seconds,
-        read_seconds=load.read_seconds,
-        decode_seconds=load.decode_seconds,
-        input_bytes=load.input_bytes,
+        load_seconds=load_seconds,
+        read_seconds=read_seconds,
+        decode_seconds=max(0.0, load_seconds - read_seconds) if decode_seconds is None else decode_seconds,
+        input_bytes=input_bytes,
         weight_bytes=graph.weight_bytes,
         encode_seconds_per_byte=encode,
         decode_seconds_per_byte=decode,
