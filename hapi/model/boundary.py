@@ -47,6 +47,18 @@ def split(
     Raises InputError (nothing frozen, nothing trainable, unknown `at`) or CaptureError (the model cannot be traced, or
     several tensors cross the boundary).
     """
+    return divide(model, at, example)
+
+
+def divide(
+    model: nn.Module,
+    at: str | None = None,
+    example: Tensor | tuple[Tensor, ...] | None = None,
+    *,
+    follow_training: bool = True,
+) -> tuple[Backbone, Head]:
+    """`split`, also for feature extraction alone: without `follow_training` the containers' own code is followed in
+    eval mode only, so that auxiliary classifiers, which some networks call in train mode, do not move the boundary."""
     name = type(model).__name__
     if not isinstance(model, nn.Module):
         raise InputError(f"split: {name} is not a torch.nn.Module. Pass the model itself.")
@@ -55,7 +67,7 @@ def split(
     else:
         _check_name(model, at)
     inputs = _as_inputs(example) if example is not None else guess_example(model)
-    found = _at_module(model, at, inputs) if at is not None else _at_freezing(model, inputs)
+    found = _at_module(model, at, inputs) if at is not None else _at_freezing(model, inputs, follow_training)
     backbone, head = _parts(model, found)
     _check_exact(model, backbone, head, inputs)
     return backbone, head
@@ -119,32 +131,34 @@ def _at_module(model: nn.Module, at: str, inputs: tuple[Tensor, ...]) -> _Bounda
     return _Boundary(wiring, training, position, where)
 
 
-def _at_freezing(model: nn.Module, inputs: tuple[Tensor, ...]) -> _Boundary:
+def _at_freezing(model: nn.Module, inputs: tuple[Tensor, ...], follow_training: bool) -> _Boundary:
     """Looks into containers only as far as the boundary needs it: first those with frozen and trainable parameters."""
     expand: frozenset[str] = frozenset({""})
-    search = _search(model, inputs, expand)
+    search = _search(model, inputs, expand, follow_training)
     deeper = search
     while deeper.mixed is not None:
         expand |= {deeper.mixed}
-        deeper = _search(model, inputs, expand)
+        deeper = _search(model, inputs, expand, follow_training)
         if deeper.found is not None and deeper.looks_into(deeper.found, search.mixed):
             search = deeper
-    search = _without_random_tail(model, inputs, search)
+    search = _without_random_tail(model, inputs, search, follow_training)
     if search.found is None:
         raise CaptureError(
-            f"split of {type(model).__name__}: before its first trainable parameter ({search.first_trainable}) there "
-            "is no place that exactly one tensor crosses with frozen parameters behind it. Freeze whole blocks from the "
-            "input on, or name the last frozen module with at=."
+            f"split of {type(model).__name__}: no place before its first trainable parameter "
+            f"({search.first_trainable}) has frozen parameters behind it and exactly one tensor that crosses. Freeze "
+            "whole blocks from the input on, or name the last frozen module with at=."
         )
     return search.found
 
 
-def _without_random_tail(model: nn.Module, inputs: tuple[Tensor, ...], search: _Search) -> _Search:
+def _without_random_tail(
+    model: nn.Module, inputs: tuple[Tensor, ...], search: _Search, follow_training: bool
+) -> _Search:
     """A frozen container that ends with a Dropout, just before the trainable part, leaves that Dropout to the head."""
     deeper = search
     while deeper.found is not None and deeper.random_last is not None:
         inside = deeper.random_last
-        deeper = _search(model, inputs, deeper.expand | {inside})
+        deeper = _search(model, inputs, deeper.expand | {inside}, follow_training)
         if deeper.found is not None and deeper.found.position >= deeper.last_frozen and deeper.ends_inside(inside):
             search = deeper
     return search
@@ -181,7 +195,7 @@ class _Search:
         )
 
 
-def _search(model: nn.Module, inputs: tuple[Tensor, ...], expand: frozenset[str]) -> _Search:
+def _search(model: nn.Module, inputs: tuple[Tensor, ...], expand: frozenset[str], follow_training: bool) -> _Search:
     wiring = Wiring(model, trace(model, inputs, expand=expand, training=lambda name: False))
     first = wiring.first_trainable()
     frozen = [i for i in wiring.moving if i < first and wiring.parameters_of(wiring.nodes[i])]
@@ -192,6 +206,8 @@ def _search(model: nn.Module, inputs: tuple[Tensor, ...], expand: frozenset[str]
         trace(model, inputs, expand=expand, training=lambda n: n in stateless or not _under(n, frozen_calls)),
     )
     randomness = training.random_calls()
+    if not follow_training:
+        training = wiring
     last = frozen[-1] if frozen else -1
     calm = last
     while calm + 1 < first and not wiring.is_random(calm + 1, randomness):

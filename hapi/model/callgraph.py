@@ -58,9 +58,9 @@ class Node:
     """One step of the forward pass.
 
     `kind` is `input`, `state` (a parameter, buffer or constant by name), `call` (a submodule by name), `op` (a
-    function) or `output`. A call's `args` are the leaves of its arguments, and `spec` says how they nest. `value` is the traced
-    result: a fake tensor, a symbolic or plain number, or None for a structure. `random` tells whether a call ran random
-    operators while it was traced.
+    function) or `output`. A call's `args` are the leaves of its arguments, and `spec` says how they nest. `value` is
+    the traced result: a fake tensor, a symbolic or plain number, or None for a structure. `random` tells whether a call
+    ran random operators while it was traced.
     """
 
     kind: str

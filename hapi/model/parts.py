@@ -16,7 +16,7 @@ from hapi.model.callgraph import Here, Value, replace
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a part: as callgraph.Node, with positions counted within the part; `forget` lists values not read again."""
+    """One step of a part: a callgraph.Node with positions counted within the part; `forget`: values not read again."""
 
     kind: str
     target: Any

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import pickle
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,7 @@ from hapi.errors import InputError
 from hapi.model.guess import declared_size
 
 _SEED = 0  # of random weights
+_USUAL = (224, 224)  # pixels
 _NO_NETWORK = "pass --weights FILE.safetensors (weights='FILE.safetensors'), or none for random ones"
 
 
@@ -77,15 +80,14 @@ def from_torchvision(name: str, published: bool) -> Source:
 def _fetch(name: str, weights: Any) -> None:
     """Downloads the published file, and reads it once with the unpickler that cannot execute anything."""
     try:
-        weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        with redirect_stdout(sys.stderr):  # the hub announces downloads on standard output
+            weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:  # no network, an HTTP error, a wrong hash
         raise InputError(
             f"model 'torchvision:{name}': its weights {weights} could not be had from {weights.url} ({error}). "
             f"Without a network {_NO_NETWORK}."
         ) from error
-    except Exception as error:
-        if type(error).__name__ != "UnpicklingError":
-            raise
+    except pickle.UnpicklingError as error:
         raise InputError(
             f"model 'torchvision:{name}': the file of {weights} holds more than tensors; refused."
         ) from error
@@ -100,7 +102,8 @@ def from_hugging_face(name: str, published: bool) -> Source:
         import transformers
     except ImportError as error:
         raise InputError(
-            f"model 'hf:{name}': Hugging Face transformers is not installed. Install the extra: pip install 'hapi-split[hf]'."
+            f"model 'hf:{name}': Hugging Face transformers is not installed. Install the extra: "
+            "pip install 'hapi-split[hf]'."
         ) from error
     with _hugging_face_errors(name, "configuration"):
         config = transformers.AutoConfig.from_pretrained(name)
@@ -143,8 +146,8 @@ def _hugging_face_errors(name: str, what: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or ["no message"]
         raise InputError(
-            f"model 'hf:{name}': its {what} could not be loaded ({lines[0].strip()[:300]}). Give a folder with config.json and "
-            f"model.safetensors, or a name on the Hub; without a network or weights, {_NO_NETWORK}."
+            f"model 'hf:{name}': its {what} could not be loaded ({lines[0].strip()[:300]}). Give a folder with "
+            f"config.json and model.safetensors, or a name on the Hub; without a network or weights, {_NO_NETWORK}."
         ) from error
 
 
@@ -195,11 +198,24 @@ def _import_factory(module: str, name: str) -> Callable[[], Any]:
 
 
 def usual_transform(size: tuple[int, int] | None) -> Any:
-    """ImageNet's usual evaluation preset: resize to 256/224 of the size, centre crop, normalise."""
+    """ImageNet's usual evaluation preset: resize to 256/224 of the size, centre crop, normalise.
+
+    A size that is not square is resized to as it is.
+    """
+    from torchvision.transforms import v2
     from torchvision.transforms._presets import ImageClassification
 
-    height, width = size or (224, 224)
-    return ImageClassification(crop_size=[height, width], resize_size=round(min(height, width) * 256 / 224))
+    height, width = size or _USUAL
+    if height == width:
+        return ImageClassification(crop_size=height, resize_size=round(height * 256 / 224))
+    return v2.Compose(
+        [
+            v2.Resize([height, width]),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
+        ]
+    )
 
 
 def apply(transform: Any, image: Any) -> Tensor:
@@ -215,5 +231,5 @@ def _blank(size: tuple[int, int]) -> Any:
 
 
 def _usual_note(size: tuple[int, int] | None) -> str:
-    height, width = size or (224, 224)
+    height, width = size or _USUAL
     return f"no transform comes with it; images are prepared the usual ImageNet way at {height}x{width}"

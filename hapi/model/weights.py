@@ -1,4 +1,4 @@
-"""Filling a network with the tensors of a safetensors file, strictly: data that cannot execute, names and shapes checked."""
+"""Filling a network from a safetensors file, strictly: data that cannot execute, names and shapes checked first."""
 
 from __future__ import annotations
 

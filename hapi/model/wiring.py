@@ -76,7 +76,7 @@ class Wiring:
         }
 
     def parameters_of(self, node: Node) -> list[nn.Parameter]:
-        """The parameters that a node uses: of a call's module, or those an operator reads, also through static values."""
+        """The parameters that a node uses: its module's, or those an operator reads, also through static values."""
         if node.kind == "call":
             return list(self.model.get_submodule(node.target).parameters())
         if node.kind == "state":

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hapi.errors import InputError
 from hapi.model import sources
-from hapi.model.boundary import split, whole
+from hapi.model.boundary import divide, whole
 from hapi.model.parts import Backbone, Head
 from hapi.model.weights import load_weights
 
@@ -77,7 +77,8 @@ def load_model(spec: str, weights: str | None = DEFAULT) -> LoadedModel:
     features = backbone(example)
     if features.ndim != 2:
         backbone = backbone.then(average_positions)
-        notes.append(f"features {tuple(features.shape[1:])} are averaged over their positions")
+        if features[0].numel() > features.shape[1]:
+            notes.append(f"features {tuple(features.shape[1:])} are averaged over their positions")
         features, head = backbone(example), None
     for note in notes:
         log.info("%s: %s", spec, note)
@@ -103,7 +104,7 @@ def _divide(
     classifier = network.get_submodule(order[-1])
     classifier.requires_grad_(True)
     try:
-        return split(network, example=example)
+        return divide(network, example=example, follow_training=False)
     finally:
         classifier.requires_grad_(False)
 
