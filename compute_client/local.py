@@ -38,6 +38,7 @@ class LocalSource:
 
     def close(self) -> None:
         self._decoder.close()
+        self._store.close()
 
     def _read(self, sample: Sample) -> bytes:
         data = read_sample(self._store, sample)

@@ -101,7 +101,7 @@ class EpochOrder:
 
     def __len__(self) -> int:
         """Batches per epoch on this rank; a TypeError, as in PyTorch, when the sampler has no length."""
-        return len(self._loader(self._current_world()))
+        return len(self._loader(self.world))
 
     @property
     def sized(self) -> bool:
@@ -112,7 +112,7 @@ class EpochOrder:
     def batches(self, epoch: int) -> Iterator[list[int]]:
         """The batches of an epoch, drawn lazily; a single index comes as a batch of one when `batch_size` is None."""
         generator = self._seeded(epoch) if self._from_seed else self._generator
-        for batch in self._loader(self._current_world(), generator):
+        for batch in self._loader(self.world, generator):
             yield [self._checked(index) for index in (batch if self.batched else [batch])]
         if self._from_seed and generator is not None:
             self._start = epoch + 1, generator.get_state()
@@ -120,8 +120,9 @@ class EpochOrder:
     def set_epoch(self, epoch: int) -> None:
         """Tells the user's sampler, when it has a `set_epoch` (DistributedSampler), which epoch comes."""
         for sampler in (self._sampler, self._batch_sampler):
-            if hasattr(sampler, "set_epoch"):
-                sampler.set_epoch(epoch)
+            tell = getattr(sampler, "set_epoch", None)
+            if tell is not None:
+                tell(epoch)
 
     @property
     def generator_state(self) -> str | None:
@@ -173,7 +174,9 @@ class EpochOrder:
         except (ValueError, TypeError) as error:
             raise InputError(f"{error} (arguments as of torch.utils.data.DataLoader)") from error
 
-    def _current_world(self) -> World:
+    @property
+    def world(self) -> World:
+        """The world whose share is read; without a given one, asked anew each time."""
         if self._world is not None:
             return self._world
         return World.current() if self._own_sampler else World()

@@ -33,7 +33,7 @@ class SpanSource(Protocol):
     """Answers spans. Used by several threads at once; a failure of single samples is part of the answer."""
 
     def fetch(self, span: Span, cancel: Cancel) -> Stage:
-        """Blocks until the whole span is there. Raises HapiError when it cannot be had, CancelledWork when cancelled."""
+        """Blocks until the whole span is there. Raises HapiError if it cannot be had, CancelledWork if cancelled."""
         ...
 
     def close(self) -> None:

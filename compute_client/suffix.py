@@ -40,7 +40,9 @@ class SuffixRunner:
             for start in range(0, len(tensors[0]), self._batch):
                 piece = [tensor[start : start + self._batch].to(self._device) for tensor in tensors]
                 outputs.append(as_tensors(compute(*piece)))
-            features = tuple(torch.cat(column) if len(column) > 1 else column[0] for column in zip(*outputs, strict=True))
+            features = tuple(
+                torch.cat(column) if len(column) > 1 else column[0] for column in zip(*outputs, strict=True)
+            )
             if self._device.type == "cuda":
                 torch.cuda.current_stream(self._device).synchronize()
         self._stats.add(suffix_seconds=time.perf_counter() - started)

@@ -137,8 +137,8 @@ class Plan:
 
     policy: str
     cuts: tuple[Share, ...]
-    predicted_seconds: float
-    limit_seconds: float
+    predicted_seconds: float | None
+    limit_seconds: float | None
     reasons: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:

@@ -1,0 +1,98 @@
+"""From spans back to training batches."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from compute_client.pipeline import Finished
+from hapi.errors import SampleError
+
+Features = torch.Tensor | tuple[torch.Tensor, ...]
+
+
+class Assembler:
+    """Cuts the stream of finished spans at the borders of the batches."""
+
+    def __init__(self, take: Callable[[], Finished], describe: Callable[[int], str], *, skip_errors: bool) -> None:
+        """`take` gives the next span, `describe` names a sample in words."""
+        self._take, self._describe, self._skip = take, describe, skip_errors
+        self._spans: deque[tuple[Finished, int]] = deque()  # a span and how many of its rows were used
+        self.skipped = 0
+
+    def next(self, count: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        """The next `count` samples: features (n, *shape) each, labels int64 (n,); fewer when some are skipped."""
+        columns: list[tuple[torch.Tensor, ...]] = []
+        labels: list[np.ndarray] = []
+        while count:
+            span, start = self._spans.popleft() if self._spans else (self._take(), 0)
+            stop = min(start + count, len(span.span))
+            self._check(span, start, stop)
+            first, last = np.searchsorted(span.rows, (start, stop))
+            if last > first:
+                columns.append(tuple(feature[first:last] for feature in span.features))
+                labels.append(span.labels[span.rows[first:last]])
+            count -= stop - start
+            if stop < len(span.span):
+                self._spans.appendleft((span, stop))
+        if not columns:
+            return (), torch.empty(0, dtype=torch.int64)
+        joined = tuple(torch.cat(column) if len(column) > 1 else column[0] for column in zip(*columns, strict=True))
+        return joined, torch.from_numpy(np.concatenate(labels))
+
+    def _check(self, span: Finished, start: int, stop: int) -> None:
+        for row in range(start, stop) if span.errors else ():
+            if row in span.errors:
+                index = span.span.indices[row]
+                if not self._skip:
+                    raise SampleError(
+                        f"{self._describe(index)}: {span.errors[row]} "
+                        '(on_error="skip" leaves such samples out and counts them)',
+                        index,
+                    )
+                self.skipped += 1
+
+
+def collate(
+    features: Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    *,
+    collate_fn: Callable[[list[Any]], Any] | None,
+    batched: bool,
+    device: torch.device,
+    pin_memory: bool,
+) -> Any:
+    """What the loader yields for a batch.
+
+    By default (features, labels): features (n, *shape) on the device (a tuple if the backbone has several outputs),
+    labels int64 (n,). A `collate_fn` gets the list of (feature, label) of the samples, label as a Python integer.
+    Without batching (`batch_size=None`) a single (feature, label tensor) is yielded.
+    """
+    whole: Features = features[0] if len(features) == 1 else tuple(features)
+    batch: Any
+    if collate_fn is not None:
+        rows = zip(*features, strict=True) if len(features) > 1 else features[0]
+        pairs = list(zip(rows, labels.tolist(), strict=True))
+        batch = collate_fn(pairs if batched else pairs[0])  # type: ignore[arg-type]
+    else:
+        batch = whole, labels.to(device)
+        if not batched:
+            batch = (whole[0] if isinstance(whole, torch.Tensor) else tuple(part[0] for part in whole)), batch[1][0]
+    return pinned(batch) if pin_memory else batch
+
+
+def pinned(value: Any) -> Any:
+    """A page-locked copy of every CPU tensor in nested tuples, lists and dicts; others may have pin_memory()."""
+    if isinstance(value, torch.Tensor):
+        return value.pin_memory() if value.device.type == "cpu" else value
+    if isinstance(value, dict):
+        return type(value)((key, pinned(item)) for key, item in value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(pinned, value))
+    if isinstance(value, tuple | list):
+        return type(value)(map(pinned, value))
+    return value.pin_memory() if hasattr(value, "pin_memory") else value

@@ -1,0 +1,132 @@
+"""What a loader's `data` argument names: an address, a manifest, or a torchvision ImageFolder."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compute_client.transport import ServerClient
+from hapi.data import Manifest, ObjectStore, build_manifest, dataset_root, normalize_uri, open_store
+from hapi.errors import InputError, ManifestError
+from hapi.wire.protocol import DatasetSummary
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset as the loader needs it. `manifest` is None when only the server has listed it.
+
+    Attributes:
+        uri: address of the folder, bucket prefix or list.
+        samples: how many there are.
+        classes: names of the labels 0, 1, ...; empty without labels.
+        total_bytes: stored size of all samples.
+        digest: of the manifest that answers requests (the server's, when there is a server).
+        order_digest: equal for equal lists of (key, label), wherever they lie.
+    """
+
+    uri: str
+    samples: int
+    classes: tuple[str, ...]
+    total_bytes: int
+    digest: str
+    order_digest: str
+    manifest: Manifest | None
+
+    def __len__(self) -> int:
+        return self.samples
+
+    @property
+    def input_bytes(self) -> float:
+        """Mean stored size of a sample."""
+        return self.total_bytes / self.samples
+
+    def describe(self, index: int) -> str:
+        """A sample in words, with its key when this process knows it."""
+        if self.manifest is None:
+            return f"sample {index} of {self.uri}"
+        return f"sample {index} ({self.manifest.sample(index).key}) of {self.uri}"
+
+    def open_store(self) -> ObjectStore:
+        """The store that holds the samples."""
+        root, _ = dataset_root(self.uri)
+        return open_store(root)
+
+
+def resolve(data: Any, server: ServerClient | None) -> tuple[Dataset, Any]:
+    """The dataset that `data` names, and the transform that came with it (of an ImageFolder; else None).
+
+    With a server, the server lists it: this process needs no access to the store. A Manifest or ImageFolder is then
+    compared with the server's list (ManifestError if they differ).
+    """
+    uri, manifest, transform = _read(data)
+    if server is None:
+        manifest = manifest or build_manifest(uri)
+        if not len(manifest):
+            raise ManifestError(f"{uri}: no samples in it. Name a folder with images, or one folder per class.")
+        return _of_manifest(uri, manifest), transform
+    summary = server.register(uri)
+    if summary.samples < 1:
+        raise ManifestError(f"{uri}: the server found no samples there. Name a folder with images.")
+    if manifest is not None and summary.order_digest != manifest.order_digest:
+        raise ManifestError(
+            f"{uri}: the server lists {summary.samples} samples, this process {len(manifest)}, or names or labels "
+            "differ. Bring both to the same files."
+        )
+    return _of_summary(summary, manifest), transform
+
+
+def _read(data: Any) -> tuple[str, Manifest | None, Any]:
+    if isinstance(data, Manifest):
+        return data.uri, data, None
+    if isinstance(data, str | os.PathLike):
+        return normalize_uri(data), None, None
+    root = getattr(data, "root", None)
+    if isinstance(root, str | Path) and hasattr(data, "samples") and hasattr(data, "class_to_idx"):
+        return _read_image_folder(data, Path(root))
+    raise InputError(
+        f"data is a {type(data).__name__}: HAPI reads an address (path, file://, s3://), a Manifest, or a torchvision "
+        "ImageFolder. Name where the files lie."
+    )
+
+
+def _read_image_folder(folder: Any, root: Path) -> tuple[str, Manifest, Any]:
+    """Samples are read as the folder's rule says; what a server could not know is refused."""
+    if getattr(folder, "target_transform", None) is not None:
+        raise InputError(
+            "ImageFolder with a target_transform: HAPI yields the labels as they are. Map them in the loop."
+        )
+    manifest = build_manifest(str(root))
+    listed = [(Path(path), label) for path, label in folder.samples]
+    mine = [(root / manifest.sample(i).key, manifest.sample(i).label) for i in range(len(manifest))]
+    if list(folder.classes) != list(manifest.classes) or listed != mine:
+        raise InputError(
+            f"ImageFolder({str(root)!r}) lists {len(listed)} samples, HAPI {len(mine)} there, or in another order: "
+            "it was built with its own rule for files or classes. Give a list (CSV with path,label) as data."
+        )
+    return normalize_uri(str(root)), manifest, folder.transform
+
+
+def _of_manifest(uri: str, manifest: Manifest) -> Dataset:
+    return Dataset(
+        uri,
+        len(manifest),
+        tuple(manifest.classes),
+        manifest.total_bytes,
+        manifest.digest,
+        manifest.order_digest,
+        manifest,
+    )
+
+
+def _of_summary(summary: DatasetSummary, manifest: Manifest | None) -> Dataset:
+    return Dataset(
+        summary.uri,
+        summary.samples,
+        tuple(summary.classes),
+        summary.bytes,
+        summary.digest,
+        summary.order_digest,
+        manifest,
+    )

@@ -1,0 +1,227 @@
+"""How a loader's samples become features: the plan, the parts on either side of its cuts, and the source of samples."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from compute_client.backbone import Backbone
+from compute_client.backoff import RetryPolicy
+from compute_client.dataset import Dataset
+from compute_client.decode import Decoder, Transform
+from compute_client.local import LocalSource
+from compute_client.pipeline import Pipeline
+from compute_client.planning import Workload, fixed_cut, fixed_plan, measured_plan
+from compute_client.remote import RemoteJob, RemoteSource, Restorer
+from compute_client.source import SpanSource
+from compute_client.spans import Dealer, Span, span_size, spans
+from compute_client.stats import LoaderStats
+from compute_client.suffix import Compute, SuffixRunner
+from compute_client.transport import ServerClient
+from hapi.data import TransformSpec, describe_transform
+from hapi.errors import HapiError, InputError, ManifestError, TransformError, UnknownDatasetError
+from hapi.plan import INPUT, Link, Plan
+from hapi.wire.protocol import CodecName, CompressionName
+
+MAX_DEFAULT_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one loader: threads that decode, requests at once, bytes that are under way, patience with a server."""
+
+    threads: int
+    in_flight: int
+    buffer_bytes: int
+    retry_seconds: float
+
+    def __post_init__(self) -> None:
+        if self.in_flight < 1 or self.buffer_bytes < 1 or self.retry_seconds < 0:
+            raise InputError("requests_in_flight and buffer_bytes must be at least 1, retry_seconds not negative.")
+
+
+class Execution:
+    """Everything between sample indices and finished features. What can be checked is checked at construction."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        backbone: Backbone,
+        transform: Any,
+        server: ServerClient | None,
+        pushdown: str,
+        *,
+        seed: int,
+        codec: CodecName,
+        compression: CompressionName,
+        workload: Workload,
+        limits: Limits,
+        link: Link | None,
+    ) -> None:
+        self.dataset, self.stats = dataset, LoaderStats()
+        self._backbone, self._server, self._pushdown = backbone, server, pushdown
+        self._seed, self._workload, self._limits, self._link = seed, workload, limits, link
+        self._fixed = fixed_cut(pushdown, server is not None)
+        self._note: str | None = None
+        self._transform = self._portable(transform)
+        if self._fixed not in (None, INPUT):
+            self._fixed = self.cut_name(str(self._fixed))
+        digest = spec = None
+        if self._fixed != INPUT:
+            digest = backbone.graph(self._transform).digest
+            assert isinstance(self._transform, TransformSpec)
+            spec = self._transform.to_json()
+        self._job = RemoteJob(dataset.digest, digest, spec, seed, codec, compression)
+        self._lock = threading.RLock()
+        self._plan: Plan | None = None
+        self._parts: dict[str, Compute] | None = None
+        self._restorer = Restorer(self._restore)
+
+    @property
+    def plan(self) -> Plan:
+        """Decided at first use, which for a policy means measuring both tiers."""
+        with self._lock:
+            if self._plan is None:
+                self._plan = self._decide()
+            return self._plan
+
+    @property
+    def feature_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return self._backbone.feature_shapes(self._transform)
+
+    def cut_name(self, name: str) -> str:
+        """The graph's own name for a cut; UnknownCutError lists those that are close."""
+        return self._backbone.graph(self._transform).cut(name).name
+
+    def spans(self, indices: Iterator[int], epoch: int) -> Iterator[Span]:
+        """Deals an epoch's samples to the cuts of the plan."""
+        share = self._limits.buffer_bytes // (2 * self._limits.in_flight)
+        sizes = {
+            cut.name: span_size(
+                self.dataset.samples,
+                self._bytes_at(cut.name),
+                limit_bytes=share,
+                in_flight=self._limits.in_flight,
+            )
+            for cut in self.plan.cuts
+        }
+        return spans(indices, Dealer(self.plan.cuts, sizes), epoch)
+
+    def open(self) -> Pipeline:
+        """Threads for one iteration."""
+        parts = self._ready()
+        return Pipeline(
+            self._source(),
+            SuffixRunner(parts, device=self._backbone.device, stats=self.stats),
+            lambda span: int(len(span) * self._bytes_at(span.cut)),
+            in_flight=self._limits.in_flight,
+            budget_bytes=self._limits.buffer_bytes,
+        )
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
+    def _portable(self, transform: Any) -> Transform:
+        """The transform as data; only where nothing is pushed down may it be any function."""
+        if transform is None:
+            transform = self._backbone.transform
+        if transform is None:
+            raise InputError(
+                "no transform: HAPI must know how pictures become the backbone's input. "
+                "Pass transform=, for example weights.transforms()."
+            )
+        if isinstance(transform, TransformSpec):
+            return transform
+        try:
+            return describe_transform(transform)
+        except TransformError as error:
+            if self._fixed != INPUT or not callable(transform):
+                raise
+            self._note = f"the transform runs here as it is, since it is not portable: {error}"
+            return transform
+
+    def _decide(self) -> Plan:
+        if self._fixed is not None:
+            plan = fixed_plan(self._pushdown, self._fixed, has_server=self._server is not None)
+        else:
+            assert self._server is not None
+            assert isinstance(self._transform, TransformSpec)
+            self._upload()
+            plan = measured_plan(
+                self._pushdown,
+                self._server,
+                self._backbone,
+                self._transform,
+                self.dataset,
+                self._job,
+                self._workload,
+                link=self._link,
+                threads=self._limits.threads,
+            )
+        return replace(plan, reasons=(*plan.reasons, self._note)) if self._note else plan
+
+    def _ready(self) -> dict[str, Compute]:
+        with self._lock:
+            if self._parts is None:
+                cuts = [share.name for share in self.plan.cuts]
+                if self._job.model is not None:
+                    self._upload()
+                    self._parts = {cut: self._backbone.suffix(cut, self._transform) for cut in cuts}
+                else:
+                    self._parts = {INPUT: self._backbone.whole()}
+            return self._parts
+
+    def _source(self) -> SpanSource:
+        decoder = None
+        if any(share.name == INPUT for share in self.plan.cuts):
+            decoder = Decoder(self._transform, seed=self._seed, threads=self._limits.threads, stats=self.stats)
+        if self._server is None:
+            assert decoder is not None
+            assert self.dataset.manifest is not None
+            return LocalSource(self.dataset.open_store(), self.dataset.manifest, decoder, self.stats)
+        return RemoteSource(
+            self._server,
+            self._job,
+            retry=RetryPolicy(patience_seconds=self._limits.retry_seconds),
+            restorer=self._restorer,
+            decoder=decoder,
+            stats=self.stats,
+        )
+
+    def _bytes_at(self, cut: str) -> float:
+        """Bytes in memory of one sample that is under way to a cut: as it arrives, and as a tensor."""
+        if cut == INPUT:
+            return self.dataset.input_bytes + self._backbone.input_bytes(self._transform)
+        return 2.0 * self._backbone.graph(self._transform).cut(cut).bytes_per_sample
+
+    def _upload(self) -> None:
+        """Sends the model unless the server holds it."""
+        from hapi.model import archive_bytes
+
+        assert self._server is not None
+        assert self._job.model is not None
+        graph = self._backbone.graph(self._transform)
+        if not self._server.has_model(self._job.model):
+            self._server.upload_model(self._job.model, lambda: archive_bytes(graph))
+
+    def _restore(self, error: HapiError) -> None:
+        assert self._server is not None
+        if not isinstance(error, UnknownDatasetError):
+            self._upload()
+            return
+        summary = self._server.register(self.dataset.uri)
+        if summary.digest != self.dataset.digest:
+            raise ManifestError(
+                f"{self.dataset.uri}: the files there changed while they were read ({self.dataset.samples} samples "
+                f"before, {summary.samples} now). Start again with a new loader."
+            )
+
+
+def default_threads() -> int:
+    """Threads for decoding when the user does not say: one per processor that this process may use, at most 8."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, MAX_DEFAULT_THREADS)

@@ -1,0 +1,284 @@
+"""The data loader: PyTorch's arguments, finished backbone features."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, Self
+
+import torch
+from torch import nn
+from torch.utils.data import Sampler
+
+from compute_client.backbone import Backbone
+from compute_client.batches import collate
+from compute_client.dataset import Dataset, resolve
+from compute_client.execution import Execution, Limits, default_threads
+from compute_client.iterator import LoaderIterator, Progress
+from compute_client.order import EpochOrder, World
+from compute_client.planning import AUTO, Workload
+from compute_client.state import LoaderState
+from compute_client.stats import LoaderStats
+from compute_client.transport import ServerClient
+from hapi.data import Manifest
+from hapi.errors import InputError
+from hapi.model import Graph
+from hapi.plan import Link, Plan
+from hapi.wire import get_codec
+from hapi.wire.protocol import CodecName, CompressionName
+
+DEFAULT_BUFFER_BYTES = 256 * 2**20
+
+
+class DataLoader:
+    """Yields `(features, labels)` batches: features is `backbone(transform(image))`, whatever was computed where.
+
+    The arguments of `torch.utils.data.DataLoader` keep their meaning, and batches come in its order: with
+    `shuffle=True`, that of its consecutive passes with `generator=torch.Generator().manual_seed(seed)`, or with the
+    `generator` that is given. `len()` is exact. Features are float tensors (n, *shape), labels int64 (n,), both on
+    `device`; the label of a sample without one is -1. They are ordinary tensors without gradient history.
+
+    Args:
+        data: path, `file://` or `s3://` address of a folder per class or of a list (CSV, JSONL, Parquet); a Manifest;
+            or a torchvision ImageFolder. With a server, the address is read by the server.
+        backbone: the frozen part: a module (run in eval mode, without gradients; it is not changed), a `hapi.Graph`, or
+            a name such as `torchvision:resnet18` (without its classifier).
+        transform: from RGB PIL image to the backbone's input. Default: that of the ImageFolder or of the named model.
+        server: address of a storage server, or None to run everything in this process.
+        pushdown: what the server computes. `auto` (measure, then the best mix of cuts), `none`, `all`, a policy (`mix`,
+            `single`, `paper`, `paper-v1`), or the name of a cut. With `none`, any module and any callable transform do.
+        token: for the server; default the environment's HAPI_TOKEN.
+        num_workers: threads of this process that decode, when decoding happens here; 0 is one per processor, at most 8.
+            There are no worker processes: `persistent_workers`, `prefetch_factor` and `in_order` are accepted and have
+            nothing to do; `worker_init_fn` and `multiprocessing_context` are refused.
+        collate_fn: gets the list of (feature, label) of a batch, label as an int.
+        pin_memory: copy what is yielded into page-locked memory, where it is not on a device already.
+        timeout: seconds to wait for a batch, then BatchTimeoutError; 0 waits as long as the work goes on.
+        seed: of the order, and of random transforms: those depend on (seed, epoch, index of the sample) only.
+        codec: of features on the wire: `float32` (exact), `float16`, `bfloat16`; `compression`: `none`, `lz4`, `zstd`.
+        device: where the rest of the backbone runs; default where the module is, for other backbones a GPU if any.
+        on_error: what to do with a sample that cannot be read or decoded. `raise`: SampleError when its batch is
+            reached. `skip`: leave it out, counted in `stats.failed_samples`; a batch that lost all samples is left out.
+        epochs: how many are planned: the planner weighs start-up costs with it.
+        requests_in_flight, buffer_bytes: how much is asked for at once, and how many bytes may be under way.
+        retry_seconds: how long a server may be away, without any progress, before its error is raised.
+        link: bandwidth and latency for the planner; default: measured.
+        rank, world_size: this process's share of every epoch; default: those of torch.distributed if it is
+            initialised. All ranks have the same number of batches. A sampler of your own replaces this.
+        weights: for a backbone given by name: `DEFAULT`, `none`, or a safetensors file.
+
+    Raises, before any sample is read: InputError and its kinds, ServerUnreachableError, UnauthorizedError,
+    ForbiddenError, ObjectNotFoundError, AccessDeniedError.
+    """
+
+    def __init__(
+        self,
+        data: str | os.PathLike[str] | Manifest | Any,
+        *,
+        backbone: nn.Module | Graph | str,
+        transform: Callable[..., Any] | None = None,
+        server: str | ServerClient | None = None,
+        pushdown: str = AUTO,
+        token: str | None = None,
+        batch_size: int | None = 1,
+        shuffle: bool | None = False,
+        sampler: Sampler | Iterable | None = None,
+        batch_sampler: Sampler | Iterable | None = None,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        pin_memory: bool = False,
+        drop_last: bool = False,
+        timeout: float = 0,
+        worker_init_fn: Callable[[int], None] | None = None,
+        multiprocessing_context: Any = None,
+        generator: torch.Generator | None = None,
+        prefetch_factor: int | None = None,
+        persistent_workers: bool = False,
+        pin_memory_device: str = "",
+        in_order: bool = True,
+        seed: int = 0,
+        codec: CodecName = "float32",
+        compression: CompressionName = "none",
+        device: str | torch.device | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        epochs: int = 1,
+        requests_in_flight: int = 4,
+        buffer_bytes: int = DEFAULT_BUFFER_BYTES,
+        retry_seconds: float = 120.0,
+        link: Link | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        weights: str | None = "DEFAULT",
+    ) -> None:
+        if worker_init_fn is not None or multiprocessing_context is not None:
+            raise InputError(
+                "worker_init_fn and multiprocessing_context: HAPI reads with threads and has no worker processes. "
+                "Leave them out."
+            )
+        if pin_memory_device:
+            raise InputError("pin_memory_device: say device= instead; batches are yielded there.")
+        if num_workers < 0 or timeout < 0 or epochs < 1 or not 0 <= seed < 2**63:
+            raise InputError("num_workers, timeout and seed must not be negative, epochs at least 1.")
+        if on_error not in ("raise", "skip"):
+            raise InputError(f"on_error {on_error!r}: say 'raise' or 'skip'.")
+        if (rank is None) != (world_size is None):
+            raise InputError("rank and world_size belong together: give both or neither.")
+        get_codec(codec)
+        world = None if rank is None or world_size is None else World(rank, world_size)
+        self._server = ServerClient(server, token) if isinstance(server, str) else server
+        frozen = Backbone(backbone, weights=weights, device=device)
+        self.dataset: Dataset
+        self.dataset, own_transform = resolve(data, self._server)
+        self._order = EpochOrder(
+            len(self.dataset),
+            batch_size=batch_size,
+            shuffle=shuffle,
+            sampler=sampler,
+            batch_sampler=batch_sampler,
+            drop_last=drop_last,
+            generator=generator,
+            seed=seed,
+            world=world,
+        )
+        self._execution = Execution(
+            self.dataset,
+            frozen,
+            transform if transform is not None else own_transform,
+            self._server,
+            pushdown,
+            seed=seed,
+            codec=codec,
+            compression=compression,
+            workload=Workload(len(self.dataset), batch_size or 1, epochs),
+            limits=Limits(num_workers or default_threads(), requests_in_flight, buffer_bytes, retry_seconds),
+            link=link,
+        )
+        self.batch_size, self.drop_last, self.timeout = batch_size, drop_last, timeout
+        self.num_workers, self.collate_fn, self.generator = num_workers, collate_fn, generator
+        self.sampler, self.batch_sampler, self.seed = sampler, batch_sampler, seed
+        self.device = frozen.device
+        self.pin_memory = pin_memory and _can_pin()
+        self._skip_errors = on_error == "skip"
+        self._next = Progress(0)
+        self._expected_order = ""
+        self._current: Progress | None = None
+
+    def __iter__(self) -> LoaderIterator:
+        """Starts the next epoch (or goes on within one, after load_state_dict)."""
+        begin, expected = self._next, self._expected_order
+        if begin.generator is not None:
+            self._order.generator_state = begin.generator
+        progress = Progress(begin.epoch, generator=self._order.generator_state)
+        iterator = LoaderIterator(
+            self._execution,
+            self._order,
+            progress,
+            self._make,
+            skip=begin.batches,
+            expected_order=expected,
+            timeout_seconds=self.timeout or None,
+            skip_errors=self._skip_errors,
+        )
+        self._current, self._expected_order = progress, ""
+        self._next = Progress(begin.epoch + 1)
+        return iterator
+
+    def __len__(self) -> int:
+        """Batches per epoch, on this rank."""
+        return len(self._order)
+
+    @property
+    def plan(self) -> Plan:
+        """What runs where, and why. Deciding may measure, at first use or when iteration begins."""
+        return self._execution.plan
+
+    @property
+    def stats(self) -> LoaderStats:
+        """What happened so far, over all epochs."""
+        return self._execution.stats
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels 0, 1, ...; empty without labels."""
+        return self.dataset.classes
+
+    @property
+    def samples(self) -> int:
+        """Samples of the dataset."""
+        return self.dataset.samples
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's features; InputError if the backbone has several outputs."""
+        shapes = self._execution.feature_shapes
+        if len(shapes) != 1:
+            raise InputError(f"the backbone has {len(shapes)} outputs, of shapes {shapes}; there is no one shape.")
+        return shapes[0]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iteration is (epochs count by themselves otherwise); told to a sampler that asks."""
+        if epoch < 0:
+            raise InputError(f"epoch {epoch}: must not be negative.")
+        self._next, self._expected_order = Progress(epoch), ""
+        self._order.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A JSON document of how far the current epoch was yielded; at its end, of the beginning of the next."""
+        at = self._current
+        if at is None:
+            at, order = self._next, self._expected_order
+            generator = at.generator or self._order.generator_state
+        elif at.is_over:
+            at, order, generator = Progress(at.epoch + 1), "", self._order.generator_state
+        else:
+            order, generator = at.order.read(), at.generator
+        return LoaderState(
+            epoch=at.epoch,
+            batches=at.batches,
+            samples=len(self.dataset),
+            dataset=self.dataset.order_digest,
+            seed=self.seed,
+            order=order if at.batches else "",
+            generator=generator,
+        ).to_json()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Lets the next iteration begin where `state_dict` was taken; InputError if that was another dataset."""
+        state = LoaderState.from_json(state_dict)
+        state.check_fits(samples=len(self.dataset), dataset=self.dataset.order_digest, seed=self.seed)
+        self._next = Progress(state.epoch, batches=state.batches, generator=state.generator)
+        self._expected_order = state.order
+        self._current = None
+        self._order.set_epoch(state.epoch)
+
+    def close(self) -> None:
+        """Gives connections back. Iterations that are under way end their own threads."""
+        self._execution.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        where = self._server.url if self._server is not None else "in process"
+        return f"DataLoader({self.dataset.uri!r}, {self.samples} samples, {where})"
+
+    def _make(self, features: tuple[torch.Tensor, ...], labels: torch.Tensor) -> Any:
+        return collate(
+            features,
+            labels,
+            collate_fn=self.collate_fn,
+            batched=self._order.batched,
+            device=self.device,
+            pin_memory=self.pin_memory,
+        )
+
+
+def _can_pin() -> bool:
+    if torch.accelerator.is_available():
+        return True
+    warnings.warn("pin_memory=True has no effect: torch finds no accelerator here", stacklevel=3)
+    return False

@@ -1,0 +1,212 @@
+"""Samples from a storage server, with what is missing asked for again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from compute_client.backoff import TRANSIENT, Backoff, RetryPolicy
+from compute_client.cancel import Cancel
+from compute_client.decode import Decoder
+from compute_client.source import Stage
+from compute_client.spans import Span
+from compute_client.stats import LoaderStats
+from compute_client.transport import ServerClient
+from hapi.errors import HapiError, TruncatedStreamError, UnknownDatasetError, UnknownModelError, WireError
+from hapi.plan import INPUT
+from hapi.wire import FeatureBatch
+from hapi.wire.protocol import CodecName, CompressionName, ExtractRequest
+
+MAX_RESTORES = 5
+"""How often one span tells the server what it forgot; a server that forgets more often has no room for the model."""
+
+
+@dataclass(frozen=True)
+class RemoteJob:
+    """What every request of a loader has in common. `model` and `transform` may be None if only `input` is asked."""
+
+    dataset: str
+    model: str | None
+    transform: list[dict[str, Any]] | None
+    seed: int
+    codec: CodecName = "float32"
+    compression: CompressionName = "none"
+
+    def request(self, span: Span, indices: list[int]) -> ExtractRequest:
+        at_input = span.cut == INPUT
+        return ExtractRequest(
+            dataset=self.dataset,
+            indices=indices,
+            cut=span.cut,
+            model=None if at_input else self.model,
+            transform=None if at_input else self.transform,
+            seed=self.seed,
+            epoch=span.epoch,
+            codec=self.codec,
+            compression=self.compression,
+        )
+
+
+class Restorer:
+    """Tells a server that was restarted with an empty cache what it must know, once for all threads."""
+
+    def __init__(self, restore: Callable[[HapiError], None]) -> None:
+        self._restore = restore
+        self._lock = threading.Lock()
+        self.round = 0
+
+    def restore(self, error: HapiError, seen_round: int) -> None:
+        """Restores, unless that happened since `seen_round`."""
+        with self._lock:
+            if self.round == seen_round:
+                self._restore(error)
+                self.round += 1
+
+
+class RemoteSource:
+    """A SpanSource over one server. Any server that knows model and dataset gives the same answer, so retries are safe.
+
+    An answer that breaks off costs a request for the samples that are missing, after a pause; a server that forgot the
+    model or the dataset is told them again. Patience (`retry`) counts from the last sample that arrived.
+    """
+
+    def __init__(
+        self,
+        client: ServerClient,
+        job: RemoteJob,
+        *,
+        retry: RetryPolicy,
+        restorer: Restorer,
+        decoder: Decoder | None,
+        stats: LoaderStats,
+    ) -> None:
+        """`decoder` is needed for spans at cut `input` only."""
+        self._client, self._job, self._retry, self._restorer = client, job, retry, restorer
+        self._decoder, self._stats = decoder, stats
+
+    def fetch(self, span: Span, cancel: Cancel) -> Stage:
+        answer = _Objects(span, self._decoder, cancel) if span.cut == INPUT and self._decoder else _Tensors(span)
+        backoff = Backoff(self._retry, cancel)
+        restores = 0
+        while missing := answer.missing():
+            known = self._restorer.round
+            try:
+                self._ask(span, missing, answer, backoff, cancel)
+            except (UnknownModelError, UnknownDatasetError) as error:
+                cancel.check()
+                if (restores := restores + 1) > MAX_RESTORES:
+                    raise
+                self._recover(error, known, backoff)
+            except TRANSIENT as error:
+                cancel.check()
+                backoff.pause(error)
+            if answer.missing():
+                self._stats.add(retries=1)
+        self._stats.arrived(span.cut, len(span) - len(answer.errors))
+        return answer.stage()
+
+    def close(self) -> None:
+        if self._decoder is not None:
+            self._decoder.close()
+
+    def _ask(self, span: Span, indices: list[int], answer: _Answer, backoff: Backoff, cancel: Cancel) -> None:
+        self._stats.add(requests=1)
+        request = self._job.request(span, indices)
+        for batch in self._client.extract(
+            request, cancel=cancel, received=lambda count: self._stats.add(bytes_received=count)
+        ):
+            cancel.check()
+            answer.add(batch)
+            backoff.progress()
+        if left := answer.missing():
+            raise TruncatedStreamError(
+                f"{self._client.url}: answered without {len(left)} of {len(indices)} samples (first: {left[0]})."
+            )
+
+    def _recover(self, error: HapiError, known: int, backoff: Backoff) -> None:
+        try:
+            self._restorer.restore(error, known)
+        except TRANSIENT as failure:
+            backoff.pause(failure)
+
+
+class _Answer:
+    """What arrived of a span so far, by row."""
+
+    def __init__(self, span: Span) -> None:
+        self.span = span
+        self.labels = np.full(len(span), -1, np.int64)
+        self.errors: dict[int, str] = {}
+        self._missing = {index: row for row, index in enumerate(span.indices)}
+
+    def missing(self) -> list[int]:
+        return list(self._missing)
+
+    def add(self, batch: FeatureBatch) -> None:
+        for position, index in enumerate(batch.indices.tolist()):
+            row = self._missing.pop(index, None)
+            if row is None:
+                raise WireError(f"feature stream: sample {index} was not asked for, or came twice.")
+            self.labels[row] = batch.labels[position]
+            if position in batch.errors:
+                self.errors[row] = batch.errors[position]
+            else:
+                self.put(row, batch, position)
+
+    def put(self, row: int, batch: FeatureBatch, position: int) -> None:
+        raise NotImplementedError
+
+    def stage(self) -> Stage:
+        raise NotImplementedError
+
+
+class _Tensors(_Answer):
+    """Tensors at a cut."""
+
+    def __init__(self, span: Span) -> None:
+        super().__init__(span)
+        self._tensors: tuple[torch.Tensor, ...] = ()
+
+    def put(self, row: int, batch: FeatureBatch, position: int) -> None:
+        if not batch.tensors:
+            raise WireError(f"feature stream: cut {self.span.cut!r} came without tensors.")
+        if not self._tensors:
+            self._tensors = tuple(
+                torch.empty((len(self.span), *tensor.shape[1:]), dtype=tensor.dtype) for tensor in batch.tensors
+            )
+        kinds = [(tensor.shape[1:], tensor.dtype) for tensor in self._tensors]
+        if kinds != [(tensor.shape[1:], tensor.dtype) for tensor in batch.tensors]:
+            raise WireError(f"feature stream: the tensors of cut {self.span.cut!r} changed between two answers.")
+        for whole, part in zip(self._tensors, batch.tensors, strict=True):
+            whole[row] = part[position]
+
+    def stage(self) -> Stage:
+        rows = np.array([row for row in range(len(self.span)) if row not in self.errors], np.int64)
+        tensors = self._tensors
+        if self.errors:
+            tensors = tuple(tensor[torch.from_numpy(rows)] for tensor in tensors)
+        return Stage(self.labels, rows, tensors, self.errors)
+
+
+class _Objects(_Answer):
+    """Stored objects, decoded here while more arrive."""
+
+    def __init__(self, span: Span, decoder: Decoder, cancel: Cancel) -> None:
+        super().__init__(span)
+        self._decoder, self._cancel = decoder, cancel
+        self._futures: dict[int, Future[torch.Tensor]] = {}
+
+    def put(self, row: int, batch: FeatureBatch, position: int) -> None:
+        if batch.objects is None:
+            raise WireError("feature stream: cut 'input' came without objects.")
+        data = batch.objects[position]
+        self._futures[row] = self._decoder.submit(lambda: data, self.span.indices[row], self.span.epoch, self._cancel)
+
+    def stage(self) -> Stage:
+        return self._decoder.collect(self.labels, self._futures, self.errors)
