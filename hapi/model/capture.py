@@ -21,20 +21,18 @@ from hapi.model.specs import TensorSpec
 Example: TypeAlias = "torch.Tensor | tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]"
 
 _WAY_OUT = (
-    "Without a graph it can still run whole, on the client: server=None, or pushdown='none'. To push part of it down, divide "
-    "the module with hapi.split(model, at=...) before the part that cannot be captured, or wrap that part away."
+    "Without a graph it can still run whole, on the client: server=None, or pushdown='none'. To push part of it down, "
+    "divide the module with hapi.split(model, at=...) before the part that cannot be captured, or wrap that part away."
 )
 
 
-def capture(
-    module: nn.Module, example: Example, *, name: str | None = None, output: str | int | None = None
-) -> Graph:
+def capture(module: nn.Module, example: Example, *, name: str | None = None, output: str | int | None = None) -> Graph:
     """The module as a graph with a free batch size, in eval mode.
 
     `example` is what the module is called with: a tensor (B, ...), a tuple of them, or a mapping from argument names to
-    tensors; every tensor has the batch first, and only shapes and dtypes matter. `output` picks one tensor from a module
-    that returns several: a key or attribute (`"pooler_output"`) or a position. The graph shares the module's
-    parameters and buffers. The module itself is left as it was: training flags, hooks, gradients.
+    tensors; every tensor has the batch first, and only shapes and dtypes matter. `output` picks one tensor
+    from a module that returns several: a key or attribute (`"pooler_output"`) or a position. The graph shares the
+    module's parameters and buffers. The module itself is left as it was: training flags, hooks, gradients.
 
     Raises CaptureError, naming the model, the reason and the way out, when the control flow depends on data, the batch
     size is fixed in the code, or an operation is not on the allowed list.
@@ -102,12 +100,12 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _input_names(exported: ExportedProgram) -> list[str]:
-    return list(exported.graph_signature.user_inputs)  # type: ignore[arg-type]
+    return list(exported.graph_signature.user_inputs)
 
 
 def _output_index(title: str, exported: ExportedProgram, output: str | int | None) -> int:
     """Which of the flat outputs is the backbone's."""
-    outputs = list(exported.graph.output_node().args[0])  # type: ignore[arg-type, call-overload]
+    outputs = list(exported.graph.output_node().args[0])
     spec = exported.call_spec.out_spec
     assert spec is not None
     result = pytree.tree_unflatten(range(len(outputs)), spec)

@@ -103,7 +103,7 @@ def _depending_on_inputs(inputs: Sequence[str], nodes: Sequence[Node]) -> list[N
     working = []
     for node in nodes:
         if not reached.isdisjoint(node.refs()):
-            reached.update(name for name in node.outputs if name is not None)
+            reached.update(node.outputs)
             working.append(node)
     return working
 
@@ -118,7 +118,7 @@ def _places(
     ends = _module_ends(nodes)
     live = {name for name in inputs if name in last_use}
     for position, node in enumerate(nodes):
-        live.update(name for name in node.outputs if name is not None)
+        live.update(node.outputs)
         live = {name for name in live if last_use.get(name, -1) > position}
         streams = sorted(name for name in live if not remaking.can(name))
         beside = remaking.cheapest(frozenset(name for name in live if remaking.can(name)))
@@ -143,16 +143,17 @@ class _Remaking:
         self.order = {name: -1 - index for index, name in enumerate(reversed(inputs))}
         reached = set(inputs)
         for position, node in enumerate(nodes):
-            outputs = [name for name in node.outputs if name is not None]
             sources = tuple(dict.fromkeys(name for name in node.refs() if name in reached))
-            reached.update(outputs)
-            self.order.update(dict.fromkeys(outputs, position))
+            reached.update(node.outputs)
+            self.order.update(dict.fromkeys(node.outputs, position))
             if node.op not in CHEAP or not all(name in self._work for name in sources):
                 continue
-            work = sum(self._work[name] for name in sources) + sum(specs[name].bytes_per_sample for name in outputs)
+            work = sum(self._work[name] for name in sources) + sum(
+                specs[name].bytes_per_sample for name in node.outputs
+            )
             if work <= MAX_REMADE_BYTES:
-                self._sources.update(dict.fromkeys(outputs, sources))
-                self._work.update(dict.fromkeys(outputs, work))
+                self._sources.update(dict.fromkeys(node.outputs, sources))
+                self._work.update(dict.fromkeys(node.outputs, work))
 
     def can(self, name: str) -> bool:
         return name in self._work

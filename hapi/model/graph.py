@@ -24,9 +24,9 @@ _NAMES_IN_MESSAGE = 12
 class Graph:
     """Inputs, nodes in order, weights, and one output: everything a backbone does, as data.
 
-    `specs` has the spec of every value, derived by walking the graph on the meta device; `orders` the order in memory of the
-    dimensions of values that are not laid out in the usual one. Weights are held as they were
-    given, without copying; a captured graph shares them with its module. Raises ShapeError for nodes that cannot run.
+    `specs` has the spec of every value, derived by walking the graph on the meta device; `orders` the order in memory
+    of the dimensions of values that are not laid out in the usual one. Weights are held as they were given, without
+    copying; a captured graph shares them with its module. Raises ShapeError for nodes that cannot run.
     """
 
     def __init__(
@@ -45,9 +45,7 @@ class Graph:
         self.output_name = output
         self.nodes = needed(nodes, [output], self.input_names)
         used = {weight for node in self.nodes for weight in node.weights()}
-        self.weights: Mapping[str, torch.Tensor] = MappingProxyType(
-            {name: weights[name] for name in sorted(used)}
-        )
+        self.weights: Mapping[str, torch.Tensor] = MappingProxyType({name: weights[name] for name in sorted(used)})
         self.orders = {} if orders is None else dict(orders)
         specs = infer(inputs, self.weights, self.nodes, limits)
         self.specs: Mapping[str, ValueSpec] = MappingProxyType(
@@ -65,7 +63,9 @@ class Graph:
     def _order(self, name: str, spec: ValueSpec) -> tuple[int, ...] | None:
         order = self.orders.get(name)
         if order is not None and sorted(order) != list(range(len(spec.sizes))):
-            raise ShapeError(f"value {name!r} of {len(spec.sizes)} dimensions cannot lie in memory in the order {order}")
+            raise ShapeError(
+                f"value {name!r} of {len(spec.sizes)} dimensions cannot lie in memory in the order {order}"
+            )
         return order
 
     @property
@@ -129,7 +129,7 @@ class Graph:
         return result
 
     def weights_on(self, device: torch.device, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """The named weights on a device. One copy per device is kept and shared; a weight changed since is copied again."""
+        """The named weights on a device. One copy per device is kept and shared, and renewed after a change."""
         with self._lock:
             placed = self._placed.setdefault(device, {})
             for name in names:
@@ -140,13 +140,17 @@ class Graph:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the graph's archive: the same network with the same weights has the same digest anywhere."""
+        """SHA-256 (hex) of the graph's archive; computed when first asked for, and again after a weight was changed."""
         versions = tuple(_version(weight) for weight in self.weights.values())
         if self._digest is None or self._digest[0] != versions:
             from hapi.model.archive import digest_of  # the archive knows graphs; a graph only asks for its address
 
             self._digest = (versions, digest_of(self))
         return self._digest[1]
+
+    def digest_is(self, digest: str) -> None:
+        """Notes the digest of the file the graph was just read from."""
+        self._digest = (tuple(_version(weight) for weight in self.weights.values()), digest)
 
     def __repr__(self) -> str:
         return f"<Graph {self.name}: {len(self.nodes)} nodes, {len(self.weights)} weights, {len(self.cuts)} cuts>"

@@ -67,7 +67,7 @@ class Lowering:
     def _call(self, node: fx.Node) -> None:
         value = node.meta.get("val")
         if node.target is operator.getitem:
-            source = self._values[node.args[0].name]  # type: ignore[union-attr]
+            source = self._values[str(node.args[0])]
             self._values[node.name] = source[node.args[1]] if isinstance(source, tuple) else source  # type: ignore[index]
         elif isinstance(value, torch.SymInt | int) and not isinstance(value, bool):
             self._values[node.name] = self._size(value)

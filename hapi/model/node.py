@@ -26,17 +26,7 @@ class Weight:
 
 
 Argument: TypeAlias = (
-    None
-    | bool
-    | int
-    | float
-    | str
-    | torch.dtype
-    | torch.memory_format
-    | Size
-    | Ref
-    | Weight
-    | tuple["Argument", ...]
+    bool | int | float | str | torch.dtype | torch.memory_format | Size | Ref | Weight | tuple["Argument", ...] | None
 )
 
 
@@ -45,7 +35,8 @@ class Node:
     """One operation: a pure ATen overload, its arguments, and the names of the values it makes.
 
     `module` is the path of the module that called it (`layer1.0.conv1`, empty for the outermost), with `@2`, `@3`...
-    after a module that had been called before. `outputs` has one name per result; a result nobody reads is None.
+    after a module that had been called before. `outputs` names its results: the node's own name for a single tensor,
+    `name.0`, `name.1`... for an operation that gives several.
     """
 
     name: str
@@ -53,7 +44,7 @@ class Node:
     args: tuple[Argument, ...]
     kwargs: Mapping[str, Argument] = field(default_factory=dict)
     module: str = ""
-    outputs: tuple[str | None, ...] = ()
+    outputs: tuple[str, ...] = ()
 
     def refs(self) -> Iterator[str]:
         """Names of the values it reads, in argument order, repeats included."""
@@ -78,7 +69,7 @@ def leaves(argument: Argument) -> Iterator[Argument]:
 
 
 def substitute(argument: Argument, leaf: Callable[[Argument], Any]) -> Any:
-    """The argument with `leaf` applied to everything that is not a sequence; sequences become lists, as ATen takes them."""
+    """The argument with `leaf` applied to everything that is not a sequence; sequences become lists, as ATen likes."""
     if isinstance(argument, tuple):
         return [substitute(item, leaf) for item in argument]
     return leaf(argument)

@@ -65,8 +65,8 @@ class Program:
         return sum(weight.nbytes for weight in self._weights.values())
 
     def specs(self, node: Node) -> tuple[ValueSpec, ...]:
-        """The specs of a node's results that anyone reads: sizes affine in the batch, dtype, storage."""
-        return tuple(self.graph.specs[name] for name in node.outputs if name is not None)
+        """The specs of a node's results: sizes affine in the batch, dtype, storage."""
+        return tuple(self.graph.specs[name] for name in node.outputs)
 
     def to(self, device: torch.device | str) -> Program:
         """The same program on another device; programs of one graph share one copy of each weight per device."""
@@ -80,9 +80,7 @@ class Program:
     def __call__(self, *tensors: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         return self.run(*tensors)
 
-    def run(
-        self, *tensors: torch.Tensor, observe: Observer | None = None
-    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    def run(self, *tensors: torch.Tensor, observe: Observer | None = None) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Runs it; `observe(node)` gives a context manager that is entered around each operation (to time it, say).
 
         Raises InputError for tensors of another number, shape, dtype or device than `inputs` says.
@@ -96,9 +94,7 @@ class Program:
             else:
                 with observe(call.node):
                     results = call(values, self._weights, batch)
-            for name, result in zip(call.node.outputs, results, strict=True):
-                if name is not None:
-                    values[name] = result
+            values.update(zip(call.node.outputs, results, strict=True))
             del results
             for name in frees:
                 del values[name]
@@ -109,8 +105,8 @@ class Program:
     def live_bytes(self, batch: int) -> tuple[int, ...]:
         """Bytes of tensors alive while each node runs, for a batch; weights apart, inputs held to the end.
 
-        Exact from shapes and last uses: a view weighs nothing, and keeps alive the storage that it shows. An operation's own
-        workspace is not in it.
+        Exact from shapes and last uses: a view weighs nothing, and keeps alive the storage that it shows. The
+        workspace of an operation is not in it.
         """
         specs = self.graph.specs
         holders: dict[str, int] = {}
@@ -137,7 +133,7 @@ class Program:
         timeline = []
         for node, frees in zip(self.nodes, self.frees, strict=True):
             for name in node.outputs:
-                if name is not None and (size := hold(name)):
+                if size := hold(name):
                     sizes[alive[name]] = size
                     total += size
             timeline.append(total)
@@ -186,7 +182,7 @@ def needed(nodes: Sequence[Node], targets: Sequence[str], given: Sequence[str]) 
     wanted = set(targets) - set(given)
     kept = []
     for node in reversed(nodes):
-        if not wanted.isdisjoint(name for name in node.outputs if name is not None):
+        if not wanted.isdisjoint(node.outputs):
             kept.append(node)
             wanted.update(set(node.refs()) - set(given))
     return tuple(reversed(kept))
@@ -197,7 +193,7 @@ def _frees(nodes: Sequence[Node], outputs: Sequence[str]) -> tuple[tuple[str, ..
     seen = set(outputs)
     frees: list[tuple[str, ...]] = []
     for node in reversed(nodes):
-        touched = dict.fromkeys((*node.refs(), *(name for name in node.outputs if name is not None)))
+        touched = dict.fromkeys((*node.refs(), *node.outputs))
         last = tuple(name for name in touched if name not in seen)
         seen.update(last)
         frees.append(last)

@@ -44,7 +44,9 @@ def infer(
     """The spec of every value, inputs included; raises ShapeError naming the node that does not work."""
     limits = limits or ShapeLimits()
     calls = [Call(node, META) for node in nodes]
-    on_meta = {name: torch.empty_strided(w.shape, w.stride(), dtype=w.dtype, device=META) for name, w in weights.items()}
+    on_meta = {
+        name: torch.empty_strided(w.shape, w.stride(), dtype=w.dtype, device=META) for name, w in weights.items()
+    }
     walks = [_walk(inputs, on_meta, calls, batch, limits) for batch in BATCHES]
     owners: dict[int, str | None] = {weight.untyped_storage()._cdata: None for weight in on_meta.values()}
     specs = {}
@@ -64,9 +66,7 @@ def _walk(
     batch: int,
     limits: ShapeLimits,
 ) -> dict[str, torch.Tensor]:
-    values = {
-        name: torch.empty((batch, *spec.shape), dtype=spec.dtype, device=META) for name, spec in inputs.items()
-    }
+    values = {name: torch.empty((batch, *spec.shape), dtype=spec.dtype, device=META) for name, spec in inputs.items()}
     for call in calls:
         node = call.node
         _check_reads(node, values, weights, batch, limits)
@@ -82,8 +82,7 @@ def _walk(
                     f"{describe(node)} makes a tensor of shape {tuple(result.shape)}, {result.nbytes} bytes, over the "
                     f"limit of {limits.bytes_per_sample} bytes per sample and {limits.dimensions} dimensions"
                 )
-            if name is not None:
-                values[name] = result
+            values[name] = result
     return values
 
 

@@ -84,7 +84,7 @@ def memory_order(tensor: torch.Tensor) -> tuple[int, ...] | None:
     """The order of a dense tensor's dimensions in memory, outermost first; None when contiguous or not dense."""
     if tensor.is_contiguous():
         return None
-    order = tuple(sorted(range(tensor.dim()), key=lambda dim: -tensor.stride(dim)))
+    order = tuple(sorted(range(tensor.dim()), key=lambda dim: -tensor.stride()[dim]))
     return order if tensor.permute(order).is_contiguous() else None
 
 
