@@ -1,0 +1,135 @@
+"""Registered datasets: manifests by digest, in memory and in the cache directory, each for those who may read it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections import OrderedDict
+from hashlib import sha256
+from pathlib import Path
+
+from hapi.data import Manifest, ObjectStore, build_manifest, open_store
+from hapi.data.build import dataset_root
+from hapi.errors import ForbiddenError, ManifestError, UnknownDatasetError
+from hapi.settings import StoreSettings
+from storage_server.auth import Tenant
+from storage_server.files import KeyedLocks, remove_leftovers, write_whole
+
+log = logging.getLogger(__name__)
+
+SAMPLES_KEPT = 10_000_000
+"""Manifests stay in memory up to about this many samples in all (some 1.5 GB); at least one stays."""
+STORES_KEPT = 64
+
+
+class DatasetStore:
+    """Manifests and the object stores they point into. Thread-safe; every method may block on the store or the disk."""
+
+    def __init__(self, folder: Path, settings: StoreSettings, samples_kept: int = SAMPLES_KEPT) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._samples_kept = samples_kept
+        self._manifests: OrderedDict[str, Manifest] = OrderedDict()
+        self._stores: OrderedDict[str, ObjectStore] = OrderedDict()
+        self._lock = threading.Lock()
+        self._listing = KeyedLocks()
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+
+    def register(self, uri: str, tenant: Tenant, refresh: bool = False) -> Manifest:
+        """The manifest of what lies at `uri`: the kept one, or a new listing.
+
+        ForbiddenError outside of the tenant's roots, before anything is opened; ManifestError or a store's error if it
+        cannot be listed.
+        """
+        address = tenant.roots.admit(uri)
+        self._check_root(dataset_root(address)[0], tenant)
+        with self._listing.held(address):
+            kept = None if refresh else self._kept(address)
+            if kept is not None:
+                return kept
+            manifest = build_manifest(address, settings=self._settings)
+            write_whole(self._path(manifest.digest), manifest.to_bytes())
+            pointer = {"uri": address, "digest": manifest.digest}
+            write_whole(self._pointer(address), json.dumps(pointer).encode())
+        log.info("registered %s: %d samples, digest %s", address, len(manifest), manifest.digest[:12])
+        return self._remember(manifest)
+
+    def manifest(self, digest: str, tenant: Tenant) -> Manifest:
+        """The manifest with this digest; UnknownDatasetError if it is not kept, ForbiddenError if not this tenant's."""
+        with self._lock:
+            manifest = self._manifests.get(digest)
+            if manifest is not None:
+                self._manifests.move_to_end(digest)
+        if manifest is None:
+            manifest = self._read(digest)
+        if manifest is None:
+            raise UnknownDatasetError(
+                f"this server holds no dataset {digest[:12]}.... Register its URI again (POST /v1/datasets)."
+            )
+        self._check_root(manifest.uri, tenant)
+        return manifest
+
+    def store(self, manifest: Manifest) -> ObjectStore:
+        """The object store of a manifest; one per root, shared by all requests."""
+        with self._lock:
+            store = self._stores.get(manifest.uri)
+            if store is None:
+                store = self._stores[manifest.uri] = open_store(manifest.uri, self._settings)
+            self._stores.move_to_end(manifest.uri)
+            if len(self._stores) > STORES_KEPT:
+                self._stores.popitem(last=False)[1].close()
+            return store
+
+    def close(self) -> None:
+        """Closes the connections to the object stores."""
+        with self._lock:
+            for store in self._stores.values():
+                store.close()
+            self._stores.clear()
+
+    @staticmethod
+    def _check_root(uri: str, tenant: Tenant) -> None:
+        if uri not in tenant.roots:
+            raise ForbiddenError(f"tenant {tenant.name!r} may not read {uri}: it is below none of its roots.")
+
+    def _kept(self, address: str) -> Manifest | None:
+        try:
+            pointer = json.loads(self._pointer(address).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        if not isinstance(pointer, dict) or pointer.get("uri") != address:
+            return None
+        digest = str(pointer.get("digest"))
+        with self._lock:
+            held = self._manifests.get(digest)
+        return held or self._read(digest)
+
+    def _read(self, digest: str) -> Manifest | None:
+        """The manifest from disk; None if it is not there, or is not what its name says."""
+        try:
+            manifest = Manifest.from_bytes(self._path(digest).read_bytes())
+        except FileNotFoundError:
+            return None
+        except ManifestError as error:
+            log.warning("dropping the kept manifest %s: %s", digest[:12], error)
+            return None
+        if manifest.digest != digest:
+            log.warning("dropping the kept manifest %s: its content has digest %s", digest[:12], manifest.digest[:12])
+            return None
+        return self._remember(manifest)
+
+    def _remember(self, manifest: Manifest) -> Manifest:
+        with self._lock:
+            self._manifests[manifest.digest] = manifest
+            self._manifests.move_to_end(manifest.digest)
+            while len(self._manifests) > 1 and sum(map(len, self._manifests.values())) > self._samples_kept:
+                self._manifests.popitem(last=False)
+        return manifest
+
+    def _path(self, digest: str) -> Path:
+        return self._folder / f"{digest}.arrow"
+
+    def _pointer(self, address: str) -> Path:
+        return self._folder / f"{sha256(address.encode('utf-8', 'surrogateescape')).hexdigest()}.uri.json"

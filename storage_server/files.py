@@ -1,0 +1,97 @@
+"""Files of the cache directory: written whole or not at all, and nothing left behind by a server that died."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+from weakref import WeakValueDictionary
+
+DRAFT_SUFFIX = ".part"
+
+
+class Draft:
+    """A file that is being written. `commit` gives it its name; until then, and after `discard`, nobody sees it.
+
+    Its lock tells another server that shares the directory that it is being written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / f"{secrets.token_hex(8)}{DRAFT_SUFFIX}"
+        self.size = 0
+        self._file: IO[bytes] = open(self.path, "xb")  # noqa: SIM115 - closed by commit and discard
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def write(self, data: bytes | bytearray) -> None:
+        self._file.write(data)
+        self.size += len(data)
+
+    def flush(self) -> None:
+        """Makes what was written readable under `path`."""
+        self._file.flush()
+
+    def commit(self, path: Path) -> None:
+        """Moves the whole file to `path`, replacing what is there."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        os.replace(self.path, path)
+        self._file.close()
+
+    def discard(self) -> None:
+        """Removes it; does nothing after `commit`."""
+        if not self._file.closed:
+            self.path.unlink(missing_ok=True)
+            self._file.close()
+
+
+@contextmanager
+def draft(folder: Path) -> Iterator[Draft]:
+    """A draft that is discarded unless the block commits it."""
+    file = Draft(folder)
+    try:
+        yield file
+    finally:
+        file.discard()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes `data` to `path` so that a reader sees the old or the new file, never a part."""
+    with draft(path.parent) as file:
+        file.write(data)
+        file.commit(path)
+
+
+def remove_leftovers(folder: Path) -> int:
+    """Removes drafts that nobody writes any more; answers how many."""
+    removed = 0
+    for path in folder.glob(f"*{DRAFT_SUFFIX}"):
+        try:
+            with open(path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
+                removed += 1
+        except (BlockingIOError, FileNotFoundError):
+            continue
+    return removed
+
+
+class KeyedLocks:
+    """One lock per key, kept only while somebody holds or waits for it."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+
+    @contextmanager
+    def held(self, key: str) -> Iterator[None]:
+        with self._guard:
+            lock = self._locks.get(key)
+            if lock is None:
+                lock = self._locks[key] = threading.Lock()
+        with lock:
+            yield

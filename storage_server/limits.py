@@ -1,0 +1,81 @@
+"""How much memory there is: what the control groups of this process and its machine, or its device, leave free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+UNLIMITED = 2**60
+"""Control groups of version 1 write 'no limit' as a number near 2^63."""
+
+
+def free_bytes(device: str) -> int:
+    """Bytes that may still be taken on `device`: free memory, for `cpu` within all control groups as well."""
+    if device == "cpu":
+        available = int(psutil.virtual_memory().available)
+        within = cgroup_free_bytes()
+        return available if within is None else min(available, within)
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + cached
+
+
+def cgroup_free_bytes(proc: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Least of (limit - usage) over this process's memory control group and every group above it; None if unlimited.
+
+    Reads versions 2 and 1 (memory.max and memory.limit_in_bytes). File cache that the kernel would give up counts as
+    free, as `docker stats` has it. Inside a container the group's own path is often not visible: its mount is.
+    """
+    try:
+        lines = proc.read_text().splitlines()
+    except OSError:
+        return None
+    free: list[int] = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            for base in (mount, mount / "unified"):
+                free += _walk(base, path, "memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            free += _walk(
+                mount / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+            )
+    return max(0, min(free)) if free else None
+
+
+def _walk(base: Path, path: str, limit_file: str, usage_file: str, cache_key: str) -> list[int]:
+    """limit - usage of each group from `path` up to the mount that has a limit."""
+    below = path.strip("/")
+    groups = [base / below, *(base / below).parents] if below else [base]
+    found = []
+    for group in groups:
+        limit = _number(group / limit_file)
+        if limit is not None and limit < UNLIMITED:
+            usage = (_number(group / usage_file) or 0) - _cache(group / "memory.stat", cache_key)
+            found.append(limit - max(0, usage))
+        if group == base:
+            break
+    return found
+
+
+def _number(file: Path) -> int | None:
+    try:
+        text = file.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _cache(file: Path, key: str) -> int:
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return 0
+    for line in lines:
+        name, _, value = line.partition(" ")
+        if name == key and value.strip().isdigit():
+            return int(value)
+    return 0

@@ -1,0 +1,238 @@
+"""Models that the server holds: received, checked, loaded once, shared by every request and cut, dropped when idle."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from hapi.errors import BusyError, DigestMismatchError, MemoryBudgetError, UnknownModelError
+from hapi.model import Graph, load_archive
+from hapi.model.specs import dtype_name
+from hapi.units import format_bytes
+from hapi.wire.protocol import CutInfo, ModelInfo
+from storage_server.archives import ArchiveStore
+from storage_server.budget import MemoryBudget
+from storage_server.engine import Prefix
+from storage_server.files import Draft, KeyedLocks
+from storage_server.metrics import Metrics
+
+
+class Upload:
+    """An archive on its way in. Blocking: to be used from a thread."""
+
+    def __init__(self, store: ModelStore, digest: str, tenant: str) -> None:
+        self._store = store
+        self._digest = digest
+        self._tenant = tenant
+        self._hasher = sha256()
+        self._draft = Draft(store.archives.folder)
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return self._draft.size
+
+    def write(self, data: bytes | bytearray) -> None:
+        """Adds bytes; TooLargeError as soon as they are too many."""
+        self._store.archives.check_size(self._draft.size + len(data))
+        self._hasher.update(data)
+        self._draft.write(data)
+
+    def finish(self) -> tuple[ModelInfo, bool]:
+        """Checks and keeps the archive; answers what it is, and whether it was new."""
+        if self._hasher.hexdigest() != self._digest:
+            raise DigestMismatchError(
+                f"the {self._draft.size} bytes received have digest {self._hasher.hexdigest()}, not {self._digest}. "
+                "Send the archive again, under the digest that save_archive gave."
+            )
+        return self._store.receive(self._draft, self._digest, self._tenant)
+
+    def close(self) -> None:
+        """Removes what was not kept."""
+        self._draft.discard()
+
+
+@dataclass
+class _Loaded:
+    graph: Graph
+    promised_bytes: int = 0
+    users: int = 0
+    prefixes: dict[str, Prefix] = field(default_factory=dict)
+
+
+class ModelStore:
+    """Archives on disk and graphs in memory. Thread-safe; methods may block on the disk.
+
+    A graph's weights are mapped from its archive, once per digest. What a prefix of it reads is promised from the
+    memory budget; graphs that no request uses are dropped, least recently used first, when another needs the room.
+    """
+
+    def __init__(self, archives: ArchiveStore, budget: MemoryBudget, device: str, metrics: Metrics) -> None:
+        self.archives = archives
+        self._budget = budget
+        self._device = device
+        self._metrics = metrics
+        self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
+        self._lock = threading.Lock()
+        self._per_digest = KeyedLocks()
+
+    def receive(self, draft: Draft, digest: str, tenant: str) -> tuple[ModelInfo, bool]:
+        """Keeps an archive whose digest is right, if it is one: ArchiveError says what is wrong with it."""
+        with self._per_digest.held(digest):
+            known = self.archives.info(digest)
+            if known is not None:
+                self.archives.claim(digest, tenant)
+                return known, False
+            draft.flush()
+            with self._lock:
+                held = self._loaded.get(digest)  # removed from the disk, but still in use
+                in_use = [name for name, loaded in self._loaded.items() if loaded.users]
+            graph = held.graph if held else load_archive(draft.path, expected_digest=digest)
+            info = _describe(graph, digest, draft.size)
+            self.archives.add(draft, info, tenant, in_use)
+            if held is None:
+                self._keep(digest, _Loaded(graph))
+            return info, True
+
+    def info(self, digest: str) -> ModelInfo:
+        """What is known of a model; UnknownModelError."""
+        info = self.archives.info(digest)
+        if info is None:
+            raise _unknown(digest)
+        return info
+
+    def remove(self, digest: str, tenant: str) -> None:
+        """Forgets that `tenant` sent the model, and the model if nobody else did. Requests that use it finish."""
+        with self._per_digest.held(digest):
+            if self.archives.release(digest, tenant) is None:
+                raise _unknown(digest)
+            if self.archives.info(digest) is None:
+                with self._lock:
+                    loaded = self._loaded.get(digest)
+                    if loaded is not None and not loaded.users:
+                        self._drop(digest)
+
+    @contextmanager
+    def lease(self, digest: str) -> Iterator[Lease]:
+        """The model for as long as the block runs; UnknownModelError if it is not here."""
+        with self._per_digest.held(digest):
+            loaded = self._take(digest) or self._load(digest)
+        try:
+            yield Lease(self, digest, loaded)
+        finally:
+            with self._lock:
+                loaded.users -= 1
+                if not loaded.users and self.archives.info(digest) is None:
+                    self._drop(digest)
+
+    def loaded(self) -> list[str]:
+        """Digests of the models in memory."""
+        with self._lock:
+            return list(self._loaded)
+
+    def _take(self, digest: str) -> _Loaded | None:
+        with self._lock:
+            loaded = self._loaded.get(digest)
+            if loaded is not None:
+                loaded.users += 1
+                self._loaded.move_to_end(digest)
+        if loaded is not None:
+            self.archives.path(digest)  # notes the use
+        return loaded
+
+    def _load(self, digest: str) -> _Loaded:
+        path = self.archives.path(digest)
+        if path is None:
+            raise _unknown(digest)
+        return self._keep(digest, _Loaded(load_archive(path, expected_digest=digest), users=1))
+
+    def prefix(self, digest: str, loaded: _Loaded, cut: str) -> Prefix:
+        """The part of a leased model up to `cut`, its weights promised from the budget.
+
+        UnknownCutError; MemoryBudgetError if its weights are more than the budget, BusyError if others hold it.
+        """
+        name = loaded.graph.cut(cut).name
+        with self._per_digest.held(digest):
+            prefix = loaded.prefixes.get(name)
+            if prefix is None:
+                prefix = loaded.prefixes[name] = Prefix.of(loaded.graph, name, self._device, digest)
+            self._promise(loaded, prefix.memory.weight_bytes, f"{prefix.model} up to {name}")
+        return prefix
+
+    def _keep(self, digest: str, loaded: _Loaded) -> _Loaded:
+        with self._lock:
+            self._loaded[digest] = loaded
+        return loaded
+
+    def _promise(self, loaded: _Loaded, weight_bytes: int, what: str) -> None:
+        """Takes the room for weights from the budget; idle models give way.
+
+        The prefixes of a model share their weights and mostly contain each other, so the largest counts.
+        """
+        more = weight_bytes - loaded.promised_bytes
+        if more <= 0:
+            return
+        if weight_bytes > self._budget.room_bytes:
+            raise MemoryBudgetError(
+                f"{what} has {format_bytes(weight_bytes)} of weights; this server may use "
+                f"{format_bytes(self._budget.room_bytes)} for weights and batches. Choose an earlier cut, or give the "
+                "server a larger --memory-budget."
+            )
+        while not self._budget.take_weights(more):
+            with self._lock:
+                idle = next((digest for digest, other in self._loaded.items() if self._can_go(other)), None)
+                if idle is None:
+                    raise BusyError(
+                        f"{what} needs {format_bytes(more)} for weights, and the models in use leave no room. "
+                        "Try again later, or give the server a larger --memory-budget.",
+                        retry_after_seconds=10.0,
+                    )
+                self._drop(idle)
+        loaded.promised_bytes += more
+        self._metrics.model_bytes.set(self._budget.weight_bytes)
+
+    @staticmethod
+    def _can_go(loaded: _Loaded) -> bool:
+        return not loaded.users and loaded.promised_bytes > 0
+
+    def _drop(self, digest: str) -> None:
+        loaded = self._loaded.pop(digest, None)
+        if loaded is not None:
+            self._budget.give_weights(loaded.promised_bytes)
+            self._metrics.model_bytes.set(self._budget.weight_bytes)
+
+
+class Lease:
+    """A loaded model in use: it stays in memory until the lease ends."""
+
+    def __init__(self, store: ModelStore, digest: str, loaded: _Loaded) -> None:
+        self.graph = loaded.graph
+        self._store = store
+        self._digest = digest
+        self._loaded = loaded
+
+    def prefix(self, cut: str) -> Prefix:
+        """See ModelStore.prefix."""
+        return self._store.prefix(self._digest, self._loaded, cut)
+
+
+def _unknown(digest: str) -> UnknownModelError:
+    return UnknownModelError(f"this server holds no model with digest {digest[:12]}.... Upload it first.")
+
+
+def _describe(graph: Graph, digest: str, size: int) -> ModelInfo:
+    cuts = [
+        CutInfo(
+            name=cut.name,
+            index=cut.index,
+            shapes=[list(shape) for shape in cut.shapes],
+            dtypes=[dtype_name(dtype) for dtype in cut.dtypes],
+            bytes_per_sample=cut.bytes_per_sample,
+        )
+        for cut in graph.cuts
+    ]
+    return ModelInfo(digest=digest, name=graph.name, bytes=size, cuts=cuts)

@@ -1,0 +1,100 @@
+"""What a server is told: one frozen, validated value, from arguments and HAPI_SERVER_* variables."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from hapi.errors import InputError
+from hapi.units import parse_bytes
+
+MIB = 2**20
+DEFAULT_PORT = 8470
+
+
+def _bytes(value: Any) -> Any:
+    return parse_bytes(value) if isinstance(value, str) else value
+
+
+def _words(value: Any) -> Any:
+    return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+
+
+Bytes = Annotated[int, BeforeValidator(_bytes)]
+"""A number of bytes; text such as '2GB' or '512MiB' is read."""
+
+
+def default_cache_dir() -> Path:
+    """Where models and manifests are kept: below XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hapi" / "server"
+
+
+class ServerSettings(BaseSettings):
+    """Settings of one storage server. Each field is also an environment variable, HAPI_SERVER_<NAME>."""
+
+    model_config = SettingsConfigDict(env_prefix="HAPI_SERVER_", frozen=True, extra="forbid", env_ignore_empty=True)
+
+    roots: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(min_length=1)
+    """Addresses below which datasets may lie; in the environment separated by spaces or commas."""
+    host: str = "127.0.0.1"
+    port: int = Field(default=DEFAULT_PORT, ge=0, le=65535)
+    """0 takes a free port."""
+    tokens: Path | None = None
+    """TOML file with the tenants, see storage_server.auth. Without it the server binds to loopback only."""
+    cache_dir: Path = Field(default_factory=default_cache_dir)
+
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    """Threads of one torch operation on the CPU; None is torch's own choice."""
+    read_threads: int = Field(default=16, ge=1, le=512)
+    """Objects read at the same time."""
+    workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=512)
+    """Images decoded and transformed at the same time."""
+    max_batch: int | None = Field(default=None, ge=1, le=65536)
+    """Most samples in one pass through a prefix; None is 32 on a CPU and 128 on a GPU. Memory may allow fewer."""
+    memory_budget: Bytes | None = Field(default=None, ge=1)
+    """Most bytes that weights, batches and (on a CPU) queues may take; free memory and cgroup limits hold as well."""
+    queue_bytes: Bytes = Field(default=256 * MIB, ge=MIB)
+    """Most bytes of samples and features of all requests between reading and sending; at most a quarter of the
+    memory budget is taken for it when the device is the CPU."""
+
+    max_requests: int = Field(default=8, ge=1, le=1024)
+    """Extract and profile requests that run at the same time; each has an equal part of the queue bytes."""
+    max_waiting: int = Field(default=64, ge=0, le=65536)
+    """Requests that may wait for their turn; more are told to come back later (429)."""
+    max_body_bytes: Bytes = Field(default=4 * MIB, ge=1024)
+    """Largest JSON request."""
+    max_model_bytes: Bytes = Field(default=4 * 2**30, ge=1024)
+    """Largest model archive."""
+    max_cache_bytes: Bytes = Field(default=32 * 2**30, ge=1024)
+    """Most bytes of model archives on disk; the least recently used one makes room."""
+    max_link_bytes: Bytes = Field(default=256 * MIB, ge=1)
+    """Longest answer of the bandwidth probe."""
+    frame_bytes: Bytes = Field(default=MIB, ge=64 * 1024, le=4 * MIB)
+    """Answers are sent in pieces of about this size; a single sample may be larger."""
+    grace_seconds: float = Field(default=20.0, ge=0, le=3600)
+    """After SIGTERM, how long running requests may take to finish before they are ended."""
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
+
+    @classmethod
+    def load(cls, **values: Any) -> Self:
+        """The settings from the environment, `values` on top; InputError names each field and what is wrong."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            faults = [
+                f"{'.'.join(str(part) for part in fault['loc']) or 'settings'}: {fault['msg']}"
+                for fault in error.errors(include_input=False, include_url=False)
+            ]
+            raise InputError(
+                f"server settings, {'; '.join(faults)}. Correct the option of that name or HAPI_SERVER_<NAME>."
+            ) from None
+
+    @property
+    def batch_limit(self) -> int:
+        """`max_batch`, or the default for the device."""
+        return self.max_batch or (32 if self.device == "cpu" else 128)

@@ -1,0 +1,113 @@
+"""Answers that are streamed: a blocking iterator of bytes, driven from a thread, as a pure ASGI response."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from starlette.responses import Response
+
+from hapi.errors import BusyError, HapiError
+from storage_server.admission import Admission
+from storage_server.cancel import CancelToken, RequestCancelledError
+from storage_server.metrics import Metrics
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+log = logging.getLogger(__name__)
+
+
+class AnswerStream(Response):
+    """Waits for a turn, then sends what `begin(token)` yields.
+
+    The status is sent only once the first piece is there, so that everything that is wrong with a request, up to its
+    first batch, is an ordinary error answer. What goes wrong later ends the connection without the stream's end
+    marker: the caller sees that it is incomplete, and is told why when it asks again for what is missing. A caller
+    that leaves, at any time, sets the token.
+    """
+
+    def __init__(
+        self,
+        begin: Callable[[CancelToken], Generator[bytes, None, None]],
+        threads: Executor,
+        admission: Admission,
+        metrics: Metrics,
+        media_type: str,
+    ) -> None:
+        super().__init__(media_type=media_type)
+        del self.headers["content-length"]
+        self._begin = begin
+        self._threads = threads
+        self._admission = admission
+        self._metrics = metrics
+        self._started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.monotonic()
+        outcome = "ok"
+        try:
+            async with watched(receive) as token, self._admission.turn(token):
+                await self._stream(token, send)
+        except RequestCancelledError as error:
+            outcome = "cancelled"
+            log.info("extract ended early: %s", error)
+            if self._admission.draining and not self._started:
+                raise BusyError("this server is about to stop. Ask another one.", 5.0) from None
+        except Exception as error:
+            outcome = error.kind if isinstance(error, HapiError) else "failed"
+            if not self._started:
+                raise
+            # the connection is closed without a proper end; a log line is all that is left to say
+            log.error("extract failed half-way: %s", error, exc_info=None if isinstance(error, HapiError) else error)
+        finally:
+            self._metrics.requests.labels("extract", outcome).inc()
+            self._metrics.request_seconds.observe(time.monotonic() - began)
+
+    async def _stream(self, token: CancelToken, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        pieces = self._begin(token)
+        running: asyncio.Future[bytes | None] | None = None
+        try:
+            while True:
+                running = loop.run_in_executor(self._threads, _next, pieces)
+                piece = await asyncio.shield(running)
+                if not self._started:
+                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                    self._started = True
+                await send({"type": "http.response.body", "body": piece or b"", "more_body": piece is not None})
+                if piece is None:
+                    return
+        finally:
+            token.cancel("the answer has ended")
+            if running is not None:
+                await asyncio.wait([running])
+            await loop.run_in_executor(self._threads, pieces.close)
+
+
+@asynccontextmanager
+async def watched(receive: Receive) -> AsyncIterator[CancelToken]:
+    """A token that is set when the caller goes away, or else at the end of the block."""
+    token = CancelToken()
+    watcher = asyncio.create_task(_watch(receive, token))
+    try:
+        yield token
+    finally:
+        watcher.cancel()
+        token.cancel("the answer has ended")
+
+
+async def _watch(receive: Receive, token: CancelToken) -> None:
+    """Sets the token when the caller goes away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    token.cancel("the caller left")
+
+
+def _next(pieces: Iterator[bytes]) -> bytes | None:
+    return next(pieces, None)
