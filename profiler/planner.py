@@ -153,10 +153,10 @@ def _about_pace(pipeline: Pipeline, shares: np.ndarray) -> str:
         for name, seconds in zip(RESOURCES, busy, strict=True)
         if seconds <= 0.98 * pace
     ]
-    return (
-        f"{' and '.join(bound)} set{'s' if len(bound) == 1 else ''} the pace at {1 / pace:.4g} samples/s over "
-        f"{format_bandwidth(link.bandwidth_bits_per_s)}" + (f"; {', '.join(rest)}" if rest else "; all are busy")
-    )
+    rate = f"{1 / pace:.4g} samples/s over {format_bandwidth(link.bandwidth_bits_per_s)}"
+    if not rest:
+        return f"the storage server, the link and the client are all busy, at {rate}"
+    return f"{' and '.join(bound)} set{'s' if len(bound) == 1 else ''} the pace at {rate}; {', '.join(rest)}"
 
 
 def _about_memory(pipeline: Pipeline, shares: np.ndarray, misfits: Mapping[str, str]) -> list[str]:
