@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from benchmarks.objectstore import Endpoint
 
 DEFAULT_TEST_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -25,3 +31,17 @@ def shared_data() -> Path:
     if not (folder / "images" / "flowers5").is_dir():
         pytest.skip(f"no real photographs and weights at {folder}; set HAPI_TEST_DATA to a folder that has them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """A real S3 server with one fresh data folder, or a skip that says why this machine has none."""
+    from benchmarks.objectstore import object_store
+    from benchmarks.swift import ObjectStoreError
+
+    with contextlib.ExitStack() as stack:
+        try:
+            endpoint = stack.enter_context(object_store(tmp_path_factory.mktemp("object-store")))
+        except ObjectStoreError as error:
+            pytest.skip(f"no S3 server on this machine: {error}")
+        yield endpoint

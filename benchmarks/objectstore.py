@@ -1,0 +1,258 @@
+"""A real S3 server on loopback, without Docker or privileges: OpenStack Swift with s3api, from PyPI.
+
+    python -m benchmarks.objectstore start|stop|status --root DIR
+
+`start` prints one JSON document with the address and the keys. Data stays in DIR between starts; `stop` ends only the
+processes that `start` began. Linux only; the first start installs Swift (about 20 s).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.swift import REGION, SERVERS, ObjectStoreError, check_file_system, configure, default_venv, install
+from hapi.settings import StoreSettings
+
+START_SECONDS = 30.0
+STOP_SECONDS = 5.0
+PORT_TRIES = 3  # a port can be taken between choosing and binding it
+_STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a running store answers, and its keys."""
+
+    url: str
+    access_key: str
+    secret_key: str = field(repr=False)
+    region: str = REGION
+
+    def environment(self) -> dict[str, str]:
+        """The variables that lead the `hapi` command to this store."""
+        return {
+            "HAPI_S3_ENDPOINT": self.url,
+            "HAPI_S3_ACCESS_KEY": self.access_key,
+            "HAPI_S3_SECRET_KEY": self.secret_key,
+            "HAPI_S3_REGION": self.region,
+        }
+
+    def settings(self, **changes: Any) -> StoreSettings:
+        """The same for `hapi.data.open_store`, with `changes` to single fields."""
+        values = {"endpoint": self.url, "access_key": self.access_key, "secret_key": self.secret_key}
+        return StoreSettings.load(**{**values, "region": self.region, **changes})
+
+
+@contextlib.contextmanager
+def object_store(root: str | os.PathLike[str], *, host: str = "127.0.0.1", workers: int = 0) -> Iterator[Endpoint]:
+    """A store with its data below `root`, for as long as the context lasts; ObjectStoreError says why there is none."""
+    endpoint = start(root, host=host, workers=workers)
+    try:
+        yield endpoint
+    finally:
+        stop(root)
+
+
+def start(
+    root: str | os.PathLike[str],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    access_key: str = "test:tester",
+    secret_key: str | None = None,
+    workers: int = 0,
+    venv: Path | None = None,
+) -> Endpoint:
+    """Starts the store, or finds it running; returns when it answers.
+
+    Port 0 is a free one; `workers` are extra processes that answer clients. The access key has the form account:user.
+    Without `secret_key`, that of the last start is kept, or a new one made.
+    """
+    if not re.fullmatch(r"[\w.-]+:[\w.-]+", access_key):
+        raise ObjectStoreError(f"access key {access_key!r}: Swift names users account:user, like test:tester.")
+    if sys.platform != "linux":
+        raise ObjectStoreError("the test object store runs on Linux only. Use MinIO or another S3 server.")
+    folder = Path(root).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    before = _state(folder)
+    if before and len(_processes(before)) == len(SERVERS):
+        return _endpoint(before)
+    if before:
+        _end(_processes(before))
+    venv = venv or default_venv()
+    install(venv)
+    check_file_system(folder)
+    secret = secret_key or before.get("secret_key") or secrets.token_urlsafe(24)
+    for _ in range(PORT_TRIES):
+        ports = _free_ports(host, port)
+        configure(folder, venv, host, ports, access_key, secret, workers)
+        children: list[psutil.Process] = []
+        try:
+            children.extend(_spawn(folder, venv, kind) for kind in SERVERS)
+            if _wait_until_healthy(host, ports, children):
+                break
+        except BaseException:
+            _end(children)
+            raise
+        _end(children)
+    else:
+        logs = "\n".join((folder / f"{kind}.log").read_text()[-500:] for kind in SERVERS)
+        raise ObjectStoreError(f"the object store at {folder} did not come up. Its logs end with:\n{logs}")
+    endpoint = Endpoint(f"http://{host}:{ports['proxy']}", access_key, secret)
+    began = [(child.pid, child.create_time()) for child in children]
+    _keep_state(folder, {**asdict(endpoint), "processes": began})
+    return endpoint
+
+
+def stop(root: str | os.PathLike[str]) -> bool:
+    """Ends the store's processes; False if none ran. Its data stays."""
+    folder = Path(root).resolve()
+    state = _state(folder)
+    running = _processes(state)
+    _end(running)
+    if state:
+        _keep_state(folder, {**state, "processes": []})
+    return bool(running)
+
+
+def status(root: str | os.PathLike[str]) -> Endpoint | None:
+    """The running store, or None."""
+    state = _state(Path(root).resolve())
+    return _endpoint(state) if state and len(_processes(state)) == len(SERVERS) else None
+
+
+def _spawn(folder: Path, venv: Path, kind: str) -> psutil.Process:
+    """A server that outlives this process and leads a group of its own, so not a subprocess.Popen."""
+    command = [str(venv / f"bin/swift-{kind}-server"), str(folder / f"etc/{kind}-server.conf")]
+    log = str(folder / f"{kind}.log")
+    streams = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    ]
+    return psutil.Process(os.posix_spawn(command[0], command, os.environ, file_actions=streams, setsid=True))
+
+
+def _wait_until_healthy(host: str, ports: Mapping[str, int], children: Sequence[psutil.Process]) -> bool:
+    deadline = time.monotonic() + START_SECONDS
+    waiting = set(SERVERS)
+    while waiting and time.monotonic() < deadline:
+        if not all(map(_alive, children)):
+            return False
+        waiting = {kind for kind in waiting if not _healthy(host if kind == "proxy" else "127.0.0.1", ports[kind])}
+        time.sleep(0.03)
+    return not waiting
+
+
+def _healthy(host: str, port: int) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"http://{host}:{port}/healthcheck", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _free_ports(host: str, first: int) -> dict[str, int]:
+    with contextlib.ExitStack() as stack:
+        ports = {}
+        for kind in SERVERS:
+            taken = stack.enter_context(socket.socket())
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            address = (host, first) if kind == "proxy" else ("127.0.0.1", 0)
+            try:
+                taken.bind(address)
+            except OSError as error:
+                raise ObjectStoreError(f"cannot listen on {address[0]}:{address[1]} ({error.strerror}).") from error
+            ports[kind] = taken.getsockname()[1]
+        return ports
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / _STATE).read_text()))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _keep_state(folder: Path, state: Mapping[str, Any]) -> None:
+    draft = folder / (_STATE + ".new")
+    draft.touch(mode=0o600)
+    draft.write_text(json.dumps(state))
+    draft.replace(folder / _STATE)
+
+
+def _endpoint(state: Mapping[str, Any]) -> Endpoint:
+    return Endpoint(state["url"], state["access_key"], state["secret_key"], state["region"])
+
+
+def _processes(state: Mapping[str, Any]) -> list[psutil.Process]:
+    """Those of the recorded processes that live; a number that was given to another process since is not ours."""
+    found = []
+    for number, began in state.get("processes", ()):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(number)
+            if process.create_time() == began and _alive(process):
+                found.append(process)
+    return found
+
+
+def _alive(process: psutil.Process) -> bool:
+    return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+
+
+def _end(processes: Sequence[psutil.Process]) -> None:
+    """Ends each process and those it began: every server leads a group of its own."""
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, sent)
+        processes = psutil.wait_procs(processes, timeout=STOP_SECONDS)[1]
+        if not processes:
+            return
+    raise ObjectStoreError(f"still running: {', '.join(str(process.pid) for process in processes)}.")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.objectstore", description="A real S3 server on loopback (OpenStack Swift)."
+    )
+    parser.add_argument("verb", choices=["start", "stop", "status"])
+    parser.add_argument("--root", required=True, help="folder for data, configuration and logs")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0: a free one")
+    parser.add_argument("--workers", type=int, default=0, help="extra processes that answer clients")
+    options = parser.parse_args(arguments)
+    try:
+        if options.verb == "stop":
+            print(json.dumps({"running": False, "stopped": stop(options.root)}))
+            return 0
+        if options.verb == "start":
+            found: Endpoint | None = start(options.root, host=options.host, port=options.port, workers=options.workers)
+        else:
+            found = status(options.root)
+    except ObjectStoreError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(json.dumps({"running": found is not None, **(asdict(found) if found else {})}))
+    return 0 if found else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""OpenStack Swift with its S3 interface: how it is installed from PyPI and configured for one machine."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import os
+import pwd
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from hapi.errors import HapiError
+
+VERSION = "2.38.3"
+REGION = "us-east-1"
+SERVERS = ("object", "container", "account", "proxy")
+"""In starting order; `proxy` is the one that clients talk to."""
+
+_PIPELINE = (
+    "catch_errors gatekeeper healthcheck listing_formats bulk s3api tempauth copy slo dlo versioned_writes symlink "
+    "proxy-server"
+)
+_RING = """
+import sys
+from swift.common.ring import RingBuilder
+folder, *ports = sys.argv[1:]
+for kind, port in (item.split("=") for item in ports):
+    builder = RingBuilder(4, 1, 0)
+    builder.add_dev(dict(region=1, zone=1, ip="127.0.0.1", port=int(port), device="d1", weight=1.0,
+                         replication_ip="127.0.0.1", replication_port=int(port)))
+    builder.rebalance()
+    builder.get_ring().save(f"{folder}/{kind}.ring.gz")
+"""
+
+
+class ObjectStoreError(HapiError):
+    """The object store could not be installed, started or stopped."""
+
+
+def default_venv() -> Path:
+    """Where the installation is kept between runs: HAPI_SWIFT_VENV, or a folder of the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    python = f"py{sys.version_info.major}.{sys.version_info.minor}"
+    return Path(os.environ.get("HAPI_SWIFT_VENV") or cache / "hapi" / f"swift-{VERSION}-{python}")
+
+
+def install(venv: Path) -> None:
+    """Installs Swift into a virtual environment of its own, once; parallel callers wait for one another."""
+    requirement = f"swift=={VERSION}"
+    stamp = venv / ".installed"
+    venv.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{venv}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if stamp.exists() and stamp.read_text() == requirement:
+            return
+        shutil.rmtree(venv, ignore_errors=True)
+        if uv := shutil.which("uv"):
+            _install_step([uv, "venv", "--quiet", "--python", sys.executable, str(venv)])
+            _install_step([uv, "pip", "install", "--quiet", "--python", str(venv / "bin/python"), requirement])
+        else:
+            _install_step([sys.executable, "-m", "venv", str(venv)])
+            pip = [str(venv / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            _install_step([*pip, requirement])
+        stamp.write_text(requirement)
+
+
+def _install_step(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip()[-800:]
+        raise ObjectStoreError(
+            f"cannot install Swift {VERSION} ({command[0]} ended with {done.returncode}): {said}. "
+            "It comes from the Python package index: check the network, or install it and set HAPI_SWIFT_VENV."
+        )
+
+
+def check_file_system(folder: Path) -> None:
+    """Swift keeps its metadata in extended attributes: says so where the file system has none."""
+    probe = folder / ".xattr-probe"
+    probe.touch()
+    try:
+        os.setxattr(probe, "user.hapi.probe", b"x" * 64)
+    except OSError as error:
+        raise ObjectStoreError(
+            f"{folder}: the file system has no user extended attributes ({error.strerror}), which Swift needs. "
+            "Choose a root on ext4, xfs or btrfs."
+        ) from error
+    finally:
+        probe.unlink()
+
+
+def configure(
+    root: Path, venv: Path, host: str, ports: Mapping[str, int], access_key: str, secret_key: str, workers: int
+) -> None:
+    """Writes the configuration and rings below `root`; data of an earlier start stays readable."""
+    etc, data = root / "etc", root / "data"
+    etc.mkdir(parents=True, exist_ok=True)
+    (data / "d1").mkdir(parents=True, exist_ok=True)
+    suffix = root / "hash_suffix"  # objects are found by a hash over it: it must outlive restarts
+    if not suffix.exists():
+        suffix.write_text(secrets.token_hex(16))
+    _write(
+        etc / "swift.conf",
+        f"[swift-hash]\nswift_hash_path_suffix = {suffix.read_text()}\n"
+        "[storage-policy:0]\nname = default\ndefault = yes\n",
+    )
+    common = (
+        f"user = {pwd.getpwuid(os.geteuid()).pw_name}\nswift_dir = {etc}\nlog_level = WARNING\n"
+        "fallocate_reserve = 0\ndisable_fallocate = true\n"
+    )
+    _write(etc / "proxy-server.conf", _proxy(host, ports["proxy"], access_key, secret_key, workers, common))
+    for kind in ("account", "container", "object"):
+        _write(etc / f"{kind}-server.conf", _backend(kind, ports[kind], data, common))
+    rings = [f"{kind}={ports[kind]}" for kind in ("account", "container", "object")]
+    subprocess.run([str(venv / "bin/python"), "-c", _RING, str(etc), *rings], check=True, capture_output=True)
+
+
+def _proxy(host: str, port: int, access_key: str, secret_key: str, workers: int, common: str) -> str:
+    account, user = (base64.b64encode(part.encode()).decode().rstrip("=") for part in access_key.split(":"))
+    filters = [name for name in _PIPELINE.split() if name != "proxy-server"]
+    extra = {
+        "s3api": f"location = {REGION}\n",
+        "tempauth": f"user64_{account}_{user} = {secret_key} .admin\n",
+        "versioned_writes": "allow_versioned_writes = true\nallow_object_versioning = true\n",
+    }
+    sections = "".join(f"[filter:{name}]\nuse = egg:swift#{name}\n{extra.get(name, '')}" for name in filters)
+    return (
+        f"[DEFAULT]\nbind_ip = {host}\nbind_port = {port}\nworkers = {workers}\n{common}"
+        f"[pipeline:main]\npipeline = {_PIPELINE}\n"
+        "[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\nobject_chunk_size = 1048576\n"
+        f"client_chunk_size = 1048576\nnode_timeout = 60\n{sections}"
+    )
+
+
+def _backend(kind: str, port: int, data: Path, common: str) -> str:
+    large = "keep_cache_size = 1073741824\nkeep_cache_private = true\n"
+    chunks = "disk_chunk_size = 1048576\nnetwork_chunk_size = 1048576\n"
+    return (
+        f"[DEFAULT]\nbind_ip = 127.0.0.1\nbind_port = {port}\nworkers = 0\ndevices = {data}\nmount_check = false\n"
+        f"{common}[pipeline:main]\npipeline = healthcheck {kind}-server\n"
+        f"[app:{kind}-server]\nuse = egg:swift#{kind}\n{large + chunks if kind == 'object' else ''}"
+        "[filter:healthcheck]\nuse = egg:swift#healthcheck\n"
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    """Only the user may read it: one of the files holds the secret key."""
+    path.touch(mode=0o600)
+    path.write_text(text)
