@@ -44,12 +44,18 @@ class ArchiveLimits:
     shapes: ShapeLimits = field(default_factory=ShapeLimits)
 
 
-def archive_chunks(graph: Graph) -> Iterator[bytes | memoryview]:
-    """The archive's bytes, a piece at a time, without a copy of the weights (to hash, write or upload)."""
+def _pieces(graph: Graph) -> Iterator[bytes | memoryview]:
     text = _document(graph)
     yield _HEADER.pack(MAGIC, VERSION, 0, len(text), tensors.section_bytes(graph.weights))
     yield text
     yield from tensors.chunks(graph.weights)
+
+
+def archive_chunks(graph: Graph, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
+    """The archive in chunks to upload; one chunk at a time is in memory beside the weights themselves."""
+    for piece in _pieces(graph):
+        for start in range(0, len(piece), chunk_bytes):
+            yield bytes(piece[start : start + chunk_bytes])
 
 
 def archive_bytes(graph: Graph) -> int:
@@ -65,7 +71,7 @@ def _document(graph: Graph) -> bytes:
 def digest_of(graph: Graph) -> str:
     """SHA-256 (hex) of the archive, computed without writing it."""
     digest = hashlib.sha256()
-    for chunk in archive_chunks(graph):
+    for chunk in _pieces(graph):
         digest.update(chunk)
     return digest.hexdigest()
 
@@ -77,7 +83,7 @@ def save_archive(graph: Graph, path: str | os.PathLike[str]) -> str:
     descriptor, unfinished = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            for chunk in archive_chunks(graph):
+            for chunk in _pieces(graph):
                 file.write(chunk)
                 digest.update(chunk)
         os.replace(unfinished, target)

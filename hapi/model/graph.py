@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from difflib import get_close_matches
 from functools import cached_property
 from threading import Lock
@@ -13,8 +12,9 @@ import torch
 
 from hapi.errors import UnknownCutError
 from hapi.model.cuts import Cut, find_cuts
+from hapi.model.liveness import needed
 from hapi.model.node import Node
-from hapi.model.program import Program, needed
+from hapi.model.program import Program
 from hapi.model.shapes import ShapeError, ShapeLimits, infer
 from hapi.model.specs import TensorSpec, ValueSpec
 
@@ -47,9 +47,8 @@ class Graph:
         used = {weight for node in self.nodes for weight in node.weights()}
         self.weights: Mapping[str, torch.Tensor] = MappingProxyType({name: weights[name] for name in sorted(used)})
         self.orders = {} if orders is None else dict(orders)
-        specs = infer(inputs, self.weights, self.nodes, limits)
         self.specs: Mapping[str, ValueSpec] = MappingProxyType(
-            {name: replace(spec, order=self._order(name, spec)) for name, spec in specs.items()}
+            infer(inputs, self.weights, self.nodes, self.orders, limits)
         )
         if not self.specs[output].is_batched:
             raise ShapeError(
@@ -59,14 +58,6 @@ class Graph:
         self._placed: dict[torch.device, dict[str, tuple[int, torch.Tensor]]] = {}
         self._lock = Lock()
         self._digest: tuple[tuple[int, ...], str] | None = None
-
-    def _order(self, name: str, spec: ValueSpec) -> tuple[int, ...] | None:
-        order = self.orders.get(name)
-        if order is not None and sorted(order) != list(range(len(spec.sizes))):
-            raise ShapeError(
-                f"value {name!r} of {len(spec.sizes)} dimensions cannot lie in memory in the order {order}"
-            )
-        return order
 
     @property
     def output(self) -> TensorSpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -10,6 +10,7 @@ import torch
 
 from hapi.errors import InputError
 from hapi.model.calls import Call
+from hapi.model.liveness import Ledger, frees, needed
 from hapi.model.node import Node
 from hapi.model.specs import TensorSpec, ValueSpec, dtype_name, in_order
 
@@ -44,7 +45,7 @@ class Program:
         self.is_single = is_single
         self.device = device or graph.device
         self.nodes = needed(graph.nodes, self.output_names, self.input_names)
-        self.frees = _frees(self.nodes, self.output_names)
+        self.frees = frees(self.nodes, self.output_names)
         self.weight_names = tuple(dict.fromkeys(name for node in self.nodes for name in node.weights()))
         self._weights = graph.weights_on(self.device, self.weight_names)
         self._calls = tuple(Call(node, self.device) for node in self.nodes)
@@ -70,7 +71,7 @@ class Program:
 
     def to(self, device: torch.device | str) -> Program:
         """The same program on another device; programs of one graph share one copy of each weight per device."""
-        target = torch.device(device)
+        target = torch.empty(0, device=device).device  # 'cuda' is told which GPU it means, as tensors are
         if target == self.device:
             return self
         return Program(
@@ -88,7 +89,7 @@ class Program:
         batch = self._check(tensors)
         values = {name: self._laid_out(name, tensor) for name, tensor in zip(self.input_names, tensors, strict=True)}
         del tensors
-        for call, frees in zip(self._calls, self.frees, strict=True):
+        for call, freed in zip(self._calls, self.frees, strict=True):
             if observe is None:
                 results = call(values, self._weights, batch)
             else:
@@ -96,7 +97,7 @@ class Program:
                     results = call(values, self._weights, batch)
             values.update(zip(call.node.outputs, results, strict=True))
             del results
-            for name in frees:
+            for name in freed:
                 del values[name]
         if self.is_single:
             return values[self.output_names[0]]
@@ -108,41 +109,16 @@ class Program:
         Exact from shapes and last uses: a view weighs nothing, and keeps alive the storage that it shows. The
         workspace of an operation is not in it.
         """
-        specs = self.graph.specs
-        holders: dict[str, int] = {}
-        alive: dict[str, str] = {}
-        total = peak_of_inputs = 0
-
-        def hold(name: str) -> int:
-            base = specs[name].base
-            if base is None:
-                return 0
-            # A view of something this program never held (a carried view) owns what arrives here.
-            base = base if base in holders else name
-            alive[name] = base
-            holders[base] = holders.get(base, 0) + 1
-            return specs[name].bytes(batch) if holders[base] == 1 else 0
-
-        sizes: dict[str, int] = {}
+        ledger = Ledger(self.graph.specs, batch)
         for name in self.input_names:
-            size = hold(name)
-            sizes[alive.get(name, name)] = size
-            peak_of_inputs += size
-            holders[alive[name]] += 1  # the caller holds it too
-        total = peak_of_inputs
+            ledger.arrive(name, copied=self._order(name) is not None)
         timeline = []
-        for node, frees in zip(self.nodes, self.frees, strict=True):
+        for node, freed in zip(self.nodes, self.frees, strict=True):
             for name in node.outputs:
-                if size := hold(name):
-                    sizes[alive[name]] = size
-                    total += size
-            timeline.append(total)
-            for name in frees:
-                if (base := alive.pop(name, None)) is not None:
-                    holders[base] -= 1
-                    if holders[base] == 0:
-                        del holders[base]
-                        total -= sizes.pop(base)
+                ledger.hold(name)
+            timeline.append(ledger.total)
+            for name in freed:
+                ledger.release(name)
         return tuple(timeline)
 
     def peak_bytes(self, batch: int) -> int:
@@ -151,7 +127,10 @@ class Program:
 
     def _laid_out(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Carried tensors get back the memory layout they had, on which the last bit of a convolution may depend."""
-        return tensor if name in self.graph.input_names else in_order(tensor, self.graph.specs[name].order)
+        return tensor if name in self.graph.input_names else in_order(tensor, self._order(name))
+
+    def _order(self, name: str) -> tuple[int, ...] | None:
+        return None if name in self.graph.input_names else self.graph.specs[name].order
 
     def _check(self, tensors: Sequence[torch.Tensor]) -> int:
         if len(tensors) != len(self.input_names):
@@ -175,31 +154,3 @@ class Program:
 
     def __repr__(self) -> str:
         return f"<{self.title}: {len(self.nodes)} nodes on {self.device}>"
-
-
-def needed(nodes: Sequence[Node], targets: Sequence[str], given: Sequence[str]) -> tuple[Node, ...]:
-    """The nodes that the targets depend on, in order, when the given values need not be computed."""
-    wanted = set(targets) - set(given)
-    kept = []
-    for node in reversed(nodes):
-        if not wanted.isdisjoint(node.outputs):
-            kept.append(node)
-            wanted.update(set(node.refs()) - set(given))
-    return tuple(reversed(kept))
-
-
-def _frees(nodes: Sequence[Node], outputs: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """Per node, the values that nobody reads after it."""
-    seen = set(outputs)
-    frees: list[tuple[str, ...]] = []
-    for node in reversed(nodes):
-        touched = dict.fromkeys((*node.refs(), *node.outputs))
-        last = tuple(name for name in touched if name not in seen)
-        seen.update(last)
-        frees.append(last)
-    return tuple(reversed(frees))
-
-
-def weights_mapping(program: Program) -> Mapping[str, torch.Tensor]:
-    """The program's weights on its device, read-only by convention."""
-    return program._weights

@@ -14,7 +14,7 @@ import torch
 from hapi.model.calls import Call
 from hapi.model.node import Node, Ref, Weight
 from hapi.model.ops import MANY_VIEWS
-from hapi.model.specs import Size, TensorSpec, ValueSpec
+from hapi.model.specs import Size, TensorSpec, ValueSpec, in_order
 
 BATCHES = (2, 3, 7)
 META = torch.device("meta")
@@ -39,21 +39,26 @@ def infer(
     inputs: Mapping[str, TensorSpec],
     weights: Mapping[str, torch.Tensor],
     nodes: Sequence[Node],
+    orders: Mapping[str, tuple[int, ...]],
     limits: ShapeLimits | None = None,
 ) -> dict[str, ValueSpec]:
-    """The spec of every value, inputs included; raises ShapeError naming the node that does not work."""
+    """The spec of every value, inputs included; raises ShapeError naming the node that does not work.
+
+    `orders` says how the kernels of a real device lay out their results where that is not the usual way.
+    """
     limits = limits or ShapeLimits()
     calls = [Call(node, META) for node in nodes]
     on_meta = {
         name: torch.empty_strided(w.shape, w.stride(), dtype=w.dtype, device=META) for name, w in weights.items()
     }
-    walks = [_walk(inputs, on_meta, calls, batch, limits) for batch in BATCHES]
+    walks = [_walk(inputs, on_meta, calls, orders, batch, limits) for batch in BATCHES]
     owners: dict[int, str | None] = {weight.untyped_storage()._cdata: None for weight in on_meta.values()}
     specs = {}
     for name, first in walks[0].items():
         specs[name] = ValueSpec(
             sizes=_affine(name, [tuple(walk[name].shape) for walk in walks]),
             dtype=first.dtype,
+            order=orders.get(name),
             base=owners.setdefault(first.untyped_storage()._cdata, name),
         )
     return specs
@@ -63,10 +68,12 @@ def _walk(
     inputs: Mapping[str, TensorSpec],
     weights: Mapping[str, torch.Tensor],
     calls: Sequence[Call],
+    orders: Mapping[str, tuple[int, ...]],
     batch: int,
     limits: ShapeLimits,
 ) -> dict[str, torch.Tensor]:
     values = {name: torch.empty((batch, *spec.shape), dtype=spec.dtype, device=META) for name, spec in inputs.items()}
+    storages = {tensor.untyped_storage()._cdata for tensor in (*weights.values(), *values.values())}
     for call in calls:
         node = call.node
         _check_reads(node, values, weights, batch, limits)
@@ -82,6 +89,12 @@ def _walk(
                     f"{describe(node)} makes a tensor of shape {tuple(result.shape)}, {result.nbytes} bytes, over the "
                     f"limit of {limits.bytes_per_sample} bytes per sample and {limits.dimensions} dimensions"
                 )
+            if (order := orders.get(name)) is not None:
+                if sorted(order) != list(range(result.dim())):
+                    raise ShapeError(f"{describe(node)} cannot lie in memory in the order {order}")
+                if result.untyped_storage()._cdata not in storages:
+                    result = in_order(result, order)
+            storages.add(result.untyped_storage()._cdata)
             values[name] = result
     return values
 
