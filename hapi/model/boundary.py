@@ -78,7 +78,7 @@ def whole(model: nn.Module, *, example: Tensor | tuple[Tensor, ...] | None = Non
     inputs = _as_inputs(example) if example is not None else guess_example(model)
     wiring = Wiring(model, trace(model, inputs, expand=frozenset({""}), training=lambda name: False))
     steps = whole_steps(wiring)
-    return Backbone(model, *_used(wiring.state, steps), steps)
+    return Backbone(model, *_used(model, wiring.state, steps), steps)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _at_module(model: nn.Module, at: str, inputs: tuple[Tensor, ...]) -> _Bounda
         )
     position = ends[0]
     _check_crossing(wiring, position, at)
-    behind = [p for node in wiring.nodes[: position + 1] for p in wiring.parameters_of(node)]
+    behind = [p for i in wiring.moving if i <= position for p in wiring.parameters_of(wiring.nodes[i])]
     everything = all(p.requires_grad for p in model.parameters())
     if any(p.requires_grad for p in behind) and not everything:
         trained = [n for n, p in model.named_parameters() if p.requires_grad and any(p is b for b in behind)]
@@ -117,7 +117,7 @@ def _at_module(model: nn.Module, at: str, inputs: tuple[Tensor, ...]) -> _Bounda
             f"split of {name} at {at!r}: {_some(trained)} would be in the frozen backbone but requires gradients. "
             f"Freeze it with requires_grad_(False), or choose an earlier boundary."
         )
-    if not any(wiring.parameters_of(node) for node in wiring.nodes[position + 1 :]):
+    if not any(wiring.parameters_of(wiring.nodes[i]) for i in wiring.moving if i > position):
         raise InputError(
             f"split of {name} at {at!r}: no parameter comes after that module, so there is no head to train. "
             f"Choose an earlier module: {_some(wiring.call_names[: wiring.call_names.index(at)])}."
@@ -246,15 +246,16 @@ def _parts(model: nn.Module, found: _Boundary) -> tuple[Backbone, Head]:
     after_training = head_steps(found.training, found.training_position)
     state = found.training.state | found.evaluating.state
 
-    in_head = _used(state, after, after_training)
-    return Backbone(model, *_used(state, before), before), Head(model, *in_head, after, after_training)
+    in_head = _used(model, state, after, after_training)
+    return Backbone(model, *_used(model, state, before), before), Head(model, *in_head, after, after_training)
 
 
-def _used(state: Mapping[str, Any], *parts: Sequence[Step]) -> tuple[list[str], dict[str, Any]]:
-    """The modules that steps call, and the parameters and constants that they read."""
+def _used(model: nn.Module, state: Mapping[str, Any], *parts: Sequence[Step]) -> tuple[list[str], dict[str, Any]]:
+    """The modules that steps call, in the model's order, and the parameters and constants that they read."""
     steps = [step for part in parts for step in part]
-    calls = dict.fromkeys(step.target for step in steps if step.kind == "call")
-    return list(calls), {step.target: state[step.target] for step in steps if step.kind == "state"}
+    calls = {step.target for step in steps if step.kind == "call"}
+    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name in calls]
+    return names, {step.target: state[step.target] for step in steps if step.kind == "state"}
 
 
 def _check_exact(model: nn.Module, backbone: Backbone, head: Head, inputs: tuple[Tensor, ...]) -> None:
@@ -316,15 +317,13 @@ def _check_name(model: nn.Module, at: str) -> None:
 def _check_crossing(wiring: Wiring, position: int, at: str) -> None:
     if wiring.crossing_tensor(position) is not None:
         return
-    crossing = wiring.crossing(position)
-    single = [
-        name
-        for name in wiring.call_names
-        if len(wiring.ends_of(name)) == 1 and wiring.crossing_tensor(wiring.ends_of(name)[0]) is not None
-    ]
+    ends = {name: wiring.ends_of(name) for name in wiring.call_names}
+    single = [name for name, found in ends.items() if len(found) == 1 and wiring.crossing_tensor(found[0]) is not None]
+    nearest = sorted(single, key=lambda name: abs(ends[name][0] - position))[:4]
     raise CaptureError(
-        f"split of {wiring.model_name} at {at!r}: {wiring.describe(crossing)}, and a boundary is one tensor of floats "
-        f"with the samples first. Choose a module that closes its block: {_some(single)}."
+        f"split of {wiring.model_name} at {at!r}: {wiring.describe(wiring.crossing(position))}, and a boundary is one "
+        f"tensor of floats with the samples first. Choose a module that closes its block, for example "
+        f"{_some(sorted(nearest, key=single.index)) or 'an outer one'}."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -25,14 +26,28 @@ class Step:
     spec: Any
     forget: tuple[int, ...]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles by name the operators of torch, which do not pickle themselves."""
+        target = str(self.target) if isinstance(self.target, torch._ops.OpOverload) else self.target
+        return _restore, (self.kind, target, self.args, self.kwargs, self.spec, self.forget)
+
+
+def _restore(kind: str, target: Any, *rest: Any) -> Step:
+    if kind == "op" and isinstance(target, str):
+        target = operator.attrgetter(target)(torch.ops)
+    return Step(kind, target, *rest)
+
 
 class Part(nn.Module):
-    """Runs steps over submodules that are registered under the names they have in the original model."""
+    """Runs steps over submodules that are registered under the names they have in the original model.
+
+    `modules` come in the model's order, which has outer modules before what is inside them.
+    """
 
     def __init__(self, model_name: str, modules: Mapping[str, nn.Module], state: Mapping[str, Any]) -> None:
         super().__init__()
         self._model_name = model_name
-        for name, module in sorted(modules.items()):  # outer modules before what is inside them
+        for name, module in modules.items():
             owner, leaf = _owner(self, name)
             if getattr(owner, leaf, None) is not module:
                 owner.add_module(leaf, module)
@@ -105,11 +120,11 @@ class Backbone(Part):
         """Stays in eval mode: a frozen part computes the same features at all times."""
         return super().train(False)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, images: Tensor, *more: Tensor) -> Tensor:
         if torch.compiler.is_exporting():
-            return self._run(self._steps, inputs)  # a switch of gradients would be written into the graph
+            return self._run(self._steps, (images, *more))  # a switch of gradients would be written into the graph
         with torch.no_grad():
-            return self._run(self._steps, inputs)
+            return self._run(self._steps, (images, *more))
 
 
 class Head(Part):

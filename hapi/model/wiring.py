@@ -148,7 +148,9 @@ class Wiring:
         for position in crossing:
             node = self.nodes[position]
             shape = tuple(node.value.shape[1:]) if isinstance(node.value, Tensor) else "a structure"
-            words.append(f"{node.target if node.kind == 'call' else str(node.target)} {shape}")
+            source = self.nodes[node.args[0].position] if node.target is tensor_leaf else node
+            origin = "the input" if source.kind == "input" else str(source.target)
+            words.append(f"{origin} {shape}")
         return f"{len(crossing)} values cross it ({', '.join(words)})"
 
     def signature(self, position: int) -> tuple[Any, ...]:
