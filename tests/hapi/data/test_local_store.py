@@ -1,0 +1,177 @@
+"""A folder as an object store: keys stay below the root, errors say what is wrong."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from hapi.data import ObjectInfo, normalize_uri, open_store
+from hapi.data.stores import LocalStore, S3Store
+from hapi.errors import AccessDeniedError, InputError, ObjectNotFoundError, StoreError
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    for key in ("a.txt", "b/c.txt", "b/d/e.txt", "bb/f.txt"):
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        (folder / key).write_bytes(key.encode())
+    (folder / "empty").mkdir()
+    return folder
+
+
+def test_lists_by_string_prefix_and_shows_empty_folders(root: Path) -> None:
+    store = open_store(root)
+    assert {found.key for found in store.list()} == {"a.txt", "b/c.txt", "b/d/e.txt", "bb/f.txt", "empty/"}
+    assert {found.key for found in store.list("b")} == {"b/c.txt", "b/d/e.txt", "bb/f.txt"}
+    assert {found.key for found in store.list("b/")} == {"b/c.txt", "b/d/e.txt"}
+    assert {found.key for found in store.list("b/d/e")} == {"b/d/e.txt"}
+    assert {found.key for found in store.list("e")} == {"empty/"}
+    assert list(store.list("none/such")) == []
+    [marker] = store.list("empty")
+    assert marker.is_folder
+    assert not store.info("a.txt").is_folder
+
+
+def test_reads_whole_objects_and_exact_ranges(root: Path) -> None:
+    store = open_store(root.as_uri())
+    assert store.get("b/c.txt") == b"b/c.txt"
+    assert store.get("b/c.txt", 2) == b"c.txt"
+    assert store.get("b/c.txt", 2, 3) == b"c.t"
+    assert store.get("b/c.txt", 2, 0) == b""
+    with pytest.raises(StoreError, match=r"9 bytes from 2 .* holds 5 .*list the dataset again"):
+        store.get("b/c.txt", 2, 9)
+    with pytest.raises(ValueError, match="negative"):
+        store.get("b/c.txt", -1)
+
+
+def test_a_version_changes_with_the_content(root: Path) -> None:
+    store = open_store(root)
+    before = store.info("a.txt")
+    assert before == ObjectInfo("a.txt", 5, before.version)
+    assert before in set(store.list())
+    store.put("a.txt", b"other")
+    os.utime(root / "a.txt", ns=(1, 1))
+    assert store.info("a.txt").version != before.version
+
+
+def test_puts_whole_objects_and_leaves_no_drafts(root: Path) -> None:
+    store = open_store(root)
+    store.put("new/deep/x.bin", b"1")
+    store.put("new/deep/x.bin", b"22")
+    assert store.get("new/deep/x.bin") == b"22"
+    assert os.listdir(root / "new/deep") == ["x.bin"]
+    with pytest.raises(StoreError):
+        store.put("b", b"a folder is in the way")
+    assert sorted(os.listdir(root)) == ["a.txt", "b", "bb", "empty", "new"]
+
+
+@pytest.mark.parametrize("key", ["../secret", "b/../../secret", "/etc/hostname", "", "b/./c.txt", "..", "a\0b"])
+def test_keys_cannot_leave_the_root(root: Path, key: str) -> None:
+    (root.parent / "secret").write_text("secret")
+    stores = [open_store(root), open_store("s3://bucket/prefix")]
+    for store in stores:
+        for use in (store.get, store.info, lambda k, s=store: s.put(k, b"x")):
+            with pytest.raises(AccessDeniedError, match="does not stay below"):
+                use(key)
+    assert (root.parent / "secret").read_text() == "secret"
+
+
+def test_links_are_followed_inside_of_the_root_only(root: Path) -> None:
+    outside = root.parent / "outside"
+    outside.mkdir()
+    (outside / "s.txt").write_text("secret")
+    (root / "inside").symlink_to(root / "b")
+    (root / "same.txt").symlink_to("a.txt")
+    store = open_store(root)
+    assert store.get("inside/c.txt") == b"b/c.txt"
+    assert {"inside/c.txt", "inside/d/e.txt", "same.txt"} <= {found.key for found in store.list()}
+
+    (root / "out").symlink_to(outside)
+    (root / "file.txt").symlink_to(outside / "s.txt")
+    for use in (lambda: store.get("out/s.txt"), lambda: store.get("file.txt"), lambda: store.info("file.txt"),
+                lambda: store.put("out/new.txt", b""), lambda: list(store.list())):  # fmt: skip
+        with pytest.raises(AccessDeniedError, match=r"leads out of the folder.*HAPI_FILE_FOLLOW_LINKS"):
+            use()
+    assert os.listdir(outside) == ["s.txt"]
+    trusting = LocalStore(root, follow_links=True)
+    assert trusting.get("out/s.txt") == b"secret"
+
+
+def test_a_root_beside_one_with_the_same_beginning_is_outside(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data2").mkdir()
+    (tmp_path / "data2" / "x").write_text("x")
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "data2")
+    with pytest.raises(AccessDeniedError):
+        open_store(tmp_path / "data").get("link/x")
+
+
+def test_a_link_to_a_folder_above_is_no_endless_walk(root: Path) -> None:
+    (root / "b" / "up").symlink_to(root)
+    with pytest.raises(StoreError, match="endless"):
+        list(open_store(root).list())
+
+
+def test_what_is_missing_is_not_found_and_what_is_forbidden_is_denied(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(root)
+    for key in ("none.txt", "b", "a.txt/x"):
+        with pytest.raises(ObjectNotFoundError, match="does not exist|is a folder"):
+            store.get(key)
+        with pytest.raises(ObjectNotFoundError):
+            store.info(key)
+    with pytest.raises(ObjectNotFoundError, match="Check the path"):
+        list(open_store(root / "nowhere").list())
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)  # the tests may run as root, who may read everything
+    with pytest.raises(AccessDeniedError, match="permission denied"):
+        store.get("a.txt")
+
+
+def test_pickles(root: Path) -> None:
+    store = pickle.loads(pickle.dumps(open_store(root)))  # noqa: S301
+    assert store.get("a.txt") == b"a.txt"
+    assert store.uri == root.as_uri()
+
+
+@pytest.mark.parametrize(
+    ("given", "normal"),
+    [
+        ("s3://photos", "s3://photos"),
+        ("s3://photos/", "s3://photos"),
+        ("s3://photos/train/", "s3://photos/train"),
+        ("S3://photos/a b", "s3://photos/a b"),
+        ("/data/a b", "file:///data/a%20b"),
+        ("file:///data/a%20b/", "file:///data/a%20b"),
+        ("file://localhost/data", "file:///data"),
+        ("/data/x/../y", "file:///data/y"),
+        ("file:///data/x/%2e%2e/y", "file:///data/y"),
+        ("/", "file:///"),
+    ],
+)
+def test_there_is_one_way_to_write_a_root(given: str, normal: str) -> None:
+    assert normalize_uri(given) == normal
+    assert normalize_uri(normal) == normal
+    assert open_store(given).uri == normal
+
+
+@pytest.mark.parametrize(
+    "uri", ["", "http://host/data", "s3://", "s3:///key", "ftp://x", "file://host/share", "s3://b/../c", "a\0b"]
+)
+def test_other_addresses_are_refused(uri: str) -> None:
+    for use in (open_store, normalize_uri):
+        with pytest.raises(InputError, match="address|bucket|parts"):
+            use(uri)
+
+
+def test_which_store_an_address_opens(root: Path) -> None:
+    assert isinstance(open_store("s3://b/p"), S3Store)
+    assert isinstance(open_store(str(root)), LocalStore)
