@@ -58,7 +58,7 @@ def install(venv: Path) -> None:
         if stamp.exists() and stamp.read_text() == requirement:
             return
         shutil.rmtree(venv, ignore_errors=True)
-        if uv := shutil.which("uv"):
+        if uv := shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"):
             _install_step([uv, "venv", "--quiet", "--python", sys.executable, str(venv)])
             _install_step([uv, "pip", "install", "--quiet", "--python", str(venv / "bin/python"), requirement])
         else:

@@ -121,7 +121,7 @@ def test_what_is_missing_is_not_found_and_what_is_forbidden_is_denied(
 ) -> None:
     store = open_store(root)
     for key in ("none.txt", "b", "a.txt/x"):
-        with pytest.raises(ObjectNotFoundError, match="does not exist|is a folder"):
+        with pytest.raises(ObjectNotFoundError, match=r"does not exist|is a folder"):
             store.get(key)
         with pytest.raises(ObjectNotFoundError):
             store.info(key)
@@ -168,7 +168,7 @@ def test_there_is_one_way_to_write_a_root(given: str, normal: str) -> None:
 )
 def test_other_addresses_are_refused(uri: str) -> None:
     for use in (open_store, normalize_uri):
-        with pytest.raises(InputError, match="address|bucket|parts"):
+        with pytest.raises(InputError, match=r"address|bucket|parts"):
             use(uri)
 
 
