@@ -1,9 +1,144 @@
-"""Commands of this room."""
+"""`hapi profile` and `hapi plan`."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import typer
+
+from hapi.console import console, emit
+from hapi.errors import InputError, ProfileError
+from hapi.units import format_bandwidth, parse_bandwidth
+
+if TYPE_CHECKING:
+    from hapi.plan import Plan, Profile
+
+ASSUMED_BITS_PER_S = 1e9
+"""The link for which a profile without one is explained; said aloud, and not written into the profile."""
+MAX_PROFILE_BYTES = 64 * 2**20
+
+_JSON = typer.Option(False, "--json", help="One JSON document on standard output; the rest on standard error.")
+_BANDWIDTH = typer.Option(None, help="Of the link, as in 300mbit or 1Gbit; default: measured, or what the file says.")
+_EPOCHS = typer.Option(None, min=1, help="Passes over the data.")
 
 
 def register(app: typer.Typer) -> None:
     """Adds this room's commands to `app`."""
+    app.command("profile")(profile_command)
+    app.command("plan")(plan_command)
+
+
+def profile_command(
+    model: str = typer.Argument(help="torchvision:NAME, hf:PATH_OR_NAME or package.module:factory"),
+    data: str = typer.Option(..., help="The dataset's address, as the server (or this machine) sees it."),
+    weights: str = typer.Option("DEFAULT", help="DEFAULT, none, or a safetensors file."),
+    server: str | None = typer.Option(
+        None, help="A storage server's address; without one, this machine plays both tiers."
+    ),
+    token: str | None = typer.Option(None, help="For the server; default: the environment's HAPI_TOKEN."),
+    bandwidth: str | None = _BANDWIDTH,
+    batch_size: int = typer.Option(256, min=1, help="Of the training that is planned."),
+    samples: int | None = typer.Option(None, min=1, help="Of the training that is planned; default: all of the data."),
+    epochs: int | None = _EPOCHS,
+    device: str = typer.Option("cpu", help="The client's, as in cpu or cuda."),
+    plot: Path | None = typer.Option(None, help="Draw the profile into this file (.png, .svg or .pdf)."),
+    as_json: bool = _JSON,
+) -> None:
+    """Measure what every cut of a network costs on this machine (and on a server), and show it."""
+    out = console(as_json)
+    link_rate = None if bandwidth is None else parse_bandwidth(bandwidth)
+    _check_plot(plot)
+    from profiler import profile
+
+    with out.status("measuring: a few seconds for a small network, longer for a large one ..."):
+        result = profile(
+            model,
+            data,
+            weights=weights,
+            server=server,
+            token=token,
+            bandwidth=link_rate,
+            batch_size=batch_size,
+            samples=samples,
+            epochs=epochs or 1,
+            device=device,
+        )
+    if server is None:
+        out.print("No --server: this machine was measured as both tiers, so the server's times are this machine's.")
+    chosen = _plan_of(out, result)
+    _show(out, result, chosen)
+    if plot is not None:
+        from profiler import draw_profile
+
+        out.print(f"drawn: {draw_profile(result, plot, chosen)}")
+    if as_json:
+        emit(result.to_json())
+
+
+def plan_command(
+    file: Path = typer.Argument(metavar="PROFILE.json", help="What hapi profile --json printed, or your own."),
+    bandwidth: str | None = _BANDWIDTH,
+    policy: str = typer.Option("mix", help="mix, single, none, all, paper, paper-v1, or the name of a cut."),
+    batch_size: int | None = typer.Option(None, min=1, help="Of the training; default: what the file says."),
+    epochs: int | None = _EPOCHS,
+    as_json: bool = _JSON,
+) -> None:
+    """Decide where to cut, from a profile: which part of the samples takes which cut, and why."""
+    from hapi.plan import Profile
+
+    loaded = Profile.loads(_read(file))
+    rate = None if bandwidth is None else parse_bandwidth(bandwidth)
+    from profiler import plan
+
+    chosen = plan(loaded, policy, bandwidth=rate, batch_size=batch_size, epochs=epochs)
+    if as_json:
+        emit(chosen.to_json())
+    else:
+        _explain(console(), chosen)
+
+
+def _plan_of(out: Any, result: Profile) -> Plan:
+    from profiler import plan
+
+    if result.link is None:
+        out.print(
+            f"No link was measured: the plan assumes {format_bandwidth(ASSUMED_BITS_PER_S)} (say otherwise with "
+            "--bandwidth)."
+        )
+        return plan(result, bandwidth=ASSUMED_BITS_PER_S)
+    return plan(result)
+
+
+def _show(out: Any, result: Profile, chosen: Plan) -> None:
+    from profiler import profile_table
+
+    out.print(profile_table(result, chosen))
+    _explain(out, chosen)
+
+
+def _explain(out: Any, chosen: Plan) -> None:
+    from rich.markup import escape
+
+    out.print(escape(str(chosen)), soft_wrap=True)
+
+
+def _check_plot(plot: Path | None) -> None:
+    """Before anything is measured."""
+    if plot is None:
+        return
+    from profiler.plots import FORMATS
+
+    if plot.suffix.lower() not in FORMATS:
+        raise InputError(f"plot {str(plot)!r}: the name must end in {', '.join(FORMATS)}.")
+    if not plot.resolve().parent.is_dir():
+        raise InputError(f"plot {str(plot)!r}: its folder does not exist. Make it first.")
+
+
+def _read(file: Path) -> str:
+    try:
+        if file.stat().st_size > MAX_PROFILE_BYTES:
+            raise ProfileError(f"profile {str(file)!r}: larger than {MAX_PROFILE_BYTES} bytes. Is it the right file?")
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProfileError(f"profile {str(file)!r} cannot be read: {error}.") from error

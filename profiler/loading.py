@@ -58,11 +58,7 @@ def measure_loading(
         return read_sample(store, sample)
 
     def decode(item: tuple[int, bytes]) -> bool:
-        try:
-            load_sample(item[1], transform, seed=0, epoch=0, index=item[0])
-        except ImageError:
-            return False
-        return True
+        return _decodes(item, transform)
 
     def load(item: tuple[int, Sample]) -> bool:
         return decode((item[0], read(item[1])))
@@ -82,9 +78,34 @@ def measure_loading(
     )
 
 
+def measure_decoding(
+    objects: Sequence[bytes],
+    transform: TransformSpec,
+    *,
+    workers: int | None = None,
+    clock: Callable[[], float] = perf_counter,
+) -> float:
+    """Seconds per sample to decode and transform stored objects that are already here; 0 for none."""
+    if not objects:
+        return 0.0
+    with ThreadPoolExecutor(workers or processors(), thread_name_prefix="hapi-measure") as pool:
+        _decodes((0, objects[0]), transform)
+        seconds, _ = _timed(pool, lambda item: _decodes(item, transform), list(enumerate(objects)), clock)
+    return seconds / len(objects)
+
+
 def processors() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _decodes(item: tuple[int, bytes], transform: TransformSpec) -> bool:
+    """Decodes and transforms (index, stored object); False if it is not an image."""
+    try:
+        load_sample(item[1], transform, seed=0, epoch=0, index=item[0])
+    except ImageError:
+        return False
+    return True
 
 
 def _timed(
