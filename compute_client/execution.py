@@ -23,6 +23,7 @@ from compute_client.suffix import Compute, SuffixRunner
 from compute_client.transport import ServerClient
 from hapi.data import TransformSpec, describe_transform
 from hapi.errors import HapiError, InputError, ManifestError, TransformError, UnknownDatasetError
+from hapi.model import archive_bytes, archive_chunks
 from hapi.plan import INPUT, Link, Plan
 from hapi.wire.protocol import CodecName, CompressionName
 
@@ -200,13 +201,11 @@ class Execution:
 
     def _upload(self) -> None:
         """Sends the model unless the server holds it."""
-        from hapi.model import archive_bytes
-
         assert self._server is not None
         assert self._job.model is not None
         graph = self._backbone.graph(self._transform)
         if not self._server.has_model(self._job.model):
-            self._server.upload_model(self._job.model, lambda: archive_bytes(graph))
+            self._server.upload_model(self._job.model, lambda: archive_chunks(graph), archive_bytes(graph))
 
     def _restore(self, error: HapiError) -> None:
         assert self._server is not None

@@ -37,6 +37,31 @@ class Progress:
 class LoaderIterator:
     """Yields the batches of one epoch. Ends its threads when exhausted, closed, collected, or after an error."""
 
+    def __init__(self, run: EpochRun) -> None:
+        # nothing refers back to this object, so it is collected as soon as a loop is left
+        self._run = run
+        self._closer = weakref.finalize(self, run.close)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        if not self._closer.alive:
+            raise StopIteration
+        try:
+            return next(self._run)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stops the work that is under way."""
+        self._closer()
+
+
+class EpochRun:
+    """The work behind one iterator."""
+
     def __init__(
         self,
         execution: Execution,
@@ -62,37 +87,24 @@ class LoaderIterator:
         self._outstanding = 0
         self._assembler = Assembler(self._take, execution.dataset.describe, skip_errors=skip_errors)
         self._pipeline = execution.open()
-        self._closer = weakref.finalize(self, self._pipeline.close)
-
-    def __iter__(self) -> Self:
-        return self
 
     def __next__(self) -> Any:
-        if not self._closer.alive:
-            raise StopIteration
-        try:
-            while True:
-                self._top_up()
-                if not self._planned:
-                    break
-                started = time.perf_counter()
-                batch = self._planned.popleft()
-                features, labels = self._assembler.next(len(batch))
-                self._execution.stats.add(waiting_seconds=time.perf_counter() - started)
-                self._top_up()
-                self._yielded(batch, len(labels))
-                if len(labels):
-                    return self._make(features, labels)
-        except BaseException:
-            self.close()
-            raise
-        self._progress.is_over = True
-        self.close()
-        raise StopIteration
+        while True:
+            self._top_up()
+            if not self._planned:
+                self._progress.is_over = True
+                raise StopIteration
+            started = time.perf_counter()
+            batch = self._planned.popleft()
+            features, labels = self._assembler.next(len(batch))
+            self._execution.stats.add(waiting_seconds=time.perf_counter() - started)
+            self._top_up()
+            self._yielded(batch, len(labels))
+            if len(labels):
+                return self._make(features, labels)
 
     def close(self) -> None:
-        """Stops the work that is under way."""
-        self._closer()
+        self._pipeline.close()
 
     def _skip(self, count: int, expected_order: str) -> None:
         for done in range(count):

@@ -15,7 +15,7 @@ from compute_client.backbone import Backbone
 from compute_client.batches import collate
 from compute_client.dataset import Dataset, resolve
 from compute_client.execution import Execution, Limits, default_threads
-from compute_client.iterator import LoaderIterator, Progress
+from compute_client.iterator import EpochRun, LoaderIterator, Progress
 from compute_client.order import EpochOrder, World
 from compute_client.planning import AUTO, Workload
 from compute_client.state import LoaderState
@@ -170,7 +170,7 @@ class DataLoader:
         if begin.generator is not None:
             self._order.generator_state = begin.generator
         progress = Progress(begin.epoch, generator=self._order.generator_state)
-        iterator = LoaderIterator(
+        run = EpochRun(
             self._execution,
             self._order,
             progress,
@@ -182,7 +182,7 @@ class DataLoader:
         )
         self._current, self._expected_order = progress, ""
         self._next = Progress(begin.epoch + 1)
-        return iterator
+        return LoaderIterator(run)
 
     def __len__(self) -> int:
         """Batches per epoch, on this rank."""

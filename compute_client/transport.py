@@ -97,11 +97,11 @@ class ServerClient:
             return False
         return True
 
-    def upload_model(self, digest: str, archive: Callable[[], Iterable[bytes]]) -> ModelInfo:
-        """Sends an archive; `archive` gives its bytes in pieces, anew for each try."""
+    def upload_model(self, digest: str, archive: Callable[[], Iterable[bytes]], size: int) -> ModelInfo:
+        """Sends an archive of `size` bytes; `archive` gives them in pieces, anew for each try."""
 
         def send() -> ModelInfo:
-            headers = {"Content-Type": ARCHIVE_TYPE}
+            headers = {"Content-Type": ARCHIVE_TYPE, "Content-Length": str(size)}
             path = f"/models/{digest}"
             return self._json("PUT", path, ModelInfo, content=archive(), headers=headers, long_answer=True)
 

@@ -1,0 +1,297 @@
+"""The loader over a server that fails in the ways servers do: every sample once, or one clear error."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from unittest.mock import patch
+
+import httpx
+import pytest
+import torch
+from torch import nn
+from torchvision.transforms import v2
+
+from compute_client import DataLoader, planning
+from compute_client.transport import ServerClient
+from hapi.errors import (
+    BusyError,
+    CaptureError,
+    ForbiddenError,
+    InputError,
+    ManifestError,
+    MemoryBudgetError,
+    SampleError,
+    ServerUnreachableError,
+    TransformError,
+    TruncatedStreamError,
+    UnauthorizedError,
+    UnknownCutError,
+    UnknownModelError,
+)
+from hapi.model import Graph
+from hapi.plan import Plan, Share
+from tests.compute_client.conftest import CLASSES, SAMPLES
+from tests.compute_client.fake_server import FakeServer, problem
+from tests.compute_client.test_loader_local import assert_no_threads, assert_same, broken_copy
+
+
+@pytest.fixture
+def server(pictures: Path, graph: Graph) -> FakeServer:
+    return FakeServer(pictures, graph)
+
+
+@pytest.fixture
+def expected(pictures: Path, graph: Graph, transform: v2.Compose) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    loader = DataLoader(pictures, backbone=graph, transform=transform, batch_size=4, shuffle=True, seed=1)
+    return [batch for _ in range(2) for batch in loader]
+
+
+def open_loader(server: FakeServer, graph: Graph | nn.Module, transform: object, **arguments: object) -> DataLoader:
+    values = {"pushdown": "body", "batch_size": 4, "shuffle": True, "seed": 1, "retry_seconds": 5} | arguments
+    return DataLoader(server.manifest.uri, backbone=graph, transform=transform, server=server.client(), **values)
+
+
+@pytest.mark.parametrize("pushdown", ["none", "all", "stem", "body"])
+def test_every_cut_gives_the_features_that_no_server_gives(
+    server: FakeServer, graph: Graph, transform: v2.Compose, expected: list, pushdown: str
+) -> None:
+    loader = open_loader(server, graph, transform, pushdown=pushdown)
+    assert_same([batch for _ in range(2) for batch in loader], expected)
+    assert server.sent == Counter(dict.fromkeys(range(SAMPLES), 2))
+    assert server.calls["PUT models"] == (0 if pushdown == "none" else 1)
+    assert loader.stats.requests == len(server.requests)
+    assert (loader.stats.samples, loader.stats.retries) == (2 * SAMPLES, 0)
+    assert loader.stats.bytes_received > 0
+    assert loader.classes == CLASSES
+    assert loader.plan.cuts[0].share == 1.0
+    assert {request.epoch for request in server.requests} == {0, 1}
+    assert_no_threads()
+
+
+def test_a_module_is_captured_and_uploaded_once(
+    server: FakeServer, backbone: nn.Module, transform: v2.Compose, expected: list
+) -> None:
+    assert_same(list(open_loader(server, backbone, transform)), expected[:9])
+    assert_same(list(open_loader(server, backbone, transform)), expected[:9])
+    assert server.calls["PUT models"] == 1
+
+
+def test_a_mix_of_cuts_gives_the_same_batches(
+    server: FakeServer, graph: Graph, transform: v2.Compose, expected: list
+) -> None:
+    mix = Plan("mix", (Share("stem", 0.5), Share("output", 0.25), Share("input", 0.25)), 1.0, 1.0)
+    with (
+        patch.object(planning, "measured_plan", return_value=mix),
+        patch("compute_client.execution.measured_plan", return_value=mix),
+    ):
+        loader = open_loader(server, graph, transform, pushdown="auto")
+        assert_same([batch for _ in range(2) for batch in loader], expected)
+    assert set(loader.stats.samples_by_cut) == {"stem", "output", "input"}
+    assert sum(loader.stats.samples_by_cut.values()) == 2 * SAMPLES
+
+
+@pytest.mark.parametrize("codec", ["float16", "bfloat16"])
+def test_narrow_codecs_are_near(
+    server: FakeServer, graph: Graph, transform: v2.Compose, expected: list, codec: str
+) -> None:
+    exact = open_loader(server, graph, transform)
+    narrow = open_loader(server, graph, transform, codec=codec, compression="zstd")
+    for (features, _), (wanted, _) in zip(narrow, exact, strict=True):
+        torch.testing.assert_close(features, wanted, rtol=2e-2, atol=2e-2)
+        assert features.dtype == torch.float32
+
+
+def test_only_missing_samples_are_asked_for_again(
+    server: FakeServer, graph: Graph, transform: v2.Compose, expected: list
+) -> None:
+    server.cut_off = lambda number: 1 if number < 6 else None
+    loader = open_loader(server, graph, transform)
+    assert_same(list(loader), expected[:9])
+    # what was sent in full is not sent again; only the message that broke off may have been prepared twice
+    assert all(count == 1 for count in server.sent.values())
+    assert loader.stats.retries == 6
+    asked = Counter(index for request in server.requests for index in request.indices)
+    assert max(asked.values()) > 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda: problem(429, "busy", "full.", **{"retry-after": "0"}),
+        lambda: problem(503, "store-unavailable", "the store rests."),
+        lambda: httpx.Response(503, headers={"retry-after": "0"}),
+        lambda: httpx.Response(502),
+    ],
+)
+def test_passing_troubles_are_waited_out(
+    server: FakeServer, graph: Graph, transform: v2.Compose, expected: list, answer
+) -> None:
+    server.trouble = lambda number: answer() if number % 2 == 0 else None
+    loader = open_loader(server, graph, transform)
+    assert_same(list(loader), expected[:9])
+    assert server.sent == Counter(dict.fromkeys(range(SAMPLES), 1))
+    assert loader.stats.retries > 0
+
+
+def test_a_server_that_comes_back_empty_is_told_again(
+    server: FakeServer, graph: Graph, transform: v2.Compose, expected: list
+) -> None:
+    loader = open_loader(server, graph, transform)
+    iterator = iter(loader)
+    batches = [next(iterator)]
+    server.models.clear()
+    server.datasets.clear()
+    batches += iterator
+    assert_same(batches, expected[:9])
+    assert server.sent == Counter(dict.fromkeys(range(SAMPLES), 1))
+
+
+def test_a_server_that_always_forgets_is_given_up(server: FakeServer, graph: Graph, transform: v2.Compose) -> None:
+    server.trouble = lambda number: problem(404, "unknown-model", "upload it first.")
+    with pytest.raises(UnknownModelError):
+        list(open_loader(server, graph, transform))
+
+
+def test_a_dataset_that_changed_meanwhile_is_an_error(
+    server: FakeServer, graph: Graph, transform: v2.Compose, pictures: Path, tmp_path: Path
+) -> None:
+    loader = open_loader(server, graph, transform)
+    server.datasets.clear()
+    server.manifest = FakeServer(broken_copy(pictures, tmp_path), graph).manifest
+    with pytest.raises(ManifestError, match="changed while they were read"):
+        list(loader)
+
+
+def test_patience_ends(server: FakeServer, graph: Graph, transform: v2.Compose) -> None:
+    server.cut_off = lambda number: 0
+    loader = open_loader(server, graph, transform, retry_seconds=0.05)
+    with pytest.raises(TruncatedStreamError, match="broke off"):
+        list(loader)
+    server.trouble = lambda number: problem(429, "busy", "full.", **{"retry-after": "0"})
+    with pytest.raises(BusyError, match=r"full\."):
+        list(loader)
+    assert_no_threads()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "error"),
+    [
+        (401, "unauthorized", UnauthorizedError),
+        (403, "forbidden", ForbiddenError),
+        (507, "does-not-fit", MemoryBudgetError),
+        (422, "bad-transform", TransformError),
+    ],
+)
+def test_final_errors_come_at_once(
+    server: FakeServer, graph: Graph, transform: v2.Compose, status: int, kind: str, error: type[Exception]
+) -> None:
+    server.trouble = lambda number: problem(status, kind, "the reason.")
+    loader = open_loader(server, graph, transform)
+    with pytest.raises(error, match=r"the reason\."):
+        list(loader)
+    assert loader.stats.retries == 0
+
+
+@pytest.mark.parametrize("pushdown", ["none", "body"])
+def test_broken_pictures_are_found_on_either_side(
+    pictures: Path, graph: Graph, transform: v2.Compose, tmp_path: Path, pushdown: str
+) -> None:
+    server = FakeServer(broken_copy(pictures, tmp_path), graph)
+    loader = open_loader(server, graph, transform, pushdown=pushdown, shuffle=False)
+    iterator = iter(loader)
+    for _ in range(3):
+        next(iterator)
+    with pytest.raises(SampleError, match=r"sample 14.*damaged") as caught:
+        next(iterator)
+    assert caught.value.index == 14
+    skipping = open_loader(server, graph, transform, pushdown=pushdown, shuffle=False, on_error="skip")
+    assert sum(len(labels) for _, labels in skipping) == SAMPLES - 1
+    assert skipping.stats.failed_samples == 1
+
+
+def test_tokens_are_sent_and_wrong_ones_reported(
+    pictures: Path, graph: Graph, transform: v2.Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = FakeServer(pictures, graph, token="right")
+    assert len(list(open_loader(server, graph, transform))) == 9
+    with pytest.raises(UnauthorizedError):
+        DataLoader(pictures, backbone=graph, transform=transform, server=server.client(token="wrong"))
+    monkeypatch.setenv("HAPI_TOKEN", "right")
+    client = ServerClient("http://fake", transport=httpx.MockTransport(server.handle))
+    assert client.register("x").samples == SAMPLES
+    assert "right" not in repr(client)
+
+
+def test_an_unreachable_server_is_one_sentence(pictures: Path, graph: Graph, transform: v2.Compose) -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("connection refused")
+
+    from compute_client.backoff import RetryPolicy
+
+    client = ServerClient("http://nowhere:1", retry=RetryPolicy(0.01), transport=httpx.MockTransport(refuse))
+    with pytest.raises(ServerUnreachableError, match=r"http://nowhere:1.*hapi serve"):
+        DataLoader(pictures, backbone=graph, transform=transform, server=client)
+
+
+@pytest.mark.parametrize("url", ["", "storage:8470", "ftp://storage", "http://user:pw@storage", "http://s/?a=b"])
+def test_impossible_addresses_are_refused(url: str) -> None:
+    with pytest.raises(InputError):
+        ServerClient(url)
+
+
+def test_what_cannot_be_pushed_down_says_so(server: FakeServer, graph: Graph, transform: v2.Compose) -> None:
+    class Undecided(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+
+    with pytest.raises(CaptureError, match='pushdown="none"'):
+        open_loader(server, Undecided(), transform, pushdown="all")
+    assert len(list(open_loader(server, Undecided(), transform, pushdown="none"))) == 9
+    with pytest.raises(TransformError):
+        open_loader(server, graph, lambda image: image, pushdown="all")
+    with pytest.raises(UnknownCutError, match="body"):
+        open_loader(server, graph, transform, pushdown="bodi")
+
+
+def test_a_manifest_of_other_files_is_refused(
+    server: FakeServer, graph: Graph, transform: v2.Compose, pictures: Path, tmp_path: Path
+) -> None:
+    from hapi.data import build_manifest
+
+    (tmp_path / "crane").mkdir()
+    (tmp_path / "crane" / "00.jpg").write_bytes((pictures / "crane" / "00.jpg").read_bytes())
+    with pytest.raises(ManifestError, match="33 samples, this process 1"):
+        DataLoader(build_manifest(str(tmp_path)), backbone=graph, transform=transform, server=server.client())
+
+
+def test_requests_are_in_flight_together_but_bounded(server: FakeServer, graph: Graph, transform: v2.Compose) -> None:
+    list(open_loader(server, graph, transform, requests_in_flight=3))
+    assert 1 <= server.most_at_once <= 3
+    alone = FakeServer(Path(server.manifest.uri.removeprefix("file://")), graph)
+    list(open_loader(alone, graph, transform, buffer_bytes=1))
+    assert alone.most_at_once == 1
+
+
+def test_leaving_early_stops_asking(server: FakeServer, graph: Graph, transform: v2.Compose) -> None:
+    with open_loader(server, graph, transform, requests_in_flight=1, batch_size=1) as loader:
+        for _ in loader:
+            break
+        assert_no_threads()
+        asked = len(server.requests)
+        assert len(list(loader)) == SAMPLES
+    assert len(server.requests) > asked
+
+
+def test_nonsense_answers_are_not_trusted(pictures: Path, graph: Graph, transform: v2.Compose) -> None:
+    from hapi.errors import HapiError
+
+    def html(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, html="<h1>hello</h1>")
+
+    with pytest.raises(HapiError, match="HAPI storage server"):
+        ServerClient("http://web", transport=httpx.MockTransport(html)).status()
+    server = FakeServer(pictures, graph)
+    server.trouble = lambda number: httpx.Response(200, html="<h1>hello</h1>")
+    with pytest.raises(HapiError, match="text/html"):
+        list(open_loader(server, graph, transform))

@@ -1,0 +1,67 @@
+"""Spans cover the order exactly, and cuts get their shares."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compute_client.spans import MAX_DEFAULT_SPAN, Dealer, span_size, spans
+from hapi.errors import InputError
+from hapi.plan import Share
+
+ORDERS = st.lists(st.integers(0, 30), max_size=200)
+SHARES = st.lists(st.floats(0.01, 1.0), min_size=1, max_size=4)
+
+
+@given(ORDERS, SHARES, st.integers(1, 20))
+def test_spans_are_the_order_and_repeat_no_index(order: list[int], weights: list[float], size: int) -> None:
+    shares = [Share(f"cut{number}", weight) for number, weight in enumerate(weights)]
+    found = list(spans(order, Dealer(shares, {share.name: size for share in shares}), 3))
+    assert [index for span in found for index in span.indices] == order
+    assert [span.number for span in found] == list(range(len(found)))
+    assert all(len(set(span.indices)) == len(span) <= size and span.epoch == 3 for span in found)
+
+
+@given(SHARES, st.integers(1, 16))
+def test_after_every_span_each_cut_is_within_one_span_of_its_share(weights: list[float], size: int) -> None:
+    shares = [Share(f"cut{number}", weight / sum(weights)) for number, weight in enumerate(weights)]
+    dealer = Dealer(shares, {share.name: size for share in shares})
+    dealt = dict.fromkeys((share.name for share in shares), 0)
+    for span in spans(range(size * 60), dealer, 0):
+        dealt[span.cut] += len(span)
+        total = sum(dealt.values())
+        assert all(abs(dealt[share.name] - share.share * total) <= size * len(shares) for share in shares)
+
+
+def test_dealing_is_deterministic() -> None:
+    shares = [Share("a", 0.5), Share("b", 0.3), Share("input", 0.2)]
+    sizes = {"a": 4, "b": 8, "input": 3}
+    first, second = (list(spans(range(100), Dealer(shares, sizes), 0)) for _ in range(2))
+    assert first == second
+    assert {span.cut for span in first} == {"a", "b", "input"}
+
+
+def test_spans_are_made_lazily() -> None:
+    found = list(itertools.islice(spans(itertools.cycle(range(7)), Dealer([Share("a", 1.0)], {"a": 100}), 0), 3))
+    assert [span.indices for span in found] == [tuple(range(7))] * 3
+
+
+def test_a_cut_without_a_share_gets_nothing() -> None:
+    found = list(spans(range(20), Dealer([Share("a", 0.0), Share("b", 1.0)], {"a": 1, "b": 4}), 0))
+    assert {span.cut for span in found} == {"b"}
+
+
+@pytest.mark.parametrize("shares", [[], [Share("a", 0.0)], [Share("a", 2.0), Share("b", -1.0)]])
+def test_impossible_shares_are_refused(shares: list[Share]) -> None:
+    with pytest.raises(InputError):
+        Dealer(shares, {"a": 1, "b": 1})
+
+
+def test_span_sizes_respect_bytes_and_small_datasets() -> None:
+    assert span_size(10**6, 1000, limit_bytes=10**9, in_flight=4) == MAX_DEFAULT_SPAN
+    assert span_size(10**6, 10**6, limit_bytes=10**7, in_flight=4) == 10
+    assert span_size(10**6, 10**12, limit_bytes=10**7, in_flight=4) == 1
+    assert span_size(160, 1, limit_bytes=10**9, in_flight=4) == 10
