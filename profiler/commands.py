@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 ASSUMED_BITS_PER_S = 1e9
 """The link for which a profile without one is explained; said aloud, and not written into the profile."""
+WIDE_COLUMNS = 105
+"""Width of a terminal in which the whole table can be read."""
 MAX_PROFILE_BYTES = 64 * 2**20
 
 _JSON = typer.Option(False, "--json", help="One JSON document on standard output; the rest on standard error.")
@@ -33,9 +35,7 @@ def profile_command(
     model: str = typer.Argument(help="torchvision:NAME, hf:PATH_OR_NAME or package.module:factory"),
     data: str = typer.Option(..., help="The dataset's address, as the server (or this machine) sees it."),
     weights: str = typer.Option("DEFAULT", help="DEFAULT, none, or a safetensors file."),
-    server: str | None = typer.Option(
-        None, help="A storage server's address; without one, this machine plays both tiers."
-    ),
+    server: str | None = typer.Option(None, help="A storage server's address; without one, this machine plays both."),
     token: str | None = typer.Option(None, help="For the server; default: the environment's HAPI_TOKEN."),
     bandwidth: str | None = _BANDWIDTH,
     batch_size: int = typer.Option(256, min=1, help="Of the training that is planned."),
@@ -113,7 +113,7 @@ def _plan_of(out: Any, result: Profile) -> Plan:
 def _show(out: Any, result: Profile, chosen: Plan) -> None:
     from profiler import profile_table
 
-    out.print(profile_table(result, chosen))
+    out.print(profile_table(result, chosen, narrow=out.width < WIDE_COLUMNS))
     _explain(out, chosen)
 
 

@@ -44,8 +44,8 @@ def probe_link(
         _drain(fetch, 1, deadline, clock)
         latencies.append(clock() - started)
     latency = median(latencies)
-    size, spent, rate = FIRST_BYTES, 0, 0.0
-    while size > 0 and (not rate or clock() < deadline):
+    size, spent, rate = min(FIRST_BYTES, max_bytes), 0, 0.0
+    while not rate or clock() < deadline:
         started = clock()
         received = _transfer(fetch, size, streams, deadline, clock)
         elapsed = clock() - started
@@ -56,7 +56,10 @@ def probe_link(
         rate = received / max(elapsed - latency, elapsed / 2, 1e-9)
         if elapsed >= seconds:
             break
-        size = min(max(4 * size, int(rate * seconds * 1.25)), max_bytes - spent, 64 * size)
+        larger = min(max(4 * size, int(rate * seconds * 1.25)), 64 * size, max_bytes - spent)
+        if larger <= size:  # the budget's rest would say less than what is known already
+            break
+        size = larger
     return Link(bandwidth_bits_per_s=8 * rate, latency_seconds=latency)
 
 

@@ -1,0 +1,91 @@
+"""The link probe, on links whose time is counted and not waited for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from hapi.errors import ServerUnreachableError
+from profiler import probe_link
+from profiler.link import MAX_BYTES
+
+
+class FakeLink:
+    """Gives bytes in chunks; each costs time on its own clock."""
+
+    def __init__(self, bytes_per_s: float, latency: float = 0.0, chunk: int = 65536) -> None:
+        self.now, self.rate, self.latency, self.chunk = 0.0, bytes_per_s, latency, chunk
+        self.asked: list[int] = []
+        self.sent = 0
+        self.closed = 0
+
+    def clock(self) -> float:
+        return self.now
+
+    def fetch(self, count: int) -> Iterator[bytes]:
+        self.asked.append(count)
+        self.now += self.latency
+        try:
+            while count:
+                size = min(self.chunk, count)
+                self.now += size / self.rate
+                self.sent += size
+                count -= size
+                yield bytes(size)
+        finally:
+            self.closed += 1
+
+
+@pytest.mark.parametrize("bits_per_s", [1e6, 1e8, 1e9, 1e10])
+@pytest.mark.parametrize("latency", [0.0, 0.0005, 0.08])
+def test_rate_and_latency_are_found(bits_per_s: float, latency: float) -> None:
+    link = FakeLink(bits_per_s / 8, latency)
+    found = probe_link(link.fetch, streams=1, clock=link.clock)
+    assert found.bandwidth_bits_per_s == pytest.approx(bits_per_s, rel=0.05)
+    assert found.latency_seconds == pytest.approx(latency, abs=1e-5)
+    assert link.closed == len(link.asked)
+
+
+def test_transfers_grow_until_one_lasts_long_enough() -> None:
+    link = FakeLink(1.25e8)
+    probe_link(link.fetch, seconds=0.5, streams=1, clock=link.clock)
+    large = [count for count in link.asked if count > 1]
+    assert large == sorted(large)
+    assert large[-1] / 1.25e8 >= 0.5
+    assert link.now < 1.5
+
+
+def test_a_slow_link_is_given_up_in_time() -> None:
+    link = FakeLink(1000, chunk=100)
+    found = probe_link(link.fetch, streams=1, max_seconds=5.0, clock=link.clock)
+    assert link.now < 5.2
+    assert found.bandwidth_bits_per_s == pytest.approx(8000, rel=0.01)
+
+
+def test_a_fast_link_costs_bounded_bytes() -> None:
+    link = FakeLink(1e12)
+    found = probe_link(link.fetch, streams=1, max_bytes=10**6, clock=link.clock)
+    assert link.sent <= 10**6 + 5
+    assert found.bandwidth_bits_per_s == pytest.approx(8e12, rel=0.05)
+    assert MAX_BYTES <= 2**28
+
+
+def test_several_connections_share_a_transfer() -> None:
+    asked: list[int] = []
+    together = threading.Barrier(4, timeout=30)
+
+    def fetch(count: int) -> Iterator[bytes]:
+        if count > 1:
+            together.wait()  # fails unless four are under way at once
+        asked.append(count)
+        yield bytes(count)
+
+    assert probe_link(fetch, max_bytes=2**16, streams=4).bandwidth_bits_per_s > 0
+    assert asked[-4:] == [2**14] * 4
+
+
+def test_a_silent_other_side_is_an_error() -> None:
+    with pytest.raises(ServerUnreachableError, match="none of the bytes"):
+        probe_link(lambda count: iter(()), streams=1)
