@@ -16,7 +16,7 @@ import hapi
 from hapi.errors import BusyError, HapiError, InputError
 from hapi.settings import StoreSettings
 from storage_server import problems
-from storage_server.middleware import BodyLimit
+from storage_server.middleware import BodyLimit, RequestCounter
 from storage_server.routes import Credentials, Shell, router, shell_of
 from storage_server.service import Service
 from storage_server.settings import ServerSettings
@@ -58,6 +58,7 @@ def app_of(service: Service) -> FastAPI:
     app = FastAPI(title="HAPI storage server", version=hapi.__version__, description=DESCRIPTION, lifespan=lifespan)
     app.state.shell = shell
     app.add_middleware(BodyLimit, max_bytes=service.settings.max_body_bytes)
+    app.add_middleware(RequestCounter, metrics=service.metrics)
     app.include_router(router())
     _add_errors(app)
     _add_probes(app)

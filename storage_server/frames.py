@@ -1,7 +1,9 @@
-"""The answer of one request in pieces that are worth a send: about one frame each, encoded as rows come."""
+"""The answer of one request in pieces that are worth a send: about one frame each."""
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,10 +17,9 @@ from hapi.wire.stream import NO_LABEL, FeatureBatch, StreamEncoder
 
 
 class FrameWriter:
-    """Encodes rows into an Arrow IPC stream and hands it out in pieces of about `frame_bytes`.
+    """Takes rows, and gives them back encoded as an Arrow IPC stream, about `frame_bytes` at a time.
 
-    Rows of features are encoded when they are added; stored objects and failed samples are gathered first, so that
-    small ones share a message.
+    Rows are encoded only when they are taken, so that a large batch is not in memory twice.
     """
 
     def __init__(self, manifest: Manifest, cut: Cut | None, codec: str, compression: str, frame_bytes: int) -> None:
@@ -26,71 +27,82 @@ class FrameWriter:
         self._shapes = cut.shapes if cut else ()
         self._dtypes = cut.dtypes if cut else ()
         self._frame_bytes = frame_bytes
-        self._encoder = StreamEncoder(
-            self._shapes,
-            self._dtypes,
-            codec,
-            compression,
-            cut=cut.name if cut else INPUT,
-        )
+        self._encoder = StreamEncoder(self._shapes, self._dtypes, codec, compression, cut=cut.name if cut else INPUT)
         self._row_bytes = sum(
-            int(np.prod(shape)) * get_codec(codec).bytes_per_value(dtype)
+            math.prod(shape) * get_codec(codec).bytes_per_value(dtype)
             for shape, dtype in zip(self._shapes, self._dtypes, strict=True)
         )
-        self._parts: list[bytes] = [self._encoder.header()]
-        self._size = 0
-        self._held: list[tuple[int, bytes, str | None]] = []
-        self._held_bytes = 0
+        self._header = self._encoder.header()
+        self._features: deque[tuple[Sequence[int], tuple[torch.Tensor, ...]]] = deque()
+        self._single: deque[tuple[int, bytes, str | None]] = deque()
+        self._bytes = 0
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether there is anything to take."""
+        return bool(self._features or self._single)
 
     @property
     def is_full(self) -> bool:
         """Whether there is enough for a frame."""
-        return self._size + self._held_bytes >= self._frame_bytes
+        return self._bytes >= self._frame_bytes
 
     def add_features(self, indices: Sequence[int], tensors: tuple[torch.Tensor, ...]) -> None:
-        """Rows of the cut's tensors (n, *shape), in messages of about a frame each."""
-        rows = max(1, self._frame_bytes // max(1, self._row_bytes))
-        for start in range(0, len(indices), rows):
-            part = indices[start : start + rows]
-            self._encode(part, tuple(tensor[start : start + rows] for tensor in tensors))
+        """Rows of the cut's tensors (n, *shape)."""
+        self._features.append((indices, tensors))
+        self._bytes += len(indices) * self._row_bytes
 
     def add_object(self, index: int, data: bytes) -> None:
         """A row of cut `input`."""
-        self._hold(index, data, None)
+        self._single.append((index, data, None))
+        self._bytes += len(data)
 
     def add_failed(self, index: int, reason: str) -> None:
         """A row of a sample that could not be had."""
-        self._hold(index, b"", reason)
+        self._single.append((index, b"", reason))
+        self._bytes += self._row_bytes + len(reason)
 
-    def take(self) -> bytes:
-        """What there is to send, empty while no row has been added."""
-        self._flush()
-        if not self._size:
-            return b""
-        data, self._parts, self._size = b"".join(self._parts), [], 0
-        return data
+    def take(self) -> tuple[bytes, list[int]]:
+        """About a frame of what there is, and the indices of the rows in it; the first one begins with the header."""
+        parts = [self._header]
+        self._header = b""
+        done: list[int] = []
+        size = 0
+        while self.has_rows and size < self._frame_bytes:
+            indices, data = self._take_features(size) if self._features else self._take_single()
+            done += indices
+            parts.append(data)
+            size += len(data)
+        self._bytes = max(0, self._bytes - size) if self.has_rows else 0
+        return b"".join(parts), done
 
     def end(self) -> bytes:
-        """The rest, with the end marker."""
-        return self.take() + self._encoder.end()
+        """The end marker."""
+        return self._encoder.end()
 
-    def _hold(self, index: int, data: bytes, reason: str | None) -> None:
-        self._held.append((index, data, reason))
-        self._held_bytes += len(data) + len(reason or "") + self._row_bytes
-        if self._held_bytes >= self._frame_bytes:
-            self._flush()
+    def _take_features(self, used: int) -> tuple[Sequence[int], bytes]:
+        """As many rows of the first piece as a frame still has room for, one at least."""
+        indices, tensors = self._features.popleft()
+        rows = max(1, (self._frame_bytes - used) // max(1, self._row_bytes))
+        if rows < len(indices):
+            self._features.appendleft((indices[rows:], tuple(tensor[rows:] for tensor in tensors)))
+        now = indices[:rows]
+        return now, self._encode(now, tuple(tensor[:rows] for tensor in tensors))
 
-    def _flush(self) -> None:
-        if not self._held:
-            return
-        held, self._held, self._held_bytes = self._held, [], 0
-        indices = [index for index, _, _ in held]
+    def _take_single(self) -> tuple[Sequence[int], bytes]:
+        """Objects, or failed samples with zeros for features, about a frame of them in one message."""
+        held: list[tuple[int, bytes, str | None]] = []
+        size = 0
+        while self._single and size < self._frame_bytes:
+            held.append(self._single.popleft())
+            size += len(held[-1][1]) + self._row_bytes
         errors = {row: reason for row, (_, _, reason) in enumerate(held) if reason is not None}
         zeros = tuple(
             torch.zeros((len(held), *shape), dtype=dtype)
             for shape, dtype in zip(self._shapes, self._dtypes, strict=True)
         )
-        self._encode(indices, zeros, None if self._shapes else [data for _, data, _ in held], errors)
+        indices = [index for index, _, _ in held]
+        return indices, self._encode(indices, zeros, None if self._shapes else [data for _, data, _ in held], errors)
 
     def _encode(
         self,
@@ -98,9 +110,9 @@ class FrameWriter:
         tensors: tuple[torch.Tensor, ...],
         objects: list[bytes] | None = None,
         errors: dict[int, str] | None = None,
-    ) -> None:
+    ) -> bytes:
         labels = [self._manifest.sample(index).label for index in indices]
-        data = self._encoder.encode(
+        return self._encoder.encode(
             FeatureBatch(
                 indices=np.asarray(indices, np.int64),
                 labels=np.asarray([NO_LABEL if label is None else label for label in labels], np.int64),
@@ -109,5 +121,3 @@ class FrameWriter:
                 errors=errors or {},
             )
         )
-        self._parts.append(data)
-        self._size += len(data)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from hapi.data import Manifest, ObjectStore, Sample, TransformSpec, load_sample,
 from hapi.errors import HapiError, StoreUnavailableError
 from storage_server.cancel import CancelToken
 from storage_server.metrics import Metrics
+from storage_server.threads import WorkerThreads
 
 log = logging.getLogger(__name__)
 
@@ -51,18 +52,18 @@ class SampleLoader:
 
     def __init__(self, read_threads: int, workers: int, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._readers = ThreadPoolExecutor(read_threads, "hapi-read")
-        self._workers = ThreadPoolExecutor(workers, "hapi-decode", initializer=_one_thread)
+        self._readers = WorkerThreads(read_threads, "hapi-read")
+        self._workers = WorkerThreads(workers, "hapi-decode", _one_thread)
         self.read_threads = read_threads
 
     def load(self, source: Source, index: int, token: CancelToken, deliver: Deliver) -> None:
         """Reads sample `index` and calls `deliver` from another thread; never, once the request is cancelled."""
-        self._readers.submit(self._read, source, index, token, deliver)
+        self._readers.submit(partial(self._read, source, index, token, deliver))
 
     def close(self) -> None:
         """Ends the threads; work that has not begun is dropped."""
-        self._readers.shutdown(cancel_futures=True)
-        self._workers.shutdown(cancel_futures=True)
+        self._readers.close()
+        self._workers.close()
 
     def _read(self, source: Source, index: int, token: CancelToken, deliver: Deliver) -> None:
         if token.cancelled:
@@ -75,7 +76,8 @@ class SampleLoader:
             if source.transform is None:
                 deliver(Loaded(index, data=data))
             else:
-                self._workers.submit(self._decode, source, source.transform, index, sample, data, token, deliver)
+                decode = partial(self._decode, source, source.transform, index, sample, data, token, deliver)
+                self._workers.submit(decode)
         except BaseException as error:
             deliver(self._failure(index, sample, "read", error))
 

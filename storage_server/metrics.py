@@ -18,7 +18,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = self._counter("requests", "Requests by route and outcome", "route", "outcome")
+        self.requests = self._counter("requests", "Requests by route and status", "route", "status")
+        self.extracts = self._counter("extracts", "Extract requests by how they ended", "outcome")
         self.request_seconds = self._histogram("extract_seconds", "Seconds of one extract request", SECONDS_BUCKETS)
         self.samples = self._counter("samples", "Samples that were sent, by outcome", "outcome")
         self.received_bytes = self._counter("object_bytes", "Bytes read from object stores")

@@ -1,4 +1,4 @@
-"""Pure ASGI middleware: JSON bodies are bounded before anything parses them."""
+"""Pure ASGI middleware: JSON bodies are bounded before anything parses them, and answers are counted."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from hapi.errors import TooLargeError
 from hapi.units import format_bytes
+from storage_server.metrics import Metrics
 from storage_server.problems import from_error
 
 if TYPE_CHECKING:
@@ -51,6 +52,32 @@ class BodyLimit:
             if name == b"content-length" and value.isdigit():
                 return int(value)
         return 0
+
+
+class RequestCounter:
+    """Counts answers by route (its template, so that labels stay few) and status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = "none"
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = str(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, counted)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(route, status).inc()
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

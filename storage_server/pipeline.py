@@ -31,6 +31,8 @@ BATCHES_ON_DEVICE = 2
 """Per request, one that runs and one that waits: the device is never idle between them."""
 BATCHES_AHEAD = 3
 """Samples in flight, in batches: two on the device, one being filled."""
+FILL_SECONDS = 0.02
+"""How long rows wait for others to share a frame with."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Extraction:
         self._on_device = 0
         self._unsent = len(job.indices)
         self._held = 0  # bytes of the queue budget
+        self._size = self._batch_size()
 
     def chunks(self) -> Generator[bytes, None, None]:
         """The answer in pieces of about a frame; smaller ones when the next rows are not there yet."""
@@ -89,22 +92,46 @@ class Extraction:
         self._stages.queue.join()
         try:
             while self._unsent:
-                self._order()
+                self._accept_what_came()
                 self._dispatch()
-                if self._mailbox.empty() and (chunk := self._frames.take()):
-                    yield self._sent(chunk)
-                self._accept(self._mailbox.get())
-                if self._frames.is_full:
-                    yield self._sent(self._frames.take())
-            yield self._sent(self._frames.end())
+                self._order()
+                if self._should_send():
+                    yield self._frame()
         finally:
             self.token.cancel("the answer has ended")  # whatever ended it, nothing of it may go on costing
             self._stages.queue.leave(self._held)
             self._ready.clear()
 
+    def _accept_what_came(self) -> None:
+        while not self._mailbox.empty():
+            self._accept(self._mailbox.get())
+
+    def _should_send(self) -> bool:
+        """Whether to send now. Waits for the next message otherwise: for long if there is nothing to send yet."""
+        if self._frames.is_full:
+            return True
+        in_flight = self._loading + self._on_device + len(self._ready)
+        if self._frames.has_rows and not in_flight:
+            return True
+        try:
+            self._accept(self._mailbox.get(timeout=FILL_SECONDS if self._frames.has_rows else None))
+        except queue.Empty:
+            return True
+        return False
+
+    def _frame(self) -> bytes:
+        """About a frame of rows; the end marker follows the last ones."""
+        with self._stages.metrics.stage("encode"):
+            data, indices = self._frames.take()
+        self._done(indices)
+        if not self._unsent:
+            data += self._frames.end()
+        self._stages.metrics.sent_bytes.inc(len(data))
+        return data
+
     def _order(self) -> None:
         """Orders samples to be read while the queues have room; always one when it has none."""
-        ahead = max(2 * self._stages.loader.read_threads, BATCHES_AHEAD * self._batch_size())
+        ahead = max(2 * self._stages.loader.read_threads, BATCHES_AHEAD * self._size)
         while self._pending:
             self.token.check()
             cost = self._cost(self._pending[0])
@@ -120,17 +147,17 @@ class Extraction:
         """Sends full batches to the device, and a smaller one when no more samples are on their way."""
         if self._job.prefix is None or not self._ready:
             return
-        size = self._batch_size()
         while self._ready and self._on_device < BATCHES_ON_DEVICE:
-            if len(self._ready) < size and self._loading:
+            if len(self._ready) < self._size and self._loading:
                 return
-            rows, self._ready = self._ready[:size], self._ready[size:]
+            rows, self._ready = self._ready[: self._size], self._ready[self._size :]
             with self._stages.metrics.stage("batch"):
                 batch = torch.stack([row.tensor for row in rows if row.tensor is not None])
             self._on_device += 1
             work = partial(run_batch, self._job.prefix, batch, self._stages.sizer, self._stages.metrics, self.token)
             deliver = partial(self._computed, [row.index for row in rows])
             self._stages.device.submit(Task(work, deliver, self.token))
+            self._size = self._batch_size()
 
     def _computed(self, indices: list[int], outcome: Outcome[list[Piece]]) -> None:
         self._mailbox.put(_Computed(indices, outcome))
@@ -144,19 +171,18 @@ class Extraction:
             self._on_device -= 1
             for piece in message.outcome.get():
                 indices = message.indices[piece.start : piece.start + len(piece.tensors[0])]
-                with self._stages.metrics.stage("encode"):
-                    self._frames.add_features(indices, piece.tensors)
-            self._done(message.indices, "ok")
+                self._frames.add_features(indices, piece.tensors)
+            self._stages.metrics.rows("ok", len(message.indices))
 
     def _accept_loaded(self, loaded: Loaded) -> None:
         if loaded.error is not None:
             raise loaded.error
         if loaded.failed is not None:
             self._frames.add_failed(loaded.index, loaded.failed)
-            self._done([loaded.index], "failed")
+            self._stages.metrics.rows("failed", 1)
         elif loaded.data is not None:
             self._frames.add_object(loaded.index, loaded.data)
-            self._done([loaded.index], "ok")
+            self._stages.metrics.rows("ok", 1)
         else:
             self._check_input(loaded)
             self._ready.append(loaded)
@@ -172,10 +198,9 @@ class Extraction:
                 f"{prefix.input.shape} {prefix.input.dtype} per sample. Use the transform that belongs to the model."
             )
 
-    def _done(self, indices: Sequence[int], outcome: str) -> None:
+    def _done(self, indices: Sequence[int]) -> None:
         """These rows are encoded: their charge ends."""
         self._unsent -= len(indices)
-        self._stages.metrics.rows(outcome, len(indices))
         cost = sum(self._cost(index) for index in indices)
         self._held -= cost
         self._stages.queue.give(cost)
@@ -192,7 +217,3 @@ class Extraction:
         stored = self._job.source.manifest.sample(index).length
         prefix = self._job.prefix
         return max(1, stored + (2 * prefix.input.bytes + prefix.cut.bytes_per_sample if prefix else 0))
-
-    def _sent(self, chunk: bytes) -> bytes:
-        self._stages.metrics.sent_bytes.inc(len(chunk))
-        return chunk

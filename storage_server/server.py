@@ -46,7 +46,7 @@ def serve(app: FastAPI, sock: socket.socket, on_listening: Callable[[], None], l
         app,
         lifespan="on",
         log_config=None,
-        log_level=log_level,
+        log_level="warning" if log_level == "info" else log_level,
         access_log=log_level == "debug",
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,

@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Generator
 from contextlib import ExitStack
+from pathlib import Path
 
 import hapi
 from hapi.data import Manifest, TransformSpec, open_store
@@ -22,6 +23,7 @@ from storage_server.budget import MemoryBudget, QueueBudget
 from storage_server.cancel import CancelToken
 from storage_server.datasets import DatasetStore
 from storage_server.executor import DeviceExecutor
+from storage_server.files import write_whole
 from storage_server.loading import SampleLoader, Source
 from storage_server.metrics import Metrics
 from storage_server.models import ModelStore
@@ -30,6 +32,9 @@ from storage_server.roots import Roots
 from storage_server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
+
+PROFILE_SECONDS = 10.0
+"""A profile holds the device for about so long; other requests wait meanwhile."""
 
 
 class Service:
@@ -51,6 +56,7 @@ class Service:
         self.metrics.budget_bytes.set(self.budget.total_bytes)
         self.queue = QueueBudget(self.budget.queue_bytes)
         self.admission = Admission(settings.max_requests, settings.max_waiting, self.metrics)
+        check_folder(settings.cache_dir)
         self.datasets = DatasetStore(settings.cache_dir / "datasets", self.store_settings)
         archives = ArchiveStore(settings.cache_dir / "models", settings.max_model_bytes, settings.max_cache_bytes)
         self.models = ModelStore(archives, self.budget, settings.device, self.metrics)
@@ -109,6 +115,7 @@ class Service:
                     lease.graph,
                     device=device,
                     batch_size=batch,
+                    limit_seconds=PROFILE_SECONDS,
                     load_seconds=load.load_seconds,
                     read_seconds=load.read_seconds,
                     decode_seconds=load.decode_seconds,
@@ -143,6 +150,15 @@ class Service:
         self.loader.close()
         self.device.close()
         self.datasets.close()
+
+
+def check_folder(folder: Path) -> None:
+    """Makes the cache directory; InputError if it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "writable", b"")
+    except OSError as error:
+        raise InputError(f"cache directory {folder}: {error.strerror}. Choose another with --cache-dir.") from error
 
 
 def check_device(device: str) -> None:

@@ -66,7 +66,7 @@ class AnswerStream(Response):
             # the connection is closed without a proper end; a log line is all that is left to say
             log.error("extract failed half-way: %s", error, exc_info=None if isinstance(error, HapiError) else error)
         finally:
-            self._metrics.requests.labels("extract", outcome).inc()
+            self._metrics.extracts.labels(outcome).inc()
             self._metrics.request_seconds.observe(time.monotonic() - began)
 
     async def _stream(self, token: CancelToken, send: Send) -> None:

@@ -1,0 +1,136 @@
+"""Turns: who runs, who waits, who is sent away."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from hapi.errors import BusyError
+from storage_server.admission import Admission
+from storage_server.cancel import CancelToken, RequestCancelledError
+from storage_server.metrics import Metrics
+
+
+class Request:
+    """Takes a turn and holds it until told to end."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.token = CancelToken()
+        self.begun = asyncio.Event()
+        self.end = asyncio.Event()
+        self.task = asyncio.create_task(self._run(admission))
+
+    async def _run(self, admission: Admission) -> None:
+        async with admission.turn(self.token):
+            self.begun.set()
+            self.token.on_cancel(self.end.set)
+            await self.end.wait()
+
+
+async def settle() -> None:
+    """Lets every task that can go on do so."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def test_turns_are_passed_on_in_order_and_never_exceed_the_limit() -> None:
+    async def story() -> None:
+        admission = Admission(2, 8, Metrics())
+        requests = [Request(admission) for _ in range(5)]
+        await settle()
+        assert [request.begun.is_set() for request in requests] == [True, True, False, False, False]
+        assert (admission.running, admission.waiting) == (2, 3)
+        requests[1].end.set()
+        await settle()
+        assert [request.begun.is_set() for request in requests] == [True, True, True, False, False]
+        for request in requests:
+            request.end.set()
+        await asyncio.gather(*(request.task for request in requests))
+        assert (admission.running, admission.waiting) == (0, 0)
+
+    asyncio.run(story())
+
+
+def test_a_full_server_says_when_to_come_back() -> None:
+    async def story() -> None:
+        admission = Admission(1, 1, Metrics())
+        requests = [Request(admission) for _ in range(2)]
+        await settle()
+        with pytest.raises(BusyError, match="1 requests run and 1 wait") as caught:
+            async with admission.turn(CancelToken()):
+                pytest.fail("a full server gave a turn")
+        assert caught.value.retry_after_seconds >= 1
+        for request in requests:
+            request.end.set()
+        await asyncio.gather(*(request.task for request in requests))
+
+    asyncio.run(story())
+
+
+def test_who_leaves_while_waiting_gives_the_place_free() -> None:
+    async def story() -> None:
+        admission = Admission(1, 2, Metrics())
+        first, second, third = (Request(admission) for _ in range(3))
+        await settle()
+        second.token.cancel("left")
+        with pytest.raises(RequestCancelledError):
+            await second.task
+        assert admission.waiting == 1
+        first.end.set()
+        await settle()
+        assert third.begun.is_set()
+        third.end.set()
+        await third.task
+
+    asyncio.run(story())
+
+
+def test_a_turn_that_comes_as_the_caller_leaves_is_passed_on() -> None:
+    async def story() -> None:
+        admission = Admission(1, 2, Metrics())
+        first, second, third = (Request(admission) for _ in range(3))
+        await settle()
+        first.end.set()
+        while admission.waiting == 2:  # until the turn is on its way to the second
+            await asyncio.sleep(0)
+        second.task.cancel()
+        await asyncio.gather(second.task, return_exceptions=True)
+        await settle()
+        assert third.begun.is_set()
+        third.end.set()
+        await third.task
+        assert admission.running == 0
+
+    asyncio.run(story())
+
+
+def test_draining_refuses_newcomers_and_waits_for_those_that_run() -> None:
+    async def story() -> None:
+        admission = Admission(1, 4, Metrics())
+        running, waiting = Request(admission), Request(admission)
+        await settle()
+        drained = asyncio.create_task(admission.drain(60))
+        await settle()
+        with pytest.raises(BusyError):
+            await waiting.task
+        with pytest.raises(BusyError):
+            await Request(admission).task
+        assert not drained.done()
+        running.end.set()
+        await drained
+        assert not running.token.cancelled
+
+    asyncio.run(story())
+
+
+def test_after_the_grace_time_what_runs_is_ended() -> None:
+    async def story() -> None:
+        admission = Admission(1, 4, Metrics())
+        running = Request(admission)
+        await settle()
+        await admission.drain(0)
+        assert running.token.reason == "the server is stopping"
+        await running.task
+
+    asyncio.run(story())

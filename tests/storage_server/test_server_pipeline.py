@@ -1,0 +1,323 @@
+"""One request through all stages, without HTTP."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from awkward_models import SIZE, Archive
+from gated_store import GatedStore
+
+from hapi.data import Manifest, TransformSpec, build_manifest, load_sample, open_store, read_sample
+from hapi.errors import InputError, MemoryBudgetError, StoreUnavailableError
+from hapi.model import Graph
+from hapi.wire import FeatureBatch, read_stream
+from storage_server.cancel import CancelToken, RequestCancelledError
+from storage_server.engine import Prefix
+from storage_server.loading import Source
+from storage_server.pipeline import Extraction, Job
+from storage_server.service import Service
+
+GOOD = 12
+BROKEN = 12
+"""Index of the sample that is no image."""
+
+
+@pytest.fixture
+def manifest(photos: Path) -> Manifest:
+    return build_manifest(photos)
+
+
+def gated(manifest: Manifest, **gate: object) -> GatedStore:
+    return GatedStore(open_store(manifest.uri), **gate)  # type: ignore[arg-type]
+
+
+def extraction(
+    service: Service,
+    manifest: Manifest,
+    store: GatedStore,
+    archive: Archive | None,
+    transform: TransformSpec | None,
+    cut: str = "output",
+    indices: range | None = None,
+    codec: str = "float32",
+) -> Extraction:
+    prefix = Prefix.of(archive.graph, cut, "cpu", archive.digest) if archive else None
+    source = Source(manifest, store, transform if archive else None)
+    return Extraction(Job(source, list(indices or range(len(manifest))), prefix, codec), service._stages)
+
+
+def rows(batches: list[FeatureBatch]) -> dict[int, tuple]:
+    """index -> (label, tensors or object, error)."""
+    found = {}
+    for batch in batches:
+        for row, index in enumerate(batch.indices):
+            payload = batch.objects[row] if batch.objects is not None else tuple(t[row] for t in batch.tensors)
+            assert int(index) not in found, "a sample came twice"
+            found[int(index)] = (int(batch.labels[row]), payload, batch.errors.get(row))
+    return found
+
+
+def local_prefix(graph: Graph, cut: str, manifest: Manifest, transform: TransformSpec, index: int) -> tuple:
+    store = open_store(manifest.uri)
+    image = load_sample(read_sample(store, manifest.sample(index)), transform, index=index)
+    with torch.inference_mode():
+        return tuple(tensor[0] for tensor in graph.split(cut)[0](image[None]))
+
+
+def test_every_cut_gives_what_the_prefix_gives_here(
+    service: Service, manifest: Manifest, archive: Archive, transform: TransformSpec
+) -> None:
+    for cut in archive.graph.cuts[1:]:
+        work = extraction(service, manifest, gated(manifest), archive, transform, cut.name)
+        found = rows(list(read_stream(work.chunks())))
+        assert sorted(found) == list(range(13))
+        for index in range(GOOD):
+            label, tensors, error = found[index]
+            assert error is None
+            assert label == manifest.sample(index).label
+            expected = local_prefix(archive.graph, cut.name, manifest, transform, index)
+            for got, wanted in zip(tensors, expected, strict=True):
+                torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_one_bad_image_is_a_row_with_its_reason(
+    service: Service, manifest: Manifest, archive: Archive, transform: TransformSpec
+) -> None:
+    found = rows(list(read_stream(extraction(service, manifest, gated(manifest), archive, transform).chunks())))
+    _, tensors, error = found[BROKEN]
+    assert "b/broken.jpg" in error
+    assert "not an image" in error
+    assert torch.count_nonzero(tensors[0]) == 0
+    assert service.metrics.registry.get_sample_value("hapi_samples_total", {"outcome": "failed"}) == 1
+
+
+def test_a_missing_object_is_a_row_too(
+    service: Service, manifest: Manifest, tmp_path: Path, photos: Path, archive: Archive, transform: TransformSpec
+) -> None:
+    for path in photos.rglob("*.*"):
+        if path.name != "3.png":
+            copy = tmp_path / "copy" / path.relative_to(photos)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    store = GatedStore(open_store(tmp_path / "copy"))
+    found = rows(list(read_stream(extraction(service, manifest, store, archive, transform).chunks())))
+    assert [index for index, row in found.items() if row[2] and "does not exist" in row[2]] == [3, 9]
+
+
+def test_the_input_cut_ships_stored_bytes_without_looking_at_them(service: Service, manifest: Manifest) -> None:
+    store = gated(manifest)
+    found = rows(list(read_stream(extraction(service, manifest, store, None, None).chunks())))
+    for index in range(13):
+        assert found[index][1] == read_sample(store, manifest.sample(index))
+        assert found[index][2] is None
+
+
+def test_a_store_that_is_down_ends_the_request(
+    service: Service, manifest: Manifest, archive: Archive, transform: TransformSpec
+) -> None:
+    def down(key: str) -> None:
+        raise StoreUnavailableError(f"{key}: the store did not answer")
+
+    with pytest.raises(StoreUnavailableError):
+        list(extraction(service, manifest, gated(manifest, on_read=down), archive, transform).chunks())
+
+
+def test_a_transform_of_another_model_is_named(service: Service, manifest: Manifest, archive: Archive) -> None:
+    small = TransformSpec.from_json(
+        [
+            {"name": "ToImage", "args": {}},
+            {"name": "CenterCrop", "args": {"size": [8, 8]}},
+            {"name": "ToDtype", "args": {"dtype": "float32", "scale": True}},
+        ]
+    )
+    with pytest.raises(InputError, match=rf"\(3, 8, 8\).*residual.*\(3, {SIZE}, {SIZE}\)|\(3, 8, 8\).*takes"):
+        list(extraction(service, manifest, gated(manifest), archive, small).chunks())
+
+
+def test_narrow_queues_still_bring_every_sample(
+    make_service: Callable[..., Service], manifest: Manifest, archive: Archive, transform: TransformSpec
+) -> None:
+    service = make_service()
+    service.queue.total_bytes = 1  # each request may then hold one sample at a time
+    work = extraction(service, manifest, gated(manifest), archive, transform, "stem.2")
+    assert sorted(rows(list(read_stream(work.chunks())))) == list(range(13))
+    assert service.queue.used_bytes == 0
+    batches = service.metrics.registry.get_sample_value
+    assert batches("hapi_batch_samples_count") == batches("hapi_batch_samples_sum") == GOOD
+
+
+def test_batches_are_as_large_as_allowed(
+    make_service: Callable[..., Service], manifest: Manifest, archive: Archive, transform: TransformSpec
+) -> None:
+    service = make_service(max_batch=4)
+    list(extraction(service, manifest, gated(manifest), archive, transform, indices=range(GOOD)).chunks())
+    value = service.metrics.registry.get_sample_value
+    assert value("hapi_batch_samples_sum") == GOOD
+    assert value("hapi_batch_samples_bucket", {"le": "2.0"}) == 0, "no batch was cut short while samples were coming"
+    assert value("hapi_batch_samples_count") == 3
+
+
+def test_answers_come_in_pieces_of_about_a_frame(
+    make_service: Callable[..., Service], manifest: Manifest, wide_archive: Archive, transform: TransformSpec
+) -> None:
+    service = make_service(frame_bytes=600_000)
+    sample = wide_archive.graph.cut("wide").bytes_per_sample
+    chunks = list(extraction(service, manifest, gated(manifest), wide_archive, transform, "wide").chunks())
+    assert sample == 512 * SIZE * SIZE * 4
+    assert len(chunks) >= 13 / 2
+    assert max(map(len, chunks)) < 600_000 + sample
+    assert sorted(rows(list(read_stream(chunks)))) == list(range(13))
+
+
+def test_a_narrow_codec_is_cast_here(
+    service: Service, manifest: Manifest, archive: Archive, transform: TransformSpec
+) -> None:
+    exact = rows(list(read_stream(extraction(service, manifest, gated(manifest), archive, transform).chunks())))
+    work = extraction(service, manifest, gated(manifest), archive, transform, codec="bfloat16")
+    narrow = rows(list(read_stream(work.chunks())))
+    assert torch.equal(narrow[0][1][0], exact[0][1][0].bfloat16().float())
+
+
+def drive(work: Extraction) -> tuple[threading.Thread, queue.SimpleQueue[object]]:
+    """Runs it on a thread; the queue gets its chunks, then None or the exception that ended it."""
+    results: queue.SimpleQueue[object] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            for chunk in work.chunks():
+                results.put(chunk)
+            results.put(None)
+        except Exception as error:
+            results.put(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, results
+
+
+def test_a_caller_that_left_costs_nothing_more(
+    make_service: Callable[..., Service], manifest: Manifest, archive: Archive, transform: TransformSpec
+) -> None:
+    service = make_service(read_threads=2)
+    store = gated(manifest, free=3)
+    work = extraction(service, manifest, store, archive, transform)
+    thread, results = drive(work)
+    assert store.waiting.acquire(timeout=30)
+    assert store.waiting.acquire(timeout=30)  # both readers hang in the store
+    work.token.cancel("the caller left")
+    thread.join(30)
+    assert isinstance(results.get(), RequestCancelledError), "it ends at once, though reads hang"
+    assert service.queue.used_bytes == 0
+    store.open_gate()
+    service.loader.close()
+    assert len(store.begun) == 5, "three that passed and two that hung; none of the other eight was begun"
+    value = service.metrics.registry.get_sample_value
+    assert value("hapi_batch_samples_count") == 0
+    assert (value("hapi_stage_seconds_total", {"stage": "prefix"}) or 0) == 0
+
+
+def test_batches_that_wait_for_the_device_are_dropped_when_the_caller_leaves(
+    make_service: Callable[..., Service], manifest: Manifest, archive: Archive, transform: TransformSpec
+) -> None:
+    service = make_service(max_batch=2)
+    held, release = threading.Event(), threading.Event()
+    blocker = threading.Thread(target=service.device.call, args=(lambda: (held.set(), release.wait(60)),))
+    blocker.start()
+    assert held.wait(30)
+    work = extraction(service, manifest, gated(manifest), archive, transform, indices=range(GOOD))
+    thread, results = drive(work)
+    deadline = threading.Event()
+    while service.device.depth < 2:  # two batches of two wait for the device, the rest for them
+        assert thread.is_alive()
+        deadline.wait(0.001)
+    work.token.cancel("the caller left")
+    thread.join(30)
+    assert isinstance(results.get(), RequestCancelledError)
+    release.set()
+    blocker.join(30)
+    service.device.close()
+    assert service.metrics.registry.get_sample_value("hapi_batch_samples_count") == 0
+
+
+def test_closing_the_generator_cancels(service: Service, manifest: Manifest, photos: Path) -> None:
+    work = extraction(service, manifest, gated(manifest), None, None)
+    chunks = work.chunks()
+    assert next(chunks)
+    chunks.close()
+    assert work.token.cancelled
+    assert service.queue.used_bytes == 0
+
+
+def test_a_slow_caller_stops_the_reading(make_service: Callable[..., Service], manifest: Manifest) -> None:
+    service = make_service(read_threads=1)
+    store = gated(manifest)
+    largest = max(manifest.sample(index).length for index in range(13))
+    service.queue.total_bytes = 3 * largest
+    chunks = extraction(service, manifest, store, None, None).chunks()
+    assert next(chunks)
+    service.loader.close()  # everything that was ordered is done
+    assert len(store.begun) <= 5, "while nobody asks for the next piece, no more is read than the queues hold"
+    chunks.close()
+
+
+def test_one_sample_too_many_for_the_device_ends_the_request(
+    service: Service, manifest: Manifest, archive: Archive, transform: TransformSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Prefix, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Prefix, "run", full)
+    with pytest.raises(MemoryBudgetError):
+        list(extraction(service, manifest, gated(manifest), archive, transform).chunks())
+    assert service.queue.used_bytes == 0
+
+
+def test_two_requests_at_once_do_not_mix(
+    service: Service, manifest: Manifest, archive: Archive, wide_archive: Archive, transform: TransformSpec
+) -> None:
+    first = drive(extraction(service, manifest, gated(manifest), archive, transform))
+    second = drive(extraction(service, manifest, gated(manifest), wide_archive, transform))
+    for (thread, results), used in ((first, archive), (second, wide_archive)):
+        thread.join(60)
+        found = rows(list(read_stream(iter(results.get, None))))  # type: ignore[arg-type]
+        expected = local_prefix(used.graph, "output", manifest, transform, 4)[0]
+        torch.testing.assert_close(found[4][1][0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_random_transforms_follow_seed_epoch_and_index_only(
+    make_service: Callable[..., Service], manifest: Manifest, archive: Archive
+) -> None:
+    crop = TransformSpec.from_json(
+        [
+            {"name": "RandomCrop", "args": {"size": [SIZE, SIZE]}},
+            {"name": "ToImage", "args": {}},
+            {"name": "ToDtype", "args": {"dtype": "float32", "scale": True}},
+        ]
+    )
+
+    def features(service: Service, seed: int, epoch: int) -> np.ndarray:
+        prefix = Prefix.of(archive.graph, "output", "cpu", archive.digest)
+        source = Source(manifest, gated(manifest), crop, seed, epoch)
+        work = Extraction(Job(source, range(GOOD), prefix), service._stages)
+        found = rows(list(read_stream(work.chunks())))
+        return np.stack([found[index][1][0].numpy() for index in range(GOOD)])
+
+    one, other = make_service(workers=1), make_service(workers=4, max_batch=3)
+    assert np.allclose(features(one, 1, 2), features(other, 1, 2), rtol=1e-4, atol=1e-5)
+    assert not np.allclose(features(one, 1, 2), features(one, 1, 3), rtol=1e-2)
+
+
+def test_tokens_call_back_once_and_at_once_if_late() -> None:
+    token, calls = CancelToken(), []
+    token.on_cancel(lambda: calls.append("early"))
+    token.cancel("first")
+    token.cancel("second")
+    token.on_cancel(lambda: calls.append("late"))
+    assert calls == ["early", "late"]
+    assert token.reason == "first"
