@@ -1,11 +1,38 @@
-"""What is read and how it becomes a model's input: stores, manifests, images, transforms."""
+"""What is read and how it becomes a model's input: stores, manifests, images, transforms.
 
-from hapi.data.build import build_manifest, dataset_root
-from hapi.data.images import decode_image
-from hapi.data.manifest import Manifest, Sample, read_sample
-from hapi.data.stores import ObjectInfo, ObjectStore, normalize_uri, open_store
-from hapi.data.transforms import TransformSpec, describe_transform, load_sample, sample_seed
-from hapi.settings import StoreSettings
+The names are resolved on first use, so that commands which only move bytes do not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hapi.data.build import build_manifest, dataset_root
+    from hapi.data.images import decode_image
+    from hapi.data.manifest import Manifest, Sample, read_sample
+    from hapi.data.stores import ObjectInfo, ObjectStore, normalize_uri, open_store
+    from hapi.data.transforms import TransformSpec, describe_transform, load_sample, sample_seed
+    from hapi.settings import StoreSettings
+
+_HOMES = {
+    "Manifest": "hapi.data.manifest",
+    "ObjectInfo": "hapi.data.stores",
+    "ObjectStore": "hapi.data.stores",
+    "Sample": "hapi.data.manifest",
+    "StoreSettings": "hapi.settings",
+    "TransformSpec": "hapi.data.transforms",
+    "build_manifest": "hapi.data.build",
+    "dataset_root": "hapi.data.build",
+    "decode_image": "hapi.data.images",
+    "describe_transform": "hapi.data.transforms",
+    "load_sample": "hapi.data.transforms",
+    "normalize_uri": "hapi.data.stores",
+    "open_store": "hapi.data.stores",
+    "read_sample": "hapi.data.manifest",
+    "sample_seed": "hapi.data.transforms",
+}
 
 __all__ = [
     "Manifest",
@@ -24,3 +51,9 @@ __all__ = [
     "read_sample",
     "sample_seed",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hapi.data' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

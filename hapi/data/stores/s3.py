@@ -45,6 +45,10 @@ class S3Store:
         self._lock = threading.Lock()
 
     @property
+    def bucket(self) -> str:
+        return self._bucket
+
+    @property
     def uri(self) -> str:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
 

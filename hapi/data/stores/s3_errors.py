@@ -62,9 +62,13 @@ def translated(what: str, endpoint: str) -> Iterator[None]:
 def from_client_error(error: aws.ClientError, what: str, endpoint: str) -> HapiError:
     """The error that the store's own answer means."""
     details = error.response.get("Error", {})
-    code = str(details.get("Code", ""))
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    said = f"{code}: {details['Message']}" if details.get("Message") else code
+    return from_answer(str(details.get("Code", "")), str(details.get("Message", "")), status, what, endpoint)
+
+
+def from_answer(code: str, message: str, status: int, what: str, endpoint: str) -> HapiError:
+    """The same from an S3 error code, the store's message and the HTTP status."""
+    said = f"{code}: {message}" if message else code
     if code in _DENIED or status in (401, 403):
         return AccessDeniedError(
             f"{what}: {endpoint} refused the request ({said}). Check the credentials and that they may do this; "
