@@ -7,7 +7,7 @@ All quantities are per sample. A profile lists the cuts in graph order, `input` 
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -92,7 +92,7 @@ class Profile:
         rows = document.get("cuts")
         if not isinstance(rows, list):
             raise ProfileError("profile: 'cuts' must be a list of objects, one per cut, input first.")
-        link = document.get("link")
+        link, details = document.get("link"), document.get("details")
         return cls(
             model=str(document.get("model", "unknown")),
             input_bytes=_number(document, "input_bytes", "profile"),
@@ -104,16 +104,16 @@ class Profile:
             server_memory_bytes=_optional_int(document, "server_memory_bytes"),
             client_memory_bytes=_optional_int(document, "client_memory_bytes"),
             weight_bytes=int(_number(document, "weight_bytes", "profile", 0)),
-            details=document.get("details") if isinstance(document.get("details"), dict) else {},
+            details=details if isinstance(details, dict) else {},
         )
 
     @classmethod
     def loads(cls, text: str | bytes) -> Profile:
         try:
             return cls.from_json(json.loads(text))
-        except ValueError as error:
-            if isinstance(error, ProfileError):
-                raise
+        except ProfileError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise ProfileError(
                 f"profile: not JSON ({error}). Pass the document that `hapi profile --json` prints."
             ) from error
@@ -177,10 +177,16 @@ def _link_from_json(document: Any) -> Link:
 
 def _number(row: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
     value = row.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise ProfileError(f"{where}: {key!r} must be a number, zero or more, got {value!r}.")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= sys.float_info.max:  # comparing, unlike isfinite, takes integers of any size
+        raise ProfileError(f"{where}: {key!r} must be a number, zero or more, got {_short(value)}.")
     return value
 
 
 def _optional_int(row: Mapping[str, Any], key: str) -> int | None:
     return None if row.get(key) is None else int(_number(row, key, "profile"))
+
+
+def _short(value: Any) -> str:
+    """The value for a message; a number may have thousands of digits."""
+    return repr(value)[:40] if not isinstance(value, int) or abs(value) < 10**40 else "a huge number"

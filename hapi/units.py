@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from hapi.errors import InputError
 
-_NUMBER = r"\s*(\d+(?:\.\d*)?|\.\d+)\s*"
+_NUMBER = r"\s*((?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?)\s*"
 _BIT_FACTORS = {"": 1e0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _BYTE_FACTORS = {
     "": 1,
@@ -24,7 +25,7 @@ _BYTE_FACTORS = {
 def parse_bandwidth(text: str) -> float:
     """Bits per second from '1Gbit', '300mbit/s', '2.5 Gbps' or a plain number; raises InputError."""
     match = re.fullmatch(_NUMBER + r"([kmgt]?)(?:bit(?:/s)?|bps)?\s*", text.lower())
-    if not match or float(match[1]) <= 0:
+    if not match or not 0 < float(match[1]) < math.inf:
         raise InputError(f"bandwidth {text!r}: not a rate. Say for example 100mbit or 1Gbit (bits per second).")
     return float(match[1]) * _BIT_FACTORS[match[2]]
 
@@ -32,7 +33,7 @@ def parse_bandwidth(text: str) -> float:
 def parse_bytes(text: str) -> int:
     """Bytes from '400MB', '2GiB', '64k' or a plain number; decimal unless an `i` says binary; raises InputError."""
     match = re.fullmatch(_NUMBER + r"([kmgt]i?|)b?\s*", text.lower())
-    if not match:
+    if not match or not math.isfinite(float(match[1])):
         raise InputError(f"size {text!r}: not a number of bytes. Say for example 400MB or 2GiB.")
     return int(float(match[1]) * _BYTE_FACTORS[match[2]])
 
