@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram, export
+from torch.nn.modules import activation
 from torch.utils import _pytree as pytree
 
 from hapi.errors import CaptureError
@@ -20,6 +21,7 @@ from hapi.model.specs import TensorSpec
 
 Example: TypeAlias = "torch.Tensor | tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]"
 
+_FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 _WAY_OUT = (
     "Without a graph it can still run whole, on the client: server=None, or pushdown='none'. To push part of it down, "
     "divide the module with hapi.split(model, at=...) before the part that cannot be captured, or wrap that part away."
@@ -77,14 +79,20 @@ def _export(
 ) -> ExportedProgram:
     batch = Dim("batch")
     shapes: Any = {key: {0: batch} for key in kwargs} if kwargs else tuple({0: batch} for _ in args)
+    ways = (
+        [fused_attention, nullcontext] if any(isinstance(part, _FUSED) for part in module.modules()) else [nullcontext]
+    )
     with evaluating(module), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # export warns of its own workings; what matters to a user is raised
-        try:
-            exported = export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
-            # An empty table keeps convolutions, norms and attention whole and only makes in-place operations pure.
-            return exported.run_decompositions({})
-        except Exception as error:  # export fails in as many ways as models are written
-            raise _refusal(title, _reason(error)) from error
+        for way in ways:
+            try:
+                with way():
+                    exported = export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+                # An empty table keeps convolutions, norms and attention whole and only makes in-place operations pure.
+                return exported.run_decompositions({})
+            except Exception as error:  # export fails in as many ways as models are written
+                failure = error
+    raise _refusal(title, _reason(failure)) from failure
 
 
 @contextmanager
@@ -97,6 +105,21 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Lets PyTorch's attention modules trace the fused kernels that they run in eager mode without gradients.
+
+    They take another path, with other last bits, when they notice that they are being traced.
+    """
+    notices, overridden = activation._is_make_fx_tracing, torch.overrides.has_torch_function
+    activation._is_make_fx_tracing = lambda: False
+    torch.overrides.has_torch_function = lambda _: False
+    try:
+        yield
+    finally:
+        activation._is_make_fx_tracing, torch.overrides.has_torch_function = notices, overridden
 
 
 def _input_names(exported: ExportedProgram) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from hapi.model.specs import Size, memory_order
 _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")
 _PLACEMENT = ("device", "layout", "pin_memory")
 _PROBES = (1, 2, 3, 5, 17, 256)
+MAX_NAME = 280
 
 
 class LoweringError(ValueError):
@@ -33,6 +35,7 @@ class Lowering:
         self.orders: dict[str, tuple[int, ...]] = {}
         self._values: dict[str, Argument | tuple[Argument, ...]] = {}
         self._counts: dict[str, int] = {}
+        self._tied: dict[tuple[Any, ...], Weight] = {}
         self._calls = _CallPaths()
         self._exported = exported
         self._batch: Any = None
@@ -55,8 +58,20 @@ class Lowering:
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             tensor = self._exported.state_dict.get(spec.target)
             tensor = self._exported.constants[spec.target] if tensor is None else tensor
-            self.weights[spec.target] = tensor.detach().contiguous()
-            self._values[node.name] = Weight(spec.target)
+            self._values[node.name] = self._weight(spec.target, tensor.detach())
+
+    def _weight(self, target: str, tensor: torch.Tensor) -> Weight:
+        """The weight under a name an archive may hold; one that is tied to another is that other."""
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() == 0 or place not in self._tied:
+            name = unique = safe_name(target)
+            number = 1
+            while unique in self.weights:
+                number += 1
+                unique = f"{name}_{number}"
+            self.weights[unique] = tensor.contiguous()
+            self._tied[place] = Weight(unique)
+        return self._tied[place]
 
     def _output(self, node: fx.Node) -> str:
         value = self._values[node.name]
@@ -157,6 +172,12 @@ def _plain(
     return _SAME.get(op, op), args, kwargs
 
 
+def safe_name(text: str) -> str:
+    """A module or parameter path in the characters that names in an archive may have."""
+    text = re.sub(r"[^A-Za-z0-9_@.:+-]", "_", text)[:MAX_NAME]
+    return re.sub(r"\.(?=\.)", "_", text) or "_"
+
+
 class _CallPaths:
     """Module paths that tell repeated calls of one module apart: `layer`, `layer@2`, ..."""
 
@@ -180,6 +201,7 @@ class _CallPaths:
             if key not in keys:
                 keys.append(key)
             number = keys.index(key) + 1
+            relative = safe_name(relative)
             here = relative if number == 1 else f"{relative}@{number}"
             parent, parent_path = (f"{parent}.{here}" if parent else here), path
         self._latest = parent

@@ -1,0 +1,89 @@
+"""suffix(prefix(x)) is the backbone, to the last bit, at every cut of every network."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from networks import NETWORKS, build, captured, eager
+from torch import Tensor
+
+from hapi.model import Cut, Graph, Program
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(params=NETWORKS, scope="module")
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.mark.parametrize("batch", [2, 1, 5])
+def test_prefix_then_suffix_is_the_backbone(name: str, batch: int) -> None:
+    graph = captured(name)
+    inputs = NETWORKS[name].inputs(batch)
+    expected = eager(name, inputs)
+    assert expected.isfinite().all()
+    assert expected.std() > 0
+    with torch.no_grad():
+        assert torch.equal(graph(*inputs), expected)
+        values = all_carried(graph, inputs)
+        for cut in graph.cuts if batch == 2 else spread(graph):
+            prefix, suffix = graph.split(cut)
+            carried = prefix(*inputs)
+            check_description(cut, carried, batch)
+            for tensor, value in zip(carried, cut.values, strict=True):
+                assert torch.equal(tensor, values[value]), f"{cut.name}: prefix differs in {value}"
+            assert torch.equal(suffix(*carried), expected), f"suffix after {cut.name}"
+            if not all(tensor.is_contiguous() for tensor in carried):
+                # Over a network tensors arrive contiguous, whatever layout they had.
+                arrived = [tensor.contiguous() for tensor in carried]
+                assert torch.equal(suffix(*arrived), expected), f"suffix after {cut.name}, contiguous"
+
+
+def test_a_cut_follows_every_block(name: str) -> None:
+    graph, block = captured(name), NETWORKS[name].block
+    ends = [path for path, module in build(name).named_modules() if re.fullmatch(block, type(module).__name__)]
+    assert len(ends) > 1, f"{name} has no modules of class {block}"
+    indices = [graph.cut(path).index for path in ends]
+    assert indices == sorted(set(indices))
+
+
+def test_cuts_run_from_input_to_output_with_unique_names(name: str) -> None:
+    graph = captured(name)
+    assert [cut.index for cut in graph.cuts] == list(range(len(graph.cuts)))
+    assert (graph.cuts[0].name, graph.cuts[-1].name) == ("input", "output")
+    assert graph.cuts[0].shapes == tuple(spec.shape for spec in graph.inputs)
+    assert graph.cuts[-1].shapes == (graph.output.shape,)
+    names = [known for cut in graph.cuts for known in (cut.name, *cut.aliases)]
+    assert len(set(names)) == len(names)
+    for cut in graph.cuts:
+        assert all(graph.cut(known) is cut for known in (cut.name, cut.index, cut, *cut.aliases))
+
+
+def test_attention_is_not_carried(name: str) -> None:
+    """One stream of activations, and at most a small mask beside it: never queries, positions or attention weights."""
+    for cut in captured(name).cuts[1:-1]:
+        main, *beside = (spec for spec in zip(cut.shapes, cut.dtypes, strict=True))
+        assert main[1] == torch.float32
+        assert all(dtype in (torch.bool, torch.int64) for _, dtype in beside), cut
+
+
+def all_carried(graph: Graph, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Everything any cut carries, from one run of the whole graph."""
+    names = tuple(dict.fromkeys(value for cut in graph.cuts for value in cut.values))
+    results = Program(graph, "everything", graph.input_names, names)(*inputs)
+    return dict(zip(names, results, strict=True))
+
+
+def spread(graph: Graph) -> list[Cut]:
+    """Some six cuts from first to last."""
+    step = max(1, len(graph.cuts) // 5)
+    return [*graph.cuts[::step], graph.cuts[-1]]
+
+
+def check_description(cut: Cut, carried: tuple[Tensor, ...], batch: int) -> None:
+    assert tuple(tuple(tensor.shape) for tensor in carried) == tuple((batch, *shape) for shape in cut.shapes)
+    assert tuple(tensor.dtype for tensor in carried) == cut.dtypes
+    assert sum(tensor.nbytes for tensor in carried) == batch * cut.bytes_per_sample
