@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -13,29 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from hapi.model.callgraph import Here, Value, replace
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a part: a callgraph.Node with positions counted within the part; `forget`: values not read again."""
-
-    kind: str
-    target: Any
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    spec: Any
-    forget: tuple[int, ...]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles by name the operators of torch, which do not pickle themselves."""
-        target = str(self.target) if isinstance(self.target, torch._ops.OpOverload) else self.target
-        return _restore, (self.kind, target, self.args, self.kwargs, self.spec, self.forget)
-
-
-def _restore(kind: str, target: Any, *rest: Any) -> Step:
-    if kind == "op" and isinstance(target, str):
-        target = operator.attrgetter(target)(torch.ops)
-    return Step(kind, target, *rest)
+from hapi.model.steps import Step
 
 
 class Part(nn.Module):
@@ -46,7 +22,7 @@ class Part(nn.Module):
 
     def __init__(self, model_name: str, modules: Mapping[str, nn.Module], state: Mapping[str, Any]) -> None:
         super().__init__()
-        self._model_name = model_name
+        self.model_name = model_name
         for name, module in modules.items():
             owner, leaf = _owner(self, name)
             if getattr(owner, leaf, None) is not module:
@@ -88,7 +64,7 @@ class Part(nn.Module):
         raise AssertionError("a part ends with its output")
 
     def extra_repr(self) -> str:
-        return f"of {self._model_name}"
+        return f"of {self.model_name}"
 
 
 class Backbone(Part):

@@ -1,9 +1,8 @@
-"""Reading a call graph: what depends on parameters, what crosses a position, and the steps on either side of it."""
+"""Reading a call graph: what depends on parameters, what crosses a position."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace as with_fields
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from hapi.model.callgraph import CallGraph, Node, Value, replace, tensor_leaf
-from hapi.model.parts import Step
 
 _SIZE = torch.ops.aten.sym_size.int
 
@@ -33,7 +31,7 @@ class Wiring:
         for position, node in enumerate(self.nodes):
             if node.kind == "state" or (node.kind == "op" and not _is_random_op(node) and self._all_static(node)):
                 self._static.add(position)
-            elif node.kind == "op" and (self._is_batch_size(node) or self._follows_from_sizes(node)):
+            elif node.kind == "op" and (self.is_batch_size(node) or self._follows_from_sizes(node)):
                 self._sizes.add(position)
 
     # -- kinds of nodes --
@@ -41,7 +39,8 @@ class Wiring:
     def _all_static(self, node: Node) -> bool:
         return all(read in self._static for read in node.reads)
 
-    def _is_batch_size(self, node: Node) -> bool:
+    def is_batch_size(self, node: Node) -> bool:
+        """Whether a node reads the number of samples off a tensor."""
         return node.target is _SIZE and str(node.value) == self._batch
 
     def _follows_from_sizes(self, node: Node) -> bool:
@@ -98,13 +97,14 @@ class Wiring:
 
     def random_calls(self) -> set[tuple[str, int]]:
         """(module, how many-th call of it) of the calls that did something random when this graph was traced."""
-        return {self._identity(i) for i, node in enumerate(self.nodes) if node.kind == "call" and node.random}
+        return {self.identity(i) for i, node in enumerate(self.nodes) if node.kind == "call" and node.random}
 
     def is_random(self, position: int, random_calls: set[tuple[str, int]]) -> bool:
         node = self.nodes[position]
-        return self._identity(position) in random_calls if node.kind == "call" else _is_random_op(node)
+        return self.identity(position) in random_calls if node.kind == "call" else _is_random_op(node)
 
-    def _identity(self, position: int) -> tuple[str, int]:
+    def identity(self, position: int) -> tuple[str, int]:
+        """(module, how many-th call of it) of the call at a position."""
         name = self.nodes[position].target
         return name, sum(1 for node in self.nodes[:position] if node.kind == "call" and node.target == name)
 
@@ -168,8 +168,8 @@ def same_place(wiring: Wiring, position: int, other: Wiring) -> int | None:
     start = max((n for n, i in enumerate(trail) if wiring.nodes[i].kind == "call"), default=-1)
     steps = list(other.moving)
     if start >= 0:
-        wanted = wiring._identity(trail[start])
-        matches = [n for n, i in enumerate(steps) if other.nodes[i].kind == "call" and other._identity(i) == wanted]
+        wanted = wiring.identity(trail[start])
+        matches = [n for n, i in enumerate(steps) if other.nodes[i].kind == "call" and other.identity(i) == wanted]
         if not matches:
             return None
         steps = steps[matches[0] + 1 :]
@@ -181,81 +181,6 @@ def same_place(wiring: Wiring, position: int, other: Wiring) -> int | None:
             return None
         here = steps.pop(0)
     return here
-
-
-# -- steps ---------------------------------------------------------------------------------------------------
-
-
-def prefix_steps(wiring: Wiring, position: int) -> list[Step]:
-    """What computes the tensor that crosses `position` from the model's inputs."""
-    result = wiring.crossing_tensor(position)
-    assert result is not None
-    moving = [i for i in wiring.moving if i <= position or wiring.nodes[i].kind == "input"]
-    chosen = sorted(_with_reads(wiring, moving))
-    nodes = [(i, wiring.nodes[i]) for i in chosen]
-    return _steps([*nodes, (len(wiring.nodes), Node("output", "output", (Value(result),)))])
-
-
-def head_steps(wiring: Wiring, position: int) -> list[Step]:
-    """What computes the model's result from the tensor that crosses `position`."""
-    features = wiring.crossing_tensor(position)
-    assert features is not None
-    moving = [i for i in range(position + 1, len(wiring.nodes)) if i in set(wiring.moving)]
-    ends = len(wiring.nodes) - 1
-    chosen = sorted(_with_reads(wiring, [*moving, ends], stop=features))
-    nodes = [(features, Node("input", "features"))]
-    for i in chosen:
-        node = wiring.nodes[i]
-        if wiring._is_batch_size(node):
-            node = with_fields(node, args=(Value(features), 0), kwargs={})
-        if i != features:
-            nodes.append((i, node))
-    return _steps(nodes)
-
-
-def whole_steps(wiring: Wiring) -> list[Step]:
-    """What computes the model's result from the model's inputs."""
-    ends = len(wiring.nodes) - 1
-    chosen = sorted(_with_reads(wiring, [*wiring.moving, ends]))
-    return _steps([(i, wiring.nodes[i]) for i in chosen])
-
-
-def _with_reads(wiring: Wiring, positions: Sequence[int], stop: int | None = None) -> set[int]:
-    """The positions and all that they need, down to `stop` and to batch sizes."""
-    chosen: set[int] = set()
-    waiting = list(positions)
-    while waiting:
-        position = waiting.pop()
-        if position in chosen or position == stop:
-            continue
-        chosen.add(position)
-        node = wiring.nodes[position]
-        if not (stop is not None and wiring._is_batch_size(node)):
-            waiting.extend(node.reads)
-    return chosen
-
-
-def _steps(nodes: Sequence[tuple[int, Node]]) -> list[Step]:
-    renumbered = {position: number for number, (position, _) in enumerate(nodes)}
-
-    def move(leaf: Any) -> Any:
-        return Value(renumbered[leaf.position]) if isinstance(leaf, Value) else leaf
-
-    last_use: dict[int, int] = {}
-    for number, (_, node) in enumerate(nodes):
-        for read in node.reads:
-            last_use[renumbered[read]] = number
-    return [
-        Step(
-            node.kind,
-            node.target,
-            replace(node.args, move),
-            replace(dict(node.kwargs), move),
-            node.spec,
-            tuple(sorted(value for value, use in last_use.items() if use == number)),
-        )
-        for number, (_, node) in enumerate(nodes)
-    ]
 
 
 def _blank(leaf: Any) -> Any:
