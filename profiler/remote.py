@@ -95,7 +95,7 @@ class RemoteTier:
                 if response.is_error:
                     response.read()
                 _check(response, self.url)
-                yield from response.iter_raw()
+                yield from response.iter_bytes()
         except httpx.ConnectError as error:
             raise self._unreachable(error) from error
         except httpx.TransportError as error:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from example_images import jpeg, write_folder
 
 from hapi.data import ObjectStore, TransformSpec, build_manifest, open_store
 from hapi.errors import ManifestError
@@ -23,20 +21,9 @@ TRANSFORM = TransformSpec.from_json(
 )
 
 
-def jpeg(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 255, (20, 30, 3), dtype=np.uint8)
-    output = io.BytesIO()
-    Image.fromarray(pixels).save(output, "JPEG")
-    return output.getvalue()
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for index in range(10):
-        place = tmp_path / ("cat" if index < 5 else "dog") / f"{index}.jpg"
-        place.parent.mkdir(exist_ok=True)
-        place.write_bytes(jpeg(index))
-    return tmp_path
+    return write_folder(tmp_path)
 
 
 class Recorder:

@@ -1,0 +1,128 @@
+"""`hapi profile` and `hapi plan` as their users run them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from example_images import write_folder
+from example_profiles import profile_of
+
+from hapi import cli
+from hapi.plan import Profile
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["hapi", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    profile = profile_of(
+        (110_000, 0.0001, 0.004), (400_000, 0.002, 0.001), (8_000, 0.003, 0.0001), bits_per_s=1e9, samples=50_000
+    )
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(profile.to_json()))
+    return path
+
+
+def planned(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert run(monkeypatch, "plan", *arguments, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_plan_answers_one_document(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mix = planned(monkeypatch, capsys, str(file), "--bandwidth", "1Gbit")
+    assert sorted(mix) == ["cuts", "limit_seconds", "policy", "predicted_seconds", "reasons"]
+    assert mix["policy"] == "mix"
+    assert sum(cut["share"] for cut in mix["cuts"]) == pytest.approx(1)
+    assert mix["limit_seconds"] <= mix["predicted_seconds"]
+    none = planned(monkeypatch, capsys, str(file), "--policy", "none", "--bandwidth", "10Mbit", "--epochs", "2")
+    assert none["cuts"] == [{"name": "input", "share": 1.0}]
+    assert none["predicted_seconds"] == pytest.approx(2 * 50_000 * 0.088, rel=0.01)
+    small = planned(monkeypatch, capsys, str(file), "--policy", "cut1", "--batch-size", "1")
+    large = planned(monkeypatch, capsys, str(file), "--policy", "cut1", "--batch-size", "5000")
+    assert small["predicted_seconds"] < large["predicted_seconds"]
+
+
+def test_plan_explains_itself(file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "plan", str(file), "--policy", "all") == 0
+    text = capsys.readouterr().out
+    assert text.startswith("plan all: 100% output\n  - every sample: cut at output, 8 kB on the link")
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        ("{}", [], "'cuts' must be a list"),
+        ("not json", [], "not JSON"),
+        (None, [], "cannot be read"),
+        ("valid", ["--policy", "best"], "unknown policy 'best'"),
+        ("valid", ["--bandwidth", "fast"], "not a rate"),
+        ("valid", ["--batch-size", "0"], "batch-size"),
+        ("no link", [], "--bandwidth 1Gbit"),
+    ],
+)
+def test_bad_input_ends_with_2(
+    content: str | None,
+    arguments: list[str],
+    message: str,
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if content is None:
+        file.unlink()
+    elif content == "no link":
+        file.write_text(
+            json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "link"})
+        )
+    elif content != "valid":
+        file.write_text(content)
+    assert run(monkeypatch, "plan", str(file), *arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+
+
+def test_profile_measures_prints_and_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, plot = write_folder(tmp_path / "photos"), tmp_path / "plot.png"
+    arguments = ["--data", str(folder), "--plot", str(plot), "--batch-size", "4", "--json"]
+    code = run(monkeypatch, "profile", "example_images:model", *arguments)
+    captured = capsys.readouterr()
+    assert code == 0
+    profile = Profile.loads(captured.out)
+    assert profile.samples == 10
+    assert profile.batch_size == 4
+    assert profile.link is None
+    for wanted in ("this machine was measured as both tiers", "assumes 1 Gbit/s", "plan mix", "drawn:"):
+        assert wanted in captured.err.replace("\n", " ")
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+    saved = tmp_path / "profile.json"
+    saved.write_text(captured.out)
+    assert planned(monkeypatch, capsys, str(saved), "--bandwidth", "100mbit")["predicted_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--plot", "plot.docx"], "must end in"),
+        (["--plot", "/no/such/folder/plot.png"], "folder does not exist"),
+        (["--bandwidth", "quick"], "not a rate"),
+    ],
+)
+def test_profile_refuses_before_it_measures(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "profile", "no.such:model", "--data", "/no/such/folder", *arguments) == 2
+    assert message in capsys.readouterr().err
