@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -79,9 +79,9 @@ def _export(
 ) -> ExportedProgram:
     batch = Dim("batch")
     shapes: Any = {key: {0: batch} for key in kwargs} if kwargs else tuple({0: batch} for _ in args)
-    ways = (
-        [fused_attention, nullcontext] if any(isinstance(part, _FUSED) for part in module.modules()) else [nullcontext]
-    )
+    ways: list[Callable[[], AbstractContextManager[None]]] = [nullcontext]
+    if any(isinstance(part, _FUSED) for part in module.modules()):
+        ways.insert(0, fused_attention)
     with evaluating(module), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # export warns of its own workings; what matters to a user is raised
         for way in ways:
@@ -115,7 +115,7 @@ def fused_attention() -> Iterator[None]:
     """
     notices, overridden = activation._is_make_fx_tracing, torch.overrides.has_torch_function
     activation._is_make_fx_tracing = lambda: False
-    torch.overrides.has_torch_function = lambda _: False
+    torch.overrides.has_torch_function = lambda args: False
     try:
         yield
     finally:

@@ -210,13 +210,27 @@ def _choose(
     """The places worth a name: where one stream is left, and wherever fewer bytes are carried than anywhere before."""
     fewest = sum(specs[name].per_sample.bytes for name in inputs)
     chosen: list[_Place] = []
-    for run in _runs([*places, last] if last else places, nodes):
+    places = [*places, last] if last else places
+    for run in _runs(places, nodes):
         kept = _of_run(run, last)
-        for place in kept:
-            if place.streams == 1 or place.bytes < fewest:
-                chosen.append(place)
+        chosen.extend(
+            place
+            for place in kept
+            if place.streams == 1 or (place.bytes < fewest and not _surpassed(place, places, nodes))
+        )
         fewest = min([fewest, *(place.bytes for place in kept)])
     return chosen
+
+
+def _surpassed(place: _Place, places: Sequence[_Place], nodes: Sequence[Node]) -> bool:
+    """Whether light work alone leads on to a place that carries no more (the addition that ends a residual branch)."""
+    for later in places:
+        if later.position > place.position:
+            if any(node.op not in LIGHT for node in nodes[place.position + 1 : later.position + 1]):
+                return False
+            if later.bytes <= place.bytes:
+                return True
+    return False
 
 
 def _runs(places: Sequence[_Place], nodes: Sequence[Node]) -> Iterator[list[_Place]]:

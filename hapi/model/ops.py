@@ -60,9 +60,10 @@ _POOLS = """
     max_pool2d.default upsample_bicubic2d.vec upsample_bilinear2d.vec upsample_nearest2d.vec
 """
 _HEAVY = """
-    _native_multi_head_attention.default _transformer_encoder_layer_fwd.default addmm.default baddbmm.default bmm.default conv1d.default conv1d.padding conv2d.default conv2d.padding
-    conv3d.default conv_transpose2d.input einsum.default embedding.default glu.default linear.default matmul.default
-    mm.default scaled_dot_product_attention.default
+    _native_multi_head_attention.default _transformer_encoder_layer_fwd.default addmm.default baddbmm.default
+    bmm.default conv1d.default conv1d.padding conv2d.default conv2d.padding conv3d.default conv_transpose2d.input
+    einsum.default embedding.default glu.default linear.default matmul.default mm.default
+    scaled_dot_product_attention.default
 """
 
 
