@@ -247,6 +247,22 @@ def test_parts_copy_and_pickle() -> None:
         assert torch.equal(other(one(x)), expected)
 
 
+def test_parts_follow_to_another_device() -> None:
+    """A transformer's containers make masks and positions of their own, on the device that the export saw."""
+    model = HUGGING_FACE[0][0]()
+    backbone, head = hapi.split(model, "vit.layers.0")
+    features = backbone.to("meta")(torch.empty(5, 3, 32, 32, device="meta"))
+    assert (features.shape, features.device.type) == ((5, 17, 32), "meta")
+    logits = head.to("meta")(features).logits
+    assert (logits.shape, logits.device.type) == ((5, 2), "meta")
+
+
+def test_a_head_compiles() -> None:
+    _, head = hapi.split(freeze_but(torchvision_model("resnet18"), "layer4", "fc"), example=images(64, 2))
+    features = torch.randn(3, 256, 4, 4)
+    assert torch.equal(torch.compile(head.eval(), backend="eager")(features), head(features))
+
+
 # -- awkward models ------------------------------------------------------------------------------------------
 
 
