@@ -130,8 +130,9 @@ class ArchiveStore:
         self._card_path(digest).unlink(missing_ok=True)
 
     def _card(self, digest: str) -> _Card | None:
+        path = self._card_path(digest)
         try:
-            return _Card.model_validate(json.loads(self._card_path(digest).read_bytes()))
+            return _Card.model_validate(json.loads(path.read_bytes()))
         except FileNotFoundError:
             return None
         except (ValueError, ValidationError) as error:

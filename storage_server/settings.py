@@ -90,9 +90,10 @@ class ServerSettings(BaseSettings):
                 f"{'.'.join(str(part) for part in fault['loc']) or 'settings'}: {fault['msg']}"
                 for fault in error.errors(include_input=False, include_url=False)
             ]
-            raise InputError(
-                f"server settings, {'; '.join(faults)}. Correct the option of that name or HAPI_SERVER_<NAME>."
-            ) from None
+            remedy = "Correct the option of that name, or HAPI_SERVER_<NAME>."
+            if any(fault["loc"] == ("roots",) for fault in error.errors()):
+                remedy = "Say what to serve: --root FOLDER or --root s3://bucket, or HAPI_SERVER_ROOTS."
+            raise InputError(f"server settings, {'; '.join(faults)}. {remedy}") from None
 
     @property
     def batch_limit(self) -> int:

@@ -1,0 +1,119 @@
+"""Datasets: listed once, kept, readable for those who may."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hapi.data import build_manifest
+from hapi.errors import ForbiddenError, ManifestError, ObjectNotFoundError, UnknownDatasetError
+from hapi.settings import StoreSettings
+from storage_server.auth import Tenant
+from storage_server.datasets import DatasetStore
+from storage_server.roots import Roots
+
+
+@pytest.fixture
+def folder(photos: Path, tmp_path: Path) -> Path:
+    shutil.copytree(photos, tmp_path / "data" / "photos")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def tenant(folder: Path) -> Tenant:
+    return Tenant("alice", Roots([str(folder)]))
+
+
+def datasets(tmp_path: Path, kept: int = 1000) -> DatasetStore:
+    return DatasetStore(tmp_path / "cache", StoreSettings(), kept)
+
+
+def test_a_manifest_is_what_a_local_listing_gives(tmp_path: Path, folder: Path, tenant: Tenant) -> None:
+    manifest = datasets(tmp_path).register(str(folder / "photos"), tenant)
+    assert manifest.digest == build_manifest(folder / "photos").digest
+    assert len(manifest) == 13
+
+
+def test_it_is_kept_until_it_is_refreshed(tmp_path: Path, folder: Path, tenant: Tenant) -> None:
+    store = datasets(tmp_path)
+    first = store.register(str(folder / "photos"), tenant)
+    (folder / "photos" / "a" / "0.png").unlink()
+    assert store.register(f"file://{folder}/photos/", tenant).digest == first.digest
+    second = store.register(str(folder / "photos"), tenant, refresh=True)
+    assert len(second) == 12
+    assert store.register(str(folder / "photos"), tenant).digest == second.digest
+    assert len(store.manifest(first.digest, tenant)) == 13, "requests that began with the first one go on"
+
+
+def test_it_survives_a_restart(tmp_path: Path, folder: Path, tenant: Tenant) -> None:
+    digest = datasets(tmp_path).register(str(folder / "photos"), tenant).digest
+    shutil.rmtree(folder / "photos" / "a")
+    again = datasets(tmp_path)
+    assert len(again.manifest(digest, tenant)) == 13
+    assert again.register(str(folder / "photos"), tenant).digest == digest
+
+
+def test_an_unknown_digest_asks_for_registration(tmp_path: Path, tenant: Tenant) -> None:
+    with pytest.raises(UnknownDatasetError, match="Register its URI again"):
+        datasets(tmp_path).manifest("0" * 64, tenant)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not arrow", None])
+def test_a_damaged_kept_manifest_counts_as_absent(
+    tmp_path: Path, folder: Path, tenant: Tenant, damage: bytes | None
+) -> None:
+    digest = datasets(tmp_path).register(str(folder / "photos"), tenant).digest
+    path = tmp_path / "cache" / f"{digest}.arrow"
+    other = build_manifest(folder / "photos" / "a")
+    path.write_bytes(other.to_bytes() if damage is None else damage)
+    again = datasets(tmp_path)
+    with pytest.raises(UnknownDatasetError):
+        again.manifest(digest, tenant)
+    assert again.register(str(folder / "photos"), tenant).digest == digest
+
+
+def test_a_digest_alone_opens_nothing_to_another_tenant(tmp_path: Path, folder: Path, tenant: Tenant) -> None:
+    store = datasets(tmp_path)
+    digest = store.register(str(folder / "photos"), tenant).digest
+    (folder / "other").mkdir()
+    stranger = Tenant("eve", Roots([str(folder / "other")]))
+    with pytest.raises(ForbiddenError, match="eve"):
+        store.manifest(digest, stranger)
+    with pytest.raises(ForbiddenError):
+        store.register(str(folder / "photos"), stranger)
+
+
+def test_a_list_of_files_may_be_named_and_its_folder_must_be_readable(
+    tmp_path: Path, folder: Path, tenant: Tenant
+) -> None:
+    (folder / "photos" / "some.csv").write_text("path,label\na/0.png,x\nb/1.png,y\n")
+    assert len(datasets(tmp_path).register(str(folder / "photos" / "some.csv"), tenant)) == 2
+    (folder / "some.csv").mkdir()  # a root that looks like a list: its folder is not readable
+    narrow = Tenant("bob", Roots([str(folder / "some.csv")]))
+    with pytest.raises(ForbiddenError):
+        datasets(tmp_path).register(str(folder / "some.csv"), narrow)
+
+
+def test_what_cannot_be_listed_is_explained(tmp_path: Path, folder: Path, tenant: Tenant) -> None:
+    with pytest.raises(ObjectNotFoundError, match="absent"):
+        datasets(tmp_path).register(str(folder / "absent"), tenant)
+    (folder / "empty").mkdir()
+    with pytest.raises(ManifestError):
+        datasets(tmp_path).register(str(folder / "empty"), tenant)
+
+
+def test_memory_holds_the_latest_manifests_and_the_disk_all(tmp_path: Path, folder: Path, tenant: Tenant) -> None:
+    store = datasets(tmp_path, kept=14)
+    whole = store.register(str(folder / "photos"), tenant)
+    part = store.register(str(folder / "photos" / "a"), tenant)
+    assert list(store._manifests) == [part.digest]
+    assert store.manifest(whole.digest, tenant).digest == whole.digest
+
+
+def test_one_store_serves_all_requests(tmp_path: Path, folder: Path, tenant: Tenant) -> None:
+    store = datasets(tmp_path)
+    manifest = store.register(str(folder / "photos"), tenant)
+    assert store.store(manifest) is store.store(manifest)
+    store.close()
