@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from hapi.data.manifest import MAX_CLASSES, Manifest, table_of
 from hapi.data.stores import ObjectStore
-from hapi.errors import HapiError, ManifestError
+from hapi.data.stores.base import check_key
+from hapi.errors import AccessDeniedError, HapiError, ManifestError
 
 LIST_EXTENSIONS = (".csv", ".jsonl", ".parquet")
 MAX_LIST_BYTES = 1 << 30
@@ -130,6 +131,10 @@ def _columns(where: str, root: str, rows: Iterator[_Row]) -> tuple[list[int], li
         if not isinstance(key, str) or not key.strip():
             raise ManifestError(f"{where}, line {line}: the path is empty or not text.")
         key = key.removeprefix(root + "/")
+        try:
+            check_key(key, root)
+        except AccessDeniedError as error:
+            raise ManifestError(f"{where}, line {line}: {error}") from error
         if key in seen:
             raise ManifestError(f"{where}, line {line}: {key!r} is listed twice. Remove one of the lines.")
         seen.add(key)
