@@ -1,8 +1,9 @@
 """The model of time that every decision is made and judged by: three resources that work at once.
 
 A sample that takes cut c occupies the storage server, the link and the client for known seconds. In a steady state the
-three work on different samples, so the slowest resource sets the pace; the first batch of an epoch passes through them
-one after the other. That assumes what the loader does: several requests in flight, training overlapped with extraction.
+three work on different samples, so the slowest resource sets the pace; the first request of an epoch passes through
+them one after the other. That assumes what the loader does: several requests in flight, and training overlapped with
+extraction.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 from hapi.errors import ProfileError
 from hapi.plan import INPUT, OUTPUT, Profile
 
+REQUEST_SAMPLES = 64
+"""Samples that pass through the resources one after the other before all are busy: those of one large request."""
 RESOURCES = ("the storage server", "the link", "the client")
 
 
@@ -61,9 +64,9 @@ class Pipeline:
         return self.profile.samples or 1
 
     @property
-    def first_batch(self) -> int:
+    def first_samples(self) -> int:
         """Samples that pass through the resources one after the other, per epoch."""
-        return min(self.profile.batch_size, self.profile.samples)
+        return min(REQUEST_SAMPLES, self.profile.batch_size, self.profile.samples)
 
     def busy_seconds(self, shares: np.ndarray) -> np.ndarray:
         """Per resource, its seconds per sample under this mix (shares per cut, summing to 1)."""
@@ -72,8 +75,8 @@ class Pipeline:
     def seconds(self, shares: np.ndarray) -> float:
         """What the whole job is predicted to take under this mix."""
         busy = self.busy_seconds(shares)
-        steady = (self.samples - self.first_batch) * busy.max()
-        start = self.first_batch * busy.sum() + (self.latency_seconds if self.first_batch else 0.0)
+        steady = (self.samples - self.first_samples) * busy.max()
+        start = self.first_samples * busy.sum() + (self.latency_seconds if self.first_samples else 0.0)
         return float(self.profile.epochs * (steady + start))
 
     def only(self, name: str) -> np.ndarray:

@@ -37,7 +37,7 @@ def choose_mix(pipeline: Pipeline) -> Choice:
     """The mix of cuts with the least predicted time; never worse than the best single cut, so never worse than none."""
     candidates = _fitting(pipeline)
     best = choose_single(pipeline)
-    exact = solve(pipeline, candidates, first_batch=pipeline.first_batch)
+    exact = solve(pipeline, candidates, first_samples=pipeline.first_samples)
     kept = np.where(exact >= TINY_SHARE, exact, 0.0)
     mixed = Choice(kept / kept.sum())
     # the same time with one cut is the better plan: rounding is not a gain
@@ -47,10 +47,10 @@ def choose_mix(pipeline: Pipeline) -> Choice:
 
 def limit_shares(pipeline: Pipeline) -> np.ndarray:
     """The mix with the highest steady rate over all cuts, whatever their memory: the bound to report against."""
-    return solve(pipeline, list(range(len(pipeline.profile.cuts))), first_batch=0)
+    return solve(pipeline, list(range(len(pipeline.profile.cuts))), first_samples=0)
 
 
-def solve(pipeline: Pipeline, candidates: list[int], *, first_batch: int) -> np.ndarray:
+def solve(pipeline: Pipeline, candidates: list[int], *, first_samples: int) -> np.ndarray:
     """The linear program: shares x of the candidate cuts and pace t (seconds per sample of the busiest resource) that
 
         minimise  (n - b) t + b sum_c x_c (server_c + link_c + client_c)
@@ -66,7 +66,7 @@ def solve(pipeline: Pipeline, candidates: list[int], *, first_batch: int) -> np.
         shares[candidates[-1]] = 1.0
         return shares
     costs = costs / scale  # of order 1, where the solver's tolerances are meant
-    start = first_batch / pipeline.samples
+    start = first_samples / pipeline.samples
     result = linprog(
         c=np.append(start * costs.sum(axis=0), 1.0 - start),
         A_ub=np.hstack([costs, -np.ones((3, 1))]),
