@@ -56,7 +56,8 @@ def prepare(
 
     `loader` reads an ImageFolder, or Subsets of one (random_split), by any sampler; its dataset, transform, sampler,
     batch size, `drop_last`, `collate_fn`, `pin_memory`, `timeout` and generator are taken over, so samples and labels
-    come in the same order. `num_workers` become threads; what only concerns worker processes has nothing to do.
+    come in the same order. `num_workers` become threads; what only concerns worker processes has nothing to do (with
+    `persistent_workers` PyTorch draws fewer seeds, and later epochs another order than without; here it is without).
     Random transforms follow from torch's seed (or that of the loader's generator) at this moment, per epoch and sample.
 
     `model` is divided by hapi.split(model, at). Its own parameters train, so an optimiser made before or after is

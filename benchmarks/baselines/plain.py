@@ -190,8 +190,10 @@ def train_plain(
 
     head: nn.Linear | None = None
     losses, accuracies, epoch_seconds = [], [], []
-    for _ in range(epochs):
+    for epoch in range(epochs):
         begun = time.perf_counter()
+        if epoch and workers:  # persistent workers keep the seed that a new pass would have drawn before its order
+            torch.empty((), dtype=torch.int64).random_(generator=order)
         total, seen = 0.0, 0
         for features, labels in train:
             if head is None:

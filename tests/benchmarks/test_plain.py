@@ -112,7 +112,7 @@ def test_a_bucket_gives_what_the_folder_gives(pictures: Path, small_vit: str, mo
 
 
 def test_workers_do_not_change_the_result(pictures: Path, small_vit: str) -> None:
-    options: dict[str, Any] = {"weights": "none", "epochs": 1, "batch_size": 4}
+    options: dict[str, Any] = {"weights": "none", "epochs": 3, "batch_size": 4}
     alone = plain.train_plain(str(pictures), small_vit, num_workers=0, **options)
     helped = plain.train_plain(str(pictures), small_vit, num_workers=2, **options)
     assert alone["losses"] == helped["losses"]
