@@ -17,6 +17,11 @@ TINY_SHARE = 0.01
 """Cuts that would get less than this part of the samples are not worth another prefix on the server."""
 
 
+HOPELESS = 1e6
+"""A cut so many times slower than the best one can take less than a millionth of the samples: it is left out, since
+coefficients that far apart are beyond a solver's precision."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """Shares per cut, summing to 1, and what the rule itself has to say."""
@@ -59,13 +64,14 @@ def solve(pipeline: Pipeline, candidates: list[int], *, first_samples: int) -> n
     with n samples per epoch, of which the first b pass one resource after the other. With b = 0 that is the highest
     steady rate 1/t. A vertex of this polytope has at most three cuts.
     """
-    costs = pipeline.costs[:, candidates]
-    scale = float(costs.max())
+    paces = pipeline.costs[:, candidates].max(axis=0)
     shares = np.zeros(pipeline.costs.shape[1])
-    if scale == 0.0:  # nothing costs anything
-        shares[candidates[-1]] = 1.0
+    if paces.min() == 0.0:  # a cut that costs nothing
+        shares[candidates[int(paces.argmin())]] = 1.0
         return shares
-    costs = costs / scale  # of order 1, where the solver's tolerances are meant
+    candidates = [cut for cut, pace in zip(candidates, paces, strict=True) if pace <= HOPELESS * paces.min()]
+    # the optimum is then between 1/3 and 1, where the solver's tolerances are meant
+    costs = pipeline.costs[:, candidates] / paces.min()
     start = first_samples / pipeline.samples
     result = linprog(
         c=np.append(start * costs.sum(axis=0), 1.0 - start),

@@ -75,6 +75,14 @@ def test_long_jobs_approach_the_limit(profile: Profile, epochs: int) -> None:
     assert endless.limit_seconds == pytest.approx(epochs * brute_force_pace(Pipeline.of(profile).costs), rel=1e-6)
 
 
+@pytest.mark.parametrize("slowest", [1.0, 1e3, 1e6])
+def test_the_optimum_is_exact_beside_hopeless_cuts(slowest: float) -> None:
+    fast = [(1, 2e-6, 1e-6), (1, 1e-6, 2e-6)]
+    profile = profile_of((1, slowest, slowest), *fast, (1, 0.0, slowest), bits_per_s=1e12, samples=0)
+    assert plan(profile).limit_seconds == pytest.approx(1.5e-6, rel=1e-5)
+    assert {cut.name: cut.share for cut in plan(profile).cuts} == pytest.approx({"cut1": 0.5, "cut2": 0.5}, rel=1e-3)
+
+
 def test_three_equal_resources_share_the_work() -> None:
     # each cut keeps one resource busy for 3 ms: a third each makes 1 ms per sample
     profile = profile_of((3_000_000, 0, 0), (1, 0.003, 0), (1, 0, 0.003), samples=0)
