@@ -3,29 +3,27 @@
 Columns: `index` int64; `label` int64, null if the sample has none; `features`, `features_1`, ... one fixed-shape tensor
 per tensor of the cut (or `object`, the stored bytes, at cut `input`); `error` string, null unless this sample failed,
 in which case its row of features is zeros (or no bytes). The schema's metadata names protocol, codec and cut.
-`pyarrow.ipc.open_stream` reads it; this reader in addition notices truncation and bounds memory.
+`pyarrow.ipc.open_stream` reads it; `reader` in addition notices truncation and bounds memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from hapi.errors import InputError, WireError
+from hapi.errors import InputError
 from hapi.plan import INPUT, OUTPUT
-from hapi.wire.codecs import Column, get_codec
-from hapi.wire.framing import END_OF_STREAM, Frames, StreamLimits, check_buffers
+from hapi.wire.codecs import get_codec
+from hapi.wire.framing import END_OF_STREAM
 
 PROTOCOL = "1"
 INDEX, LABEL, FEATURES, OBJECT, ERROR = "index", "label", "features", "object", "error"
 NO_LABEL = -1
-_T = TypeVar("_T")
 COMPRESSIONS = ("none", "lz4", "zstd")
 MESSAGE_BYTES = 64 * 2**20
 """The encoder divides larger batches into messages of about this size, to keep either side's memory small."""
@@ -51,15 +49,6 @@ class FeatureBatch:
 
     def __len__(self) -> int:
         return len(self.indices)
-
-
-@dataclass(frozen=True)
-class StreamHeader:
-    """What the first message of a stream says about the rest."""
-
-    cut: str
-    codec: str
-    columns: tuple[Column, ...]
 
 
 class StreamEncoder:
@@ -147,113 +136,9 @@ class StreamEncoder:
         return [self._codec.encode(tensor) for tensor in batch.tensors]
 
 
-class StreamDecoder:
-    """Reads one stream that arrives in chunks of any size. Does no input or output: it serves threads and asyncio."""
-
-    def __init__(self, limits: StreamLimits | None = None) -> None:
-        self.header: StreamHeader | None = None
-        self.batches = 0
-        self._limits = limits or StreamLimits()
-        self._frames = Frames(self._limits)
-        self._schema: pa.Schema | None = None
-
-    @property
-    def received_bytes(self) -> int:
-        return self._frames.received_bytes
-
-    def feed(self, chunk: bytes | bytearray | memoryview) -> Iterator[FeatureBatch]:
-        """Yields each batch that `chunk` completes. A generator: run it to its end before the next chunk.
-
-        The tensors are writable and nobody else's. Raises WireError if the bytes are not a feature stream.
-        """
-        for frame in self._frames.feed(chunk):
-            if self._schema is None:
-                self._schema, self.header = _parse(_read_schema, frame)
-            else:
-                check_buffers(frame, self._limits)
-                assert self.header is not None
-                batch = _parse(partial(_read_batch, schema=self._schema, header=self.header), frame)
-                self.batches += 1
-                yield batch
-
-    def finish(self) -> None:
-        """To be called when there are no more chunks; raises TruncatedStreamError if the end marker is missing."""
-        self._frames.finish()
-
-
-def read_stream(chunks: Iterable[bytes], *, limits: StreamLimits | None = None) -> Iterator[FeatureBatch]:
-    """Yields the batches of a stream as its chunks arrive.
-
-    Raises TruncatedStreamError, after the complete batches, if the chunks end before the end marker does; WireError as
-    soon as something is not a feature stream, or larger than `limits`.
-    """
-    decoder = StreamDecoder(limits)
-    for chunk in chunks:
-        yield from decoder.feed(chunk)
-    decoder.finish()
-
-
 def tensor_column(position: int) -> str:
     """Name of the column with the cut's tensor number `position`."""
     return FEATURES if position == 0 else f"{FEATURES}_{position}"
-
-
-def _parse(read: Callable[[Any], _T], frame: bytearray) -> _T:
-    """What `read` makes of a frame; whatever Arrow finds wrong with it (also text that is not UTF-8) is a WireError."""
-    try:
-        return read(pa.ipc.read_message(pa.py_buffer(frame)))
-    except (pa.ArrowException, OSError, ValueError, EOFError) as error:
-        raise WireError(f"feature stream: Arrow cannot read a message of {len(frame)} bytes ({error}).") from error
-
-
-def _read_schema(message: Any) -> tuple[pa.Schema, StreamHeader]:
-    schema = pa.ipc.read_schema(message)
-    return schema, _read_header(schema)
-
-
-def _read_batch(message: Any, schema: pa.Schema, header: StreamHeader) -> FeatureBatch:
-    record = pa.ipc.read_record_batch(message, schema)
-    record.validate(full=True)
-    return _to_features(record, header)
-
-
-def _read_header(schema: pa.Schema) -> StreamHeader:
-    metadata: Mapping[bytes, bytes] = schema.metadata or {}
-    protocol = metadata.get(b"hapi.protocol", b"none").decode("utf-8", "replace")
-    if protocol != PROTOCOL:
-        raise WireError(
-            f"feature stream: protocol {protocol!r}, this reader speaks {PROTOCOL!r}. Update the older side."
-        )
-    cut = metadata.get(b"hapi.cut", b"").decode("utf-8", "replace")
-    payload = [schema.field(position) for position in range(2, len(schema) - 1)]
-    frame = [(field.name, field.type) for field in schema if field not in payload]
-    if frame != [(INDEX, pa.int64()), (LABEL, pa.int64()), (ERROR, pa.string())] or not payload:
-        raise WireError(f"feature stream: unexpected columns {schema.names}.")
-    columns: tuple[Column, ...] = ()
-    if cut == INPUT:
-        if [(field.name, field.type) for field in payload] != [(OBJECT, pa.large_binary())]:
-            raise WireError(f"feature stream: cut 'input' must carry one column {OBJECT!r}, found {schema.names}.")
-    else:
-        if [field.name for field in payload] != [tensor_column(position) for position in range(len(payload))]:
-            raise WireError(f"feature stream: unexpected columns {schema.names}.")
-        columns = tuple(Column.of(field) for field in payload)
-    return StreamHeader(cut, metadata.get(b"hapi.codec", b"").decode("utf-8", "replace"), columns)
-
-
-def _to_features(record: pa.RecordBatch, header: StreamHeader) -> FeatureBatch:
-    if record.column(INDEX).null_count:
-        raise WireError("feature stream: a row has no index.")
-    errors = record.column(ERROR)
-    payload = record.columns[2:-1]
-    if not header.columns and payload[0].null_count:
-        raise WireError("feature stream: a row has no object.")
-    return FeatureBatch(
-        indices=record.column(INDEX).to_numpy().copy(),
-        labels=record.column(LABEL).fill_null(NO_LABEL).to_numpy().copy(),
-        tensors=tuple(column.decode(array) for column, array in zip(header.columns, payload, strict=False)),
-        objects=None if header.columns else payload[0].to_pylist(),
-        errors={row: reason for row, reason in enumerate(errors.to_pylist()) if reason is not None},
-    )
 
 
 class _Sink:
