@@ -1,6 +1,38 @@
-"""The compute tier: a data loader that yields finished backbone features, and what trains on them."""
+"""The compute tier: a data loader that yields finished backbone features, and what trains on them.
 
-from compute_client.loader import DataLoader
-from compute_client.prepare import prepare
+Importing it is cheap: the names below are resolved on first use, so that the command line starts without torch.
+"""
 
-__all__ = ["DataLoader", "prepare"]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compute_client.head import load_head
+    from compute_client.loader import DataLoader
+    from compute_client.prepare import prepare
+    from compute_client.train import HeadTrainer
+    from compute_client.transport import ServerClient
+
+_HOMES = {
+    "DataLoader": "loader",
+    "HeadTrainer": "train",
+    "ServerClient": "transport",
+    "load_head": "head",
+    "prepare": "prepare",
+}
+
+__all__ = ["DataLoader", "HeadTrainer", "ServerClient", "load_head", "prepare"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'compute_client' has no attribute {name!r}")
+    value = getattr(import_module(f"compute_client.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from compute_client.cancel import Cancel
 from hapi.errors import (
@@ -14,6 +16,8 @@ from hapi.errors import (
     StoreUnavailableError,
     TruncatedStreamError,
 )
+
+Result = TypeVar("Result")
 
 TRANSIENT = (ServerUnreachableError, TruncatedStreamError, BusyError, StoreUnavailableError)
 """Failures that another try may not meet: a network, a server that is full or restarts, a store that rests."""
@@ -63,3 +67,13 @@ class Backoff:
         if isinstance(error, BusyError):
             wait = max(wait, error.retry_after_seconds)
         self._cancel.wait(min(wait, left))
+
+
+def again(call: Callable[[], Result], policy: RetryPolicy) -> Result:
+    """What `call` gives, tried again after passing troubles; its last error when patience is over."""
+    backoff = Backoff(policy)
+    while True:
+        try:
+            return call()
+        except TRANSIENT as error:
+            backoff.pause(error)

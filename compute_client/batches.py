@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,18 @@ from hapi.errors import SampleError
 Features = torch.Tensor | tuple[torch.Tensor, ...]
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Samples by their index in the dataset: features (n, *shape) per output of the backbone, labels int64 (n,)."""
+
+    indices: list[int]
+    features: tuple[torch.Tensor, ...]
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
 class Assembler:
     """Cuts the stream of finished spans at the borders of the batches."""
 
@@ -22,11 +35,11 @@ class Assembler:
         """`take` gives the next span, `describe` names a sample in words."""
         self._take, self._describe, self._skip = take, describe, skip_errors
         self._spans: deque[tuple[Finished, int]] = deque()  # a span and how many of its rows were used
-        self.skipped = 0
 
-    def next(self, count: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """The next `count` samples: features (n, *shape) each, labels int64 (n,); fewer when some are skipped."""
+    def next(self, count: int) -> Batch:
+        """The next `count` samples; fewer when some are skipped."""
         columns: list[tuple[torch.Tensor, ...]] = []
+        indices: list[int] = []
         labels: list[np.ndarray] = []
         while count:
             span, start = self._spans.popleft() if self._spans else (self._take(), 0)
@@ -35,31 +48,31 @@ class Assembler:
             first, last = np.searchsorted(span.rows, (start, stop))
             if last > first:
                 columns.append(tuple(feature[first:last] for feature in span.features))
-                labels.append(span.labels[span.rows[first:last]])
+                rows = span.rows[first:last]
+                labels.append(span.labels[rows])
+                indices += [span.span.indices[row] for row in rows]
             count -= stop - start
             if stop < len(span.span):
                 self._spans.appendleft((span, stop))
         if not columns:
-            return (), torch.empty(0, dtype=torch.int64)
+            return Batch([], (), torch.empty(0, dtype=torch.int64))
         joined = tuple(torch.cat(column) if len(column) > 1 else column[0] for column in zip(*columns, strict=True))
-        return joined, torch.from_numpy(np.concatenate(labels))
+        return Batch(indices, joined, torch.from_numpy(np.concatenate(labels)))
 
     def _check(self, span: Finished, start: int, stop: int) -> None:
-        for row in range(start, stop) if span.errors else ():
+        """Raises the error of the first sample that failed, unless such are skipped."""
+        for row in range(start, stop) if span.errors and not self._skip else ():
             if row in span.errors:
                 index = span.span.indices[row]
-                if not self._skip:
-                    raise SampleError(
-                        f"{self._describe(index)}: {span.errors[row]} "
-                        '(on_error="skip" leaves such samples out and counts them)',
-                        index,
-                    )
-                self.skipped += 1
+                raise SampleError(
+                    f"{self._describe(index)}: {span.errors[row]} "
+                    '(on_error="skip" leaves such samples out and counts them)',
+                    index,
+                )
 
 
 def collate(
-    features: Sequence[torch.Tensor],
-    labels: torch.Tensor,
+    samples: Batch,
     *,
     collate_fn: Callable[[list[Any]], Any] | None,
     batched: bool,
@@ -72,6 +85,7 @@ def collate(
     labels int64 (n,). A `collate_fn` gets the list of (feature, label) of the samples, label as a Python integer.
     Without batching (`batch_size=None`) a single (feature, label tensor) is yielded.
     """
+    features, labels = samples.features, samples.labels
     whole: Features = features[0] if len(features) == 1 else tuple(features)
     batch: Any
     if collate_fn is not None:

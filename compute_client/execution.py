@@ -93,6 +93,18 @@ class Execution:
     def feature_shapes(self) -> tuple[tuple[int, ...], ...]:
         return self._backbone.feature_shapes(self._transform)
 
+    @property
+    def model(self) -> str:
+        return self._backbone.name
+
+    @property
+    def transform(self) -> list[dict[str, Any]] | None:
+        return self._transform.to_json() if isinstance(self._transform, TransformSpec) else None
+
+    @property
+    def is_deterministic(self) -> bool:
+        return isinstance(self._transform, TransformSpec) and not self._transform.is_random
+
     def cut_name(self, name: str) -> str:
         """The graph's own name for a cut; UnknownCutError lists those that are close."""
         return self._backbone.graph(self._transform).cut(name).name
@@ -113,7 +125,7 @@ class Execution:
 
     def open(self) -> Pipeline:
         """Threads for one iteration."""
-        parts = self._ready()
+        parts = self.ready()
         return Pipeline(
             self._source(),
             SuffixRunner(parts, device=self._backbone.device, stats=self.stats),
@@ -165,7 +177,8 @@ class Execution:
             )
         return replace(plan, reasons=(*plan.reasons, self._note)) if self._note else plan
 
-    def _ready(self) -> dict[str, Compute]:
+    def ready(self) -> dict[str, Compute]:
+        """Plans, uploads and places what iterations need, once; per cut, what is left to compute here."""
         with self._lock:
             if self._parts is None:
                 cuts = [share.name for share in self.plan.cuts]

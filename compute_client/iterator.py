@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-import torch
-
-from compute_client.batches import Assembler
+from compute_client.batches import Assembler, Batch
 from compute_client.execution import Execution
 from compute_client.order import EpochOrder
 from compute_client.pipeline import Finished
@@ -67,14 +65,14 @@ class EpochRun:
         execution: Execution,
         order: EpochOrder,
         progress: Progress,
-        make: Callable[[tuple[torch.Tensor, ...], torch.Tensor], Any],
+        make: Callable[[Batch], Any],
         *,
         skip: int,
         expected_order: str,
         timeout_seconds: float | None,
         skip_errors: bool,
     ) -> None:
-        """`make` turns features and labels into what is yielded; `skip` batches are left out, and must be those that
+        """`make` turns samples into what is yielded; `skip` batches are left out, and must be those that
         `expected_order` is the digest of (InputError; "" is not checked)."""
         self._execution, self._progress, self._make = execution, progress, make
         self._timeout = timeout_seconds
@@ -96,12 +94,12 @@ class EpochRun:
                 raise StopIteration
             started = time.perf_counter()
             batch = self._planned.popleft()
-            features, labels = self._assembler.next(len(batch))
+            samples = self._assembler.next(len(batch))
             self._execution.stats.add(waiting_seconds=time.perf_counter() - started)
             self._top_up()
-            self._yielded(batch, len(labels))
-            if len(labels):
-                return self._make(features, labels)
+            self._yielded(batch, len(samples))
+            if len(samples):
+                return self._make(samples)
 
     def close(self) -> None:
         self._pipeline.close()

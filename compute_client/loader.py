@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from torch.utils.data import Sampler
 
 from compute_client.backbone import Backbone
-from compute_client.batches import collate
+from compute_client.batches import Batch, collate
 from compute_client.dataset import Dataset, resolve
 from compute_client.execution import Execution, Limits, default_threads
 from compute_client.iterator import EpochRun, LoaderIterator, Progress
@@ -67,6 +68,7 @@ class DataLoader:
         rank, world_size: this process's share of every epoch; default: those of torch.distributed if it is
             initialised. All ranks have the same number of batches. A sampler of your own replaces this.
         weights: for a backbone given by name: `DEFAULT`, `none`, or a safetensors file.
+        indices: read only these samples, as torch.utils.data.Subset does; `subset` makes several such loaders.
 
     Raises, before any sample is read: InputError and its kinds, ServerUnreachableError, UnauthorizedError,
     ForbiddenError, ObjectNotFoundError, AccessDeniedError.
@@ -110,6 +112,7 @@ class DataLoader:
         rank: int | None = None,
         world_size: int | None = None,
         weights: str | None = "DEFAULT",
+        indices: Sequence[int] | None = None,
     ) -> None:
         if worker_init_fn is not None or multiprocessing_context is not None:
             raise InputError(
@@ -140,6 +143,7 @@ class DataLoader:
             generator=generator,
             seed=seed,
             world=world,
+            indices=indices,
         )
         self._execution = Execution(
             self.dataset,
@@ -166,6 +170,16 @@ class DataLoader:
 
     def __iter__(self) -> LoaderIterator:
         """Starts the next epoch (or goes on within one, after load_state_dict)."""
+        return self._start(self._make)
+
+    def indexed(self) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+        """An epoch like any other, with each batch's indices in the dataset: (indices, features, labels).
+
+        For backbones with one output; `collate_fn` and `pin_memory` have no part in it.
+        """
+        return self._start(lambda batch: (batch.indices, batch.features[0], batch.labels))
+
+    def _start(self, make: Callable[[Batch], Any]) -> LoaderIterator:
         begin, expected = self._next, self._expected_order
         if begin.generator is not None:
             self._order.generator_state = begin.generator
@@ -174,7 +188,7 @@ class DataLoader:
             self._execution,
             self._order,
             progress,
-            self._make,
+            make,
             skip=begin.batches,
             expected_order=expected,
             timeout_seconds=self.timeout or None,
@@ -216,6 +230,25 @@ class DataLoader:
             raise InputError(f"the backbone has {len(shapes)} outputs, of shapes {shapes}; there is no one shape.")
         return shapes[0]
 
+    @property
+    def model(self) -> str:
+        """Name of the backbone."""
+        return self._execution.model
+
+    @property
+    def transform(self) -> list[dict[str, Any]] | None:
+        """The transform as data; None for a function that is not portable."""
+        return self._execution.transform
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether a sample has the same features in every epoch: its transform is known, and not random."""
+        return self._execution.is_deterministic
+
+    def warm_up(self) -> None:
+        """Does what the first iteration would do beforehand: plan, upload the model, place the backbone."""
+        self._execution.ready()
+
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration is (epochs count by themselves otherwise); told to a sampler that asks."""
         if epoch < 0:
@@ -252,6 +285,27 @@ class DataLoader:
         self._current = None
         self._order.set_epoch(state.epoch)
 
+    def subset(
+        self, indices: Sequence[int], *, batch_size: int | None = 1, shuffle: bool = False, drop_last: bool = False
+    ) -> Self:
+        """Another loader over some of the samples, with the same backbone, server, plan and stats.
+
+        Its order is that of a DataLoader over `torch.utils.data.Subset(dataset, indices)` with this loader's seed.
+        """
+        order = EpochOrder(
+            len(self.dataset),
+            batch_size=batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            seed=self.seed,
+            indices=indices,
+        )
+        other = copy.copy(self)
+        other._order, other._next, other._expected_order, other._current = order, Progress(0), "", None
+        other.batch_size, other.drop_last = batch_size, drop_last
+        other.sampler = other.batch_sampler = other.generator = None
+        return other
+
     def close(self) -> None:
         """Gives connections back. Iterations that are under way end their own threads."""
         self._execution.close()
@@ -266,10 +320,9 @@ class DataLoader:
         where = self._server.url if self._server is not None else "in process"
         return f"DataLoader({self.dataset.uri!r}, {self.samples} samples, {where})"
 
-    def _make(self, features: tuple[torch.Tensor, ...], labels: torch.Tensor) -> Any:
+    def _make(self, batch: Batch) -> Any:
         return collate(
-            features,
-            labels,
+            batch,
             collate_fn=self.collate_fn,
             batched=self._order.batched,
             device=self.device,

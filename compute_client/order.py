@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections import deque
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,7 @@ class EpochOrder:
     With `shuffle` and no `generator`, epoch e is the e-th pass of
     `DataLoader(dataset, shuffle=True, generator=torch.Generator().manual_seed(seed))`: a pure function of the number
     of samples, the seed and e. A `generator`, `sampler` or `batch_sampler` of the user is used live, as PyTorch does.
+    With `indices`, it is that of a `torch.utils.data.Subset`: samplers give positions in it.
     Errors about arguments are PyTorch's own, raised as InputError.
     """
 
@@ -81,14 +82,19 @@ class EpochOrder:
         generator: torch.Generator | None = None,
         seed: int = 0,
         world: World | None = None,
+        indices: Sequence[int] | None = None,
     ) -> None:
         if world is not None and world.size > 1 and (sampler is not None or batch_sampler is not None):
             raise InputError(
                 f"world_size {world.size} with a sampler of your own: both would divide the samples. "
                 "Leave out rank and world_size, or the sampler."
             )
+        if indices is not None and not len(indices):
+            raise InputError("indices is empty: there would be nothing to read.")
         self.samples = samples
         self.seed = seed
+        self._indices = None if indices is None else [self._checked(index, "indices has") for index in indices]
+        self._length = samples if indices is None else len(indices)
         self.batched = batch_sampler is not None or batch_size is not None
         self._sampler, self._batch_sampler = sampler, batch_sampler
         self._shuffle, self._drop_last, self._batch_size = bool(shuffle), drop_last, batch_size
@@ -113,7 +119,7 @@ class EpochOrder:
         """The batches of an epoch, drawn lazily; a single index comes as a batch of one when `batch_size` is None."""
         generator = self._seeded(epoch) if self._from_seed else self._generator
         for batch in self._loader(self.world, generator):
-            yield [self._checked(index) for index in (batch if self.batched else [batch])]
+            yield [self._sample(position) for position in (batch if self.batched else [batch])]
         if self._from_seed and generator is not None:
             self._start = epoch + 1, generator.get_state()
 
@@ -150,16 +156,16 @@ class EpochOrder:
         else:
             first = 0
         for _ in range(first, epoch):
-            deque(DataLoader(_Indices(self.samples), self.samples, True, generator=generator, collate_fn=_as_is), 0)
+            deque(DataLoader(_Indices(self._length), self._length, True, generator=generator, collate_fn=_as_is), 0)
         self._start = epoch, generator.get_state()
         return generator
 
     def _loader(self, world: World, generator: torch.Generator | None = None) -> DataLoader:
         sampler, shuffle = self._sampler, self._shuffle
-        dataset = _Indices(self.samples)
+        dataset = _Indices(self._length)
         if self._own_sampler and world.size > 1:
             whole = RandomSampler(dataset, generator=generator) if shuffle else SequentialSampler(dataset)
-            sampler, shuffle = Shard(whole, self.samples, world, self._drop_last), False
+            sampler, shuffle = Shard(whole, self._length, world, self._drop_last), False
         try:
             return DataLoader(
                 dataset,
@@ -181,12 +187,19 @@ class EpochOrder:
             return self._world
         return World.current() if self._own_sampler else World()
 
-    def _checked(self, index: Any) -> int:
+    def _sample(self, position: Any) -> int:
+        if self._indices is None:
+            return self._checked(position, "the sampler asked for")
+        if not 0 <= int(position) < self._length:
+            raise InputError(f"the sampler asked for position {int(position)}, but indices has {self._length} entries.")
+        return self._indices[int(position)]
+
+    def _checked(self, index: Any, who: str) -> int:
         number = int(index)
         if not 0 <= number < self.samples:
             raise InputError(
-                f"the sampler asked for sample {number}, but the dataset has {self.samples} samples "
-                f"(0 to {self.samples - 1}). Build the sampler for this dataset."
+                f"{who} sample {number}, but the dataset has {self.samples} samples "
+                f"(0 to {self.samples - 1}). Choose the samples for this dataset."
             )
         return number
 

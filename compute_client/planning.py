@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
-from functools import partial
 
 from compute_client.backbone import Backbone
-from compute_client.cancel import Cancel
+from compute_client.backoff import again
 from compute_client.dataset import Dataset
-from compute_client.decode import Decoder
 from compute_client.remote import RemoteJob
-from compute_client.spans import Span
-from compute_client.stats import LoaderStats
 from compute_client.transport import ServerClient
 from hapi.data import TransformSpec
 from hapi.errors import InputError
 from hapi.plan import INPUT, OUTPUT, Link, Plan, Share
-from hapi.wire.protocol import ProfileRequest
 
 AUTO = "auto"
 POLICIES = ("mix", "single", "paper", "paper-v1")
@@ -67,54 +61,44 @@ def measured_plan(
     link: Link | None,
     threads: int,
 ) -> Plan:
-    """Measures the server, this machine and the link (unless it is given), and decides by policy."""
-    import profiler  # brings scipy, which a fixed choice does not need
+    """Measures the server, this machine and the link (unless it is given), and decides by policy.
+
+    The server must hold the model already.
+    """
+    # scipy is slow to import, and a fixed choice does not need it
+    from profiler.front import HEAD_CLASSES, head_seconds
+    from profiler.link import probe_link
+    from profiler.loading import measure_decoding
+    from profiler.measuring import measure
+    from profiler.planner import plan
+    from profiler.tier import combine
 
     assert job.model is not None
     samples = max(2, min(PROFILE_SAMPLES, dataset.samples))
-    document = client.profile(
-        ProfileRequest(model=job.model, dataset=job.dataset, transform=transform.to_json(), samples=samples)
-    )
-    server = profiler.TierProfile.from_json(document)
-    load_seconds = _load_seconds(client, transform, job, samples, threads)
-    near = profiler.measure(
-        backbone.graph(transform),
-        device=str(backbone.device),
-        codec=job.codec,
-        load_seconds=load_seconds,
-        input_bytes=dataset.input_bytes,
-    )
+    graph = backbone.graph(transform)
+    device = str(backbone.device)
+    with client.tier() as tier:
+        server = again(lambda: tier.measure(str(job.model), job.dataset, transform, samples), client.retry)
+        budget_bytes = tier.status().budget_bytes
+        link = link or probe_link(tier.fetch)
+        spread = sorted({position * dataset.samples // samples for position in range(samples)})
+        objects = again(lambda: tier.objects(job.dataset, spread), client.retry)
+    decode_seconds = measure_decoding(objects, transform, workers=threads)
+    near = measure(graph, device=device, codec=job.codec, load_seconds=decode_seconds, input_bytes=dataset.input_bytes)
     if [row.name for row in server.rows] == [row.name for row in near.rows]:
         # the server counted exact features; here the job's codec is known
         rows = zip(server.rows, near.rows, strict=True)
         server = replace(server, rows=tuple(replace(far, out_bytes=own.out_bytes) for far, own in rows))
-    profile = profiler.combine(
+    features = graph.output.shape[-1] if graph.output.shape else 1
+    profile = combine(
         server,
         near,
-        link=link or profiler.probe_link(client.link),
+        link=link,
         samples=workload.samples,
         batch_size=workload.batch_size,
         epochs=workload.epochs,
         model=backbone.name,
+        head_seconds=head_seconds(features, len(dataset.classes) or HEAD_CLASSES, workload.batch_size, device),
+        server_memory_bytes=budget_bytes,
     )
-    return profiler.plan(profile, "mix" if pushdown == AUTO else pushdown)
-
-
-def _load_seconds(client: ServerClient, transform: TransformSpec, job: RemoteJob, samples: int, threads: int) -> float:
-    """Seconds per sample to decode and transform here, on `threads` threads; the bytes are fetched beforehand."""
-    span = Span(0, INPUT, 0, tuple(range(samples)))
-    objects: dict[int, bytes] = {}
-    for batch in client.extract(job.request(span, list(span.indices))):
-        for position, index in enumerate(batch.indices.tolist()):
-            if position not in batch.errors and batch.objects is not None:
-                objects[index] = batch.objects[position]
-    decoder = Decoder(transform, seed=job.seed, threads=threads, stats=LoaderStats())
-    cancel = Cancel()
-    try:
-        started = time.perf_counter()
-        futures = [decoder.submit(partial(bytes, data), index, 0, cancel) for index, data in objects.items()]
-        decoded = sum(1 for future in futures if future.exception() is None)
-        seconds = time.perf_counter() - started
-    finally:
-        decoder.close()
-    return seconds / decoded if decoded else 0.0
+    return plan(profile, "mix" if pushdown == AUTO else pushdown)

@@ -13,7 +13,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from compute_client.answers import check_answer
-from compute_client.backoff import QUICK, TRANSIENT, Backoff, RetryPolicy
+from compute_client.backoff import QUICK, RetryPolicy, again
 from compute_client.cancel import Cancel
 from compute_client.channels import Channels
 from hapi.errors import InputError, ServerUnreachableError, TruncatedStreamError, UnknownModelError, WireError
@@ -27,11 +27,10 @@ from hapi.wire.protocol import (
     ExtractRequest,
     ModelInfo,
     ModelList,
-    ProfileRequest,
     ServerStatus,
 )
+from profiler.remote import TOKEN_VARIABLE, RemoteTier
 
-TOKEN_VARIABLE = "HAPI_TOKEN"
 Answer = TypeVar("Answer", bound=BaseModel)
 Result = TypeVar("Result")
 
@@ -110,15 +109,9 @@ class ServerClient:
     def delete_model(self, digest: str) -> None:
         self._again(lambda: self._call("DELETE", f"/models/{digest}").close())
 
-    def profile(self, request: ProfileRequest) -> dict[str, Any]:
-        """What the server's device needs for each cut: the document of a profiler.TierProfile."""
-        answer = self._again(lambda: self._call("POST", "/profile", json=request.model_dump(), long_answer=True))
-        return _document(answer, self.url)
-
-    def link(self, count: int) -> Iterator[bytes]:
-        """`count` incompressible bytes, as they arrive: to measure the bandwidth."""
-        with self._stream("GET", "/link", Cancel(), params={"bytes": str(count)}) as chunks:
-            yield from chunks
+    def tier(self) -> RemoteTier:
+        """The same server as the profiler sees it: to measure it and the link. To be used as a context manager."""
+        return RemoteTier(self.url, self._token, transport=self._transport)
 
     def extract(
         self, request: ExtractRequest, *, cancel: Cancel | None = None, received: Callable[[int], None] | None = None
@@ -140,12 +133,7 @@ class ServerClient:
         self._channels.close()
 
     def _again(self, call: Callable[[], Result]) -> Result:
-        backoff = Backoff(self.retry)
-        while True:
-            try:
-                return call()
-            except TRANSIENT as error:
-                backoff.pause(error)
+        return again(call, self.retry)
 
     def _json(self, method: str, path: str, kind: type[Answer], **options: Any) -> Answer:
         document = _document(self._call(method, path, **options), self.url)

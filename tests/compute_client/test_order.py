@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.data import DataLoader as TorchLoader
-from torch.utils.data import Dataset, DistributedSampler, RandomSampler, WeightedRandomSampler
+from torch.utils.data import Dataset, DistributedSampler, RandomSampler, Subset, WeightedRandomSampler
 
 from compute_client.order import EpochOrder, World
 from hapi.errors import InputError
@@ -144,6 +144,23 @@ def test_ranks_share_the_global_order_in_equally_many_batches(samples: int, drop
     else:
         assert set(read) == set(whole)
         assert parts[1][0][0] == whole[1 % samples]
+
+
+def test_a_subset_is_read_as_torch_reads_one() -> None:
+    chosen = [9, 4, 17, 2, 11]
+    subset = Subset(Plain(20), chosen)
+    reference = torch_epochs(TorchLoader(subset, 2, True, generator=torch.Generator().manual_seed(6)))
+    order = EpochOrder(20, batch_size=2, shuffle=True, seed=6, indices=chosen)
+    assert [list(order.batches(epoch)) for epoch in range(EPOCHS)] == reference
+    assert len(order) == 3
+    assert list(EpochOrder(20, batch_size=9, indices=chosen).batches(0)) == [chosen]
+    assert list(EpochOrder(20, sampler=[1, 0], indices=chosen).batches(0)) == [[4], [9]]
+    with pytest.raises(InputError, match="sample 20"):
+        EpochOrder(20, indices=[20])
+    with pytest.raises(InputError, match="empty"):
+        EpochOrder(20, indices=[])
+    with pytest.raises(InputError, match="position 5"):
+        list(EpochOrder(20, sampler=[5], indices=chosen).batches(0))
 
 
 def test_one_rank_of_one_is_the_plain_order() -> None:

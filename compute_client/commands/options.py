@@ -1,0 +1,60 @@
+"""Options that several commands have, and the loader that they describe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hapi.units import parse_bandwidth, parse_bytes
+
+if TYPE_CHECKING:
+    from compute_client.loader import DataLoader
+
+DATA = typer.Option(..., help="A folder per class or a list of files: path, file:///path or s3://bucket/prefix.")
+MODEL = typer.Option(..., help="torchvision:NAME, hf:PATH_OR_NAME or package.module:factory.")
+WEIGHTS = typer.Option("DEFAULT", help="DEFAULT, none, or a safetensors file.")
+SERVER = typer.Option(None, help="Address of a storage server; without one, everything runs here.")
+TOKEN = typer.Option(None, help="For the server; default: the environment's HAPI_TOKEN.")
+PUSHDOWN = typer.Option("auto", help="What the server computes: auto, none, all, a policy, or the name of a cut.")
+BATCH_SIZE = typer.Option(32, min=1, help="Samples per batch.")
+CODEC = typer.Option("float32", help="Of features on the wire: float32 (exact), float16 or bfloat16.")
+COMPRESSION = typer.Option("none", help="Of features on the wire: none, lz4 or zstd.")
+DEVICE = typer.Option(None, help="Where the rest runs, as in cpu or cuda; default: a GPU if there is one.")
+WORKERS = typer.Option(0, "--workers", min=0, help="Threads that decode here; 0 is one per processor, at most 8.")
+IN_FLIGHT = typer.Option(4, "--in-flight", min=1, max=256, help="Requests to the server at once.")
+BUFFER = typer.Option("256MiB", "--buffer", help="Most bytes that are under way at once.")
+BANDWIDTH = typer.Option(None, help="Of the link, as in 300mbit; default: measured when a plan needs it.")
+RETRY_SECONDS = typer.Option(120.0, min=0, help="How long the server may be away before the command fails.")
+SKIP_ERRORS = typer.Option(False, "--skip-errors", help="Leave out pictures that cannot be read, and count them.")
+SEED = typer.Option(0, min=0, help="Of split, order, initialisation and random transforms.")
+JSON = typer.Option(False, "--json", help="One JSON document on standard output; the rest on standard error.")
+
+
+def open_loader(
+    data: str,
+    model: str,
+    *,
+    bandwidth: str | None = None,
+    buffer: str = "256MiB",
+    skip_errors: bool = False,
+    in_flight: int = 4,
+    workers: int = 0,
+    **options: Any,
+) -> DataLoader:
+    """The loader that a command's options describe; InputError for a size or rate that is none."""
+    rate = None if bandwidth is None else parse_bandwidth(bandwidth)
+    buffer_bytes = parse_bytes(buffer)
+    from compute_client.loader import DataLoader
+    from hapi.plan import Link
+
+    return DataLoader(
+        data,
+        backbone=model,
+        link=None if rate is None else Link(rate),
+        buffer_bytes=buffer_bytes,
+        on_error="skip" if skip_errors else "raise",
+        requests_in_flight=in_flight,
+        num_workers=workers,
+        **options,
+    )

@@ -1,0 +1,178 @@
+"""`hapi train`: a head on the features of a frozen network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from compute_client.commands import options
+from hapi.console import console, emit
+from hapi.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from compute_client.train import TrainResult
+    from hapi.plan import Plan
+
+
+def train_command(
+    data: str = options.DATA,
+    model: str = options.MODEL,
+    weights: str = options.WEIGHTS,
+    epochs: int = typer.Option(5, min=1, help="Passes over the training part."),
+    batch_size: int = options.BATCH_SIZE,
+    lr: float | None = typer.Option(None, help="Learning rate; default 0.01 for sgd, 0.001 for adam."),
+    optimizer: str = typer.Option("sgd", help="sgd (momentum 0.9) or adam."),
+    weight_decay: float = typer.Option(0.0, min=0, help="Of the optimiser."),
+    seed: int = options.SEED,
+    val_split: float = typer.Option(0.2, help="Part of the samples that is held out for validation; 0 for none."),
+    head: str = typer.Option("linear", help="linear or mlp."),
+    hidden: int = typer.Option(512, min=1, help="Width of the mlp's hidden layer."),
+    server: str | None = options.SERVER,
+    token: str | None = options.TOKEN,
+    pushdown: str = options.PUSHDOWN,
+    codec: str = options.CODEC,
+    compression: str = options.COMPRESSION,
+    device: str | None = options.DEVICE,
+    workers: int = options.WORKERS,
+    in_flight: int = options.IN_FLIGHT,
+    buffer: str = options.BUFFER,
+    bandwidth: str | None = options.BANDWIDTH,
+    retry_seconds: float = options.RETRY_SECONDS,
+    skip_errors: bool = options.SKIP_ERRORS,
+    out: Path | None = typer.Option(None, help="Write the head here (safetensors, with a .json beside it)."),
+    as_json: bool = options.JSON,
+) -> None:
+    """Train a classifier on the features of a frozen network, wherever they are computed."""
+    shown, notes = console(as_json), Console(stderr=True, highlight=False)
+    _check_out(out)
+    from compute_client.train import HeadTrainer
+
+    with (
+        notes.status("reading the dataset and the network ..."),
+        options.open_loader(
+            data,
+            model,
+            weights=weights,
+            server=server,
+            token=token,
+            pushdown=pushdown,
+            batch_size=batch_size,
+            seed=seed,
+            codec=codec,
+            compression=compression,
+            device=device,
+            epochs=epochs,
+            workers=workers,
+            in_flight=in_flight,
+            buffer=buffer,
+            bandwidth=bandwidth,
+            retry_seconds=retry_seconds,
+            skip_errors=skip_errors,
+        ) as loader,
+    ):
+        trainer = HeadTrainer(
+            loader,
+            epochs=epochs,
+            head=head,  # type: ignore[arg-type]
+            hidden=hidden,
+            optimizer=optimizer,  # type: ignore[arg-type]
+            lr=lr,
+            weight_decay=weight_decay,
+            val_split=val_split,
+        )
+    notes.print(f"{loader.samples} samples, {len(loader.classes)} classes at {escape(loader.dataset.uri)}")
+    with TerminalProgress(notes, epochs) as progress:
+        result = trainer.fit(progress)
+    loader.close()
+    if out is not None:
+        trainer.save(out)
+        notes.print(f"written: {escape(str(out))}")
+    if as_json:
+        emit({**result.to_json(), "model": model, "data": loader.dataset.uri, "head": head, "seed": seed})
+    else:
+        _show(shown, result)
+
+
+class TerminalProgress:
+    """Progress as bars on standard error; nothing but lines when that is no terminal."""
+
+    def __init__(self, out: Console, epochs: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._epochs = epochs
+        self._out = out
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeRemainingColumn(),
+            console=out,
+            transient=True,
+            disable=not out.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+        self._planning = out.status("planning ...")
+
+    def __enter__(self) -> TerminalProgress:
+        self._planning.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._planning.stop()
+        self._bars.stop()
+
+    def begins(self, plan: Plan) -> None:
+        self._planning.stop()
+        self._out.print(escape(str(plan)), soft_wrap=True)
+        self._bars.start()
+
+    def epoch_begins(self, epoch: int, batches: int) -> None:
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+        self._task = self._bars.add_task(f"epoch {epoch + 1}/{self._epochs}", total=batches, loss="")
+
+    def batch_done(self, epoch: int, loss: float, samples: int) -> None:
+        if self._task is not None:
+            self._bars.update(self._task, advance=1, loss=f"loss {loss:.4f}")
+
+    def epoch_done(self, epoch: int, loss: float, accuracy: float | None, seconds: float) -> None:
+        validated = "" if accuracy is None else f", validation accuracy {accuracy:.1%}"
+        self._out.print(f"epoch {epoch + 1}/{self._epochs}: loss {loss:.4f}{validated}, {format_seconds(seconds)}")
+
+
+def _check_out(out: Path | None) -> None:
+    """Before hours of training, not after."""
+    from compute_client.files import check_target
+    from hapi.errors import InputError
+
+    if out is None:
+        return
+    if out.suffix != ".safetensors":
+        raise InputError(f"--out {out}: the head is written as safetensors. Give a name like head.safetensors.")
+    check_target(out)
+
+
+def _show(out: Console, result: TrainResult) -> None:
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    rows: list[tuple[str, Any]] = [
+        ("loss", f"{result.final_loss:.4f}"),
+        ("accuracy", "not validated" if result.accuracy is None else f"{result.accuracy:.1%} of {result.val_samples}"),
+        ("seconds", f"{format_seconds(result.seconds)}, {format_seconds(result.setup_seconds)} of it to begin"),
+        ("received", f"{format_bytes(result.bytes_received)} in {result.requests} requests, {result.retries} repeated"),
+        ("peak memory", format_bytes(result.peak_rss_bytes)),
+    ]
+    if result.failed_samples:
+        rows.append(("left out", f"{result.failed_samples} samples that could not be read"))
+    for name, value in rows:
+        table.add_row(f"[bold]{name}[/]", str(value))
+    out.print(table)
