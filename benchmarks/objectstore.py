@@ -15,7 +15,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import sys
 import time
 import urllib.request
@@ -26,7 +25,16 @@ from typing import Any
 
 import psutil
 
-from benchmarks.swift import REGION, SERVERS, ObjectStoreError, check_file_system, configure, default_venv, install
+from benchmarks.swift import (
+    REGION,
+    SERVERS,
+    ObjectStoreError,
+    check_file_system,
+    configure,
+    default_venv,
+    free_ports,
+    install,
+)
 from hapi.settings import StoreSettings
 
 START_SECONDS = 30.0
@@ -100,7 +108,7 @@ def start(
     check_file_system(folder)
     secret = secret_key or before.get("secret_key") or secrets.token_urlsafe(24)
     for _ in range(PORT_TRIES):
-        ports = _free_ports(host, port)
+        ports = free_ports(host, port)
         configure(folder, venv, host, ports, access_key, secret, workers)
         children: list[psutil.Process] = []
         try:
@@ -167,21 +175,6 @@ def _healthy(host: str, port: int) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
-
-
-def _free_ports(host: str, first: int) -> dict[str, int]:
-    with contextlib.ExitStack() as stack:
-        ports = {}
-        for kind in SERVERS:
-            taken = stack.enter_context(socket.socket())
-            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            address = (host, first) if kind == "proxy" else ("127.0.0.1", 0)
-            try:
-                taken.bind(address)
-            except OSError as error:
-                raise ObjectStoreError(f"cannot listen on {address[0]}:{address[1]} ({error.strerror}).") from error
-            ports[kind] = taken.getsockname()[1]
-        return ports
 
 
 def _state(folder: Path) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import fcntl
 import os
 import pwd
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -91,6 +93,22 @@ def check_file_system(folder: Path) -> None:
         ) from error
     finally:
         probe.unlink()
+
+
+def free_ports(host: str, first: int) -> dict[str, int]:
+    """A port per server, free a moment ago; `first` is what the proxy shall have, 0 for any."""
+    with contextlib.ExitStack() as stack:
+        ports = {}
+        for kind in SERVERS:
+            taken = stack.enter_context(socket.socket())
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            address = (host, first) if kind == "proxy" else ("127.0.0.1", 0)
+            try:
+                taken.bind(address)
+            except OSError as error:
+                raise ObjectStoreError(f"cannot listen on {address[0]}:{address[1]} ({error.strerror}).") from error
+            ports[kind] = taken.getsockname()[1]
+        return ports
 
 
 def configure(

@@ -18,6 +18,7 @@ class LocalStore:
     def __init__(self, root: str | os.PathLike[str], *, follow_links: bool = False) -> None:
         self._root = os.path.abspath(os.path.expanduser(os.fspath(root)))
         self._follow_links = follow_links
+        self._real_root = os.path.realpath(self._root)
 
     @property
     def uri(self) -> str:
@@ -82,7 +83,7 @@ class LocalStore:
     def _check_inside(self, path: str, key: str) -> None:
         if self._follow_links:
             return
-        root, real = os.path.realpath(self._root), os.path.realpath(path)
+        root, real = self._real_root, os.path.realpath(path)
         if real != root and not real.startswith(root.rstrip("/") + "/"):
             raise AccessDeniedError(
                 f"{self.uri}/{key} is a link that leads out of the folder. "

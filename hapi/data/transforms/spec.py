@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
-from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, Self
 
@@ -55,9 +55,11 @@ class TransformSpec:
 
     def __call__(self, image: Image.Image, *, seed: int = 0, epoch: int = 0, index: int = 0) -> torch.Tensor:
         """The model's input: float32 of shape (C, H, W), contiguous. TransformError names the step that failed."""
-        draws = SeededDraws(sample_seed(seed, epoch, index)) if self.is_random else nullcontext()
         value: Any = image
-        with draws:
+        with contextlib.ExitStack() as draws:
+            if self.is_random:  # drawn on the CPU even where the user's default device is another
+                draws.enter_context(torch.device("cpu"))
+                draws.enter_context(SeededDraws(sample_seed(seed, epoch, index)))
             for step in self.steps:
                 check_pixels(step, value, MAX_PIXELS)
                 try:

@@ -7,6 +7,7 @@ import pickle
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,18 @@ from PIL import Image
 from torch import nn
 from torchvision import models
 from torchvision import transforms as classic
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
-from hapi.data import TransformSpec, describe_transform, load_sample, sample_seed
+from hapi.data import (
+    TransformSpec,
+    build_manifest,
+    describe_transform,
+    load_sample,
+    open_store,
+    read_sample,
+    sample_seed,
+)
 from hapi.data.transforms.steps import KINDS
 from hapi.errors import ImageError, TransformError
 
@@ -151,6 +161,18 @@ def test_random_draws_come_from_seed_epoch_and_index_alone(name: str) -> None:
     assert np.random.get_state()[1].tobytes() == states[2]
     others = [spec(image, seed=1, epoch=e, index=i) for e, i in ((2, 4), (3, 3), (5, 5), (0, 0), (7, 1), (8, 9))]
     assert any(other.shape != first.shape or not torch.equal(other, first) for other in others)
+
+
+@pytest.mark.parametrize("name", ["crop-flip", "erasing", "classic"])
+def test_another_default_device_changes_nothing(name: str) -> None:
+    spec = describe_transform(RANDOM[name])
+    expected = spec(PICTURES[0], seed=1)
+    torch.set_default_device("meta")
+    try:
+        made = spec(PICTURES[0], seed=1)
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(made, expected)
 
 
 def test_random_transforms_are_equal_in_any_thread_and_order() -> None:
@@ -342,3 +364,17 @@ def test_load_sample_decodes_and_transforms() -> None:
     assert torch.equal(load_sample(buffer.getvalue(), spec), spec(PICTURES[0]))
     with pytest.raises(ImageError):
         load_sample(b"no image", spec)
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("name", ["preset-resnet18", "preset-vit", "crop-flip", "classic"])
+def test_real_photographs_give_what_imagefolder_gives(shared_data: Path, name: str) -> None:
+    root = shared_data / "images" / "flowers5"
+    dataset, manifest, store = ImageFolder(str(root)), build_manifest(root), open_store(root)
+    spec = describe_transform(ALL[name])
+    for index in range(0, len(manifest), 61):
+        data = read_sample(store, manifest.sample(index))
+        image, label = dataset[index]
+        assert label == manifest.sample(index).label
+        expected = local(ALL[name], image, seed=2, epoch=1, index=index)
+        assert torch.equal(load_sample(data, spec, seed=2, epoch=1, index=index), expected)
