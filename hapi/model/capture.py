@@ -9,13 +9,13 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from torch.export import Dim, ExportedProgram, export
+from torch.export import Dim, ExportedProgram, default_decompositions, export
 from torch.nn.modules import activation
 from torch.utils import _pytree as pytree
 
 from hapi.errors import CaptureError
 from hapi.model.graph import Graph
-from hapi.model.lower import Lowering, LoweringError
+from hapi.model.lower import Lowering, LoweringError, is_known
 from hapi.model.shapes import ShapeError
 from hapi.model.specs import TensorSpec
 
@@ -88,11 +88,28 @@ def _export(
             try:
                 with way():
                     exported = export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
-                # An empty table keeps convolutions, norms and attention whole and only makes in-place operations pure.
-                return exported.run_decompositions({})
+                return _pure(exported)
             except Exception as error:  # export fails in as many ways as models are written
                 failure = error
     raise _refusal(title, _reason(failure)) from failure
+
+
+def _pure(exported: ExportedProgram) -> ExportedProgram:
+    """The program with in-place operations made pure, and rarer operations taken apart into listed ones.
+
+    An empty table keeps convolutions, norms and attention whole, as eager mode runs them.
+    """
+    exported = exported.run_decompositions({})
+    table: Any = default_decompositions()
+    known = dict(table.items())
+    while rare := {
+        node.target
+        for node in exported.graph.nodes
+        if node.op == "call_function" and not is_known(node.target) and node.target in known
+    }:
+        exported = exported.run_decompositions({target: known[target] for target in rare})
+        known = {target: how for target, how in known.items() if target not in rare}
+    return exported
 
 
 @contextmanager

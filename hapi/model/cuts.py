@@ -50,7 +50,7 @@ class _Place:
     values: tuple[str, ...]
     bytes: int
     streams: int
-    """Carried values that are the network's own work, not to be made again from the inputs."""
+    """Carried values that are not inputs, nor a little something made from them."""
     stream_bytes: int
     names: tuple[str, ...]
     """Modules that end here, outermost first."""
@@ -120,12 +120,12 @@ def _places(
     for position, node in enumerate(nodes):
         live.update(node.outputs)
         live = {name for name in live if last_use.get(name, -1) > position}
-        streams = sorted(name for name in live if not remaking.can(name))
-        beside = remaking.cheapest(frozenset(name for name in live if remaking.can(name)))
+        streams = {name for name in live if not remaking.can(name)}
+        beside = remaking.cheapest(frozenset(live - streams))
         if beside is None or not all(specs[name].is_batched for name in streams):
             continue
-        order = remaking.order
-        values = tuple(sorted({*streams, *beside}, key=lambda name: (name not in streams, order[name])))
+        streams |= {name for name in beside if not remaking.is_small(name)}
+        values = tuple(sorted(streams | beside, key=lambda name: (name not in streams, remaking.order[name])))
         if len(values) <= MAX_CARRIED:
             names, ends_block = ends[position]
             size, stream_size = (sum(specs[name].per_sample.bytes for name in part) for part in (values, streams))
@@ -138,6 +138,7 @@ class _Remaking:
     def __init__(self, inputs: Sequence[str], nodes: Sequence[Node], specs: Mapping[str, ValueSpec]) -> None:
         self._specs = specs
         self._sources: dict[str, tuple[str, ...]] = dict.fromkeys(inputs, ())
+        self._roots: dict[str, frozenset[str]] = {name: frozenset([name]) for name in inputs}
         self._work: dict[str, int] = dict.fromkeys(inputs, 0)
         self._memo: dict[frozenset[str], frozenset[str] | None] = {}
         self.order = {name: -1 - index for index, name in enumerate(reversed(inputs))}
@@ -153,31 +154,45 @@ class _Remaking:
             )
             if work <= MAX_REMADE_BYTES:
                 self._sources.update(dict.fromkeys(node.outputs, sources))
+                roots: frozenset[str] = frozenset().union(*(self._roots[name] for name in sources))
+                self._roots.update(dict.fromkeys(node.outputs, roots))
                 self._work.update(dict.fromkeys(node.outputs, work))
 
     def can(self, name: str) -> bool:
         return name in self._work
 
-    def cheapest(self, wanted: frozenset[str]) -> frozenset[str] | None:
-        """The values to carry, fewest bytes first, from which all wanted ones can be made; None if none will do.
+    def is_small(self, name: str) -> bool:
+        """Whether a value that can be made again is an input, or less than the inputs that it is made from."""
+        roots = self._roots[name]
+        return name in roots or self._specs[name].bytes_per_sample < sum(self._specs[r].bytes_per_sample for r in roots)
 
-        Walks back from the wanted values, latest first: each step gives what liveness would have been a little earlier.
-        """
+    def cheapest(self, wanted: frozenset[str]) -> frozenset[str] | None:
+        """The values to carry, fewest bytes first, from which all wanted ones can be made; None if none will do."""
         if wanted not in self._memo:
-            best: tuple[int, int] | None = None
-            chosen = None
-            carried = wanted
-            while True:
-                if all(self._specs[name].is_batched for name in carried):
-                    cost = (sum(self._specs[name].per_sample.bytes for name in carried), len(carried))
-                    if best is None or cost < best:
-                        best, chosen = cost, carried
-                latest = max(carried, key=self.order.__getitem__, default=None)
-                if latest is None or self.order[latest] < 0:
-                    break
-                carried = (carried - {latest}) | set(self._sources[latest])
-            self._memo[wanted] = chosen
+            apart: frozenset[str] | None = frozenset()
+            for name in sorted(wanted, key=self.order.__getitem__):
+                found = self._walk_back(frozenset([name]), apart or frozenset())
+                apart = None if apart is None or found is None else apart | found
+            choices = [choice for choice in (apart, self._walk_back(wanted, frozenset())) if choice is not None]
+            self._memo[wanted] = min(choices, key=self._cost, default=None)
         return self._memo[wanted]
+
+    def _walk_back(self, wanted: frozenset[str], carried: frozenset[str]) -> frozenset[str] | None:
+        """The best of what there was to carry after each earlier step, with what is carried anyway for nothing."""
+        best = None
+        frontier = wanted
+        while True:
+            if all(self._specs[name].is_batched for name in frontier) and (
+                best is None or self._cost(frontier - carried) < self._cost(best - carried)
+            ):
+                best = frontier
+            latest = max(frontier, key=self.order.__getitem__, default=None)
+            if latest is None or self.order[latest] < 0:
+                return best
+            frontier = (frontier - {latest}) | set(self._sources[latest])
+
+    def _cost(self, carried: frozenset[str]) -> tuple[int, int]:
+        return sum(self._specs[name].per_sample.bytes for name in carried), len(carried)
 
 
 def _module_ends(nodes: Sequence[Node]) -> list[tuple[tuple[str, ...], bool]]:
@@ -209,15 +224,16 @@ def _choose(
 ) -> list[_Place]:
     """The places worth a name: where one stream is left, and wherever fewer bytes are carried than anywhere before."""
     fewest = sum(specs[name].per_sample.bytes for name in inputs)
+    start = _Place(-1, tuple(inputs), fewest, 1, fewest, (), False)
+    first_work = next((position for position, node in enumerate(nodes) if node.op not in LIGHT), len(nodes))
     chosen: list[_Place] = []
-    places = [*places, last] if last else places
+    places = [start, *places, *([last] if last else [])]
     for run in _runs(places, nodes):
-        kept = _of_run(run, last)
-        chosen.extend(
-            place
-            for place in kept
-            if place.streams == 1 or (place.bytes < fewest and not _surpassed(place, places, nodes))
-        )
+        kept = _of_run(run, start, last)
+        for place in kept:
+            is_neck = place.streams == 1 and (place.position >= first_work or place.bytes < start.bytes)
+            if is_neck or (place.bytes < fewest and not _surpassed(place, places, nodes)):
+                chosen.append(place)
         fewest = min([fewest, *(place.bytes for place in kept)])
     return chosen
 
@@ -252,10 +268,13 @@ def _runs(places: Sequence[_Place], nodes: Sequence[Node]) -> Iterator[list[_Pla
         yield run
 
 
-def _of_run(run: Sequence[_Place], last: _Place | None) -> list[_Place]:
-    """Of a run, the ends of blocks; without one, the end of the outermost and latest module; else the last place."""
+def _of_run(run: Sequence[_Place], start: _Place, last: _Place | None) -> list[_Place]:
+    """Of a run, the ends of blocks; without one, the end of the outermost and latest module; else the last place.
+
+    A run that begins at the input or ends at the output is represented by that, apart from the ends of blocks.
+    """
     blocks = [place for place in run if place.ends_block and place is not last]
-    if blocks or run[-1] is last:
+    if blocks or run[0] is start or run[-1] is last:
         return blocks
     named = [place for place in run if place.names]
     return [min(named, key=lambda place: (place.names[0].count("."), -place.position))] if named else [run[-1]]

@@ -87,7 +87,7 @@ class Lowering:
         elif isinstance(value, torch.SymInt | int) and not isinstance(value, bool):
             self._values[node.name] = self._size(value)
         elif isinstance(node.target, torch._ops.OpOverload):
-            if node.target._schema.name.split("::")[1] not in _ASSERTIONS:
+            if not _is_assertion(node.target):
                 self._operation(node, node.target)
         elif not isinstance(value, torch.SymBool | torch.SymFloat | bool | float | type(None)):
             raise LoweringError(f"{node.target} in {_where(node)} is not an ATen operation.")
@@ -148,6 +148,7 @@ class Lowering:
 
 
 _BATCH_NORM = "aten.batch_norm.default"
+_NATIVE_BATCH_NORM = "aten._native_batch_norm_legit_no_training.default"
 _SAME: Mapping[str, str] = {
     "aten.view.default": "aten.reshape.default",
     "aten._unsafe_view.default": "aten.reshape.default",
@@ -159,11 +160,23 @@ _SAME: Mapping[str, str] = {
 }
 
 
+def is_known(target: Any) -> bool:
+    """Whether lowering can say what this call does."""
+    if not isinstance(target, torch._ops.OpOverload) or _is_assertion(target):
+        return True
+    op = str(target)
+    return op in ALLOWED or op in _SAME or op in (_NATIVE_BATCH_NORM, "aten.sym_size.int")
+
+
+def _is_assertion(target: torch._ops.OpOverload) -> bool:
+    return target._schema.name.split("::")[1] in _ASSERTIONS
+
+
 def _plain(
     op: str, args: tuple[Argument, ...], kwargs: dict[str, Argument]
 ) -> tuple[str, tuple[Argument, ...], dict[str, Argument]]:
     """The same operation in its plainest form, that holds for any memory layout: nothing is written to in a graph."""
-    if op == "aten._native_batch_norm_legit_no_training.default":
+    if op == _NATIVE_BATCH_NORM:
         value, weight, bias, mean, variance, momentum, epsilon = args
         # The form that eager mode calls, so that a GPU picks the same kernel.
         return _BATCH_NORM, (value, weight, bias, mean, variance, False, momentum, epsilon, True), kwargs

@@ -29,20 +29,20 @@ _POINTWISE = """
     bitwise_not.default bitwise_or.Scalar bitwise_or.Tensor clamp.Tensor clamp.default clamp_max.default
     clamp_min.default clone.default contiguous.default cos.default div.Scalar div.Tensor div.Tensor_mode elu.default
     eq.Scalar eq.Tensor erf.default exp.default expm1.default fill.Scalar floor.default full_like.default ge.Scalar
-    ge.Tensor gelu.default gt.Scalar gt.Tensor hardsigmoid.default hardswish.default hardtanh.default le.Scalar
-    le.Tensor leaky_relu.default log.default log1p.default logical_and.default logical_not.default logical_or.default
-    lt.Scalar lt.Tensor masked_fill.Scalar masked_fill.Tensor max.other maximum.default min.other minimum.default
-    mish.default mul.Scalar mul.Tensor ne.Scalar ne.Tensor neg.default new_full.default new_ones.default
-    new_zeros.default ones_like.default pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor prelu.default
-    reciprocal.default relu.default relu6.default remainder.Scalar rsqrt.default rsub.Scalar sigmoid.default
-    silu.default sin.default softplus.default sqrt.default sub.Scalar sub.Tensor tanh.default type_as.default
-    where.ScalarOther where.ScalarSelf where.self zeros_like.default
+    ge.Tensor gelu.default gt.Scalar gt.Tensor hardsigmoid.default hardswish.default hardtanh.default isfinite.default
+    isinf.default isnan.default le.Scalar le.Tensor leaky_relu.default log.default log1p.default logical_and.default
+    logical_not.default logical_or.default lt.Scalar lt.Tensor masked_fill.Scalar masked_fill.Tensor max.other
+    maximum.default min.other minimum.default mish.default mul.Scalar mul.Tensor ne.Scalar ne.Tensor neg.default
+    new_full.default new_ones.default new_zeros.default ones_like.default pow.Scalar pow.Tensor_Scalar
+    pow.Tensor_Tensor prelu.default reciprocal.default relu.default relu6.default remainder.Scalar rsqrt.default
+    rsub.Scalar sigmoid.default silu.default sin.default softplus.default sqrt.default sub.Scalar sub.Tensor
+    tanh.default type_as.default where.ScalarOther where.ScalarSelf where.self zeros_like.default
 """
 _MOVING = """
-    cat.default constant_pad_nd.default cumsum.default flip.default gather.default index.Tensor index_select.default
-    meshgrid.default meshgrid.indexing pad.default pixel_shuffle.default pixel_unshuffle.default
-    reflection_pad2d.default repeat.default roll.default select_scatter.default slice_scatter.default stack.default
-    tile.default tril.default triu.default
+    cat.default constant_pad_nd.default copy.default cumsum.default diagonal_scatter.default flip.default
+    gather.default index.Tensor index_put.default index_select.default meshgrid.default meshgrid.indexing pad.default
+    pixel_shuffle.default pixel_unshuffle.default reflection_pad2d.default repeat.default roll.default scatter.src
+    scatter.value select_scatter.default slice_scatter.default stack.default tile.default tril.default triu.default
 """
 _FACTORIES = """
     arange.default arange.start arange.start_step full.default ones.default scalar_tensor.default zeros.default
@@ -57,7 +57,7 @@ _REDUCTIONS = """
 """
 _POOLS = """
     adaptive_avg_pool1d.default adaptive_avg_pool2d.default adaptive_max_pool2d.default avg_pool2d.default
-    max_pool2d.default upsample_bicubic2d.vec upsample_bilinear2d.vec upsample_nearest2d.vec
+    avg_pool3d.default max_pool2d.default upsample_bicubic2d.vec upsample_bilinear2d.vec upsample_nearest2d.vec
 """
 _HEAVY = """
     _native_multi_head_attention.default _transformer_encoder_layer_fwd.default addmm.default baddbmm.default
