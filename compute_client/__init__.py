@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compute_client.head import load_head
     from compute_client.loader import DataLoader
-    from compute_client.prepare import prepare
+    from compute_client.preparing import prepare
     from compute_client.train import HeadTrainer
     from compute_client.transport import ServerClient
 
@@ -20,7 +20,7 @@ _HOMES = {
     "HeadTrainer": "train",
     "ServerClient": "transport",
     "load_head": "head",
-    "prepare": "prepare",
+    "prepare": "preparing",
 }
 
 __all__ = ["DataLoader", "HeadTrainer", "ServerClient", "load_head", "prepare"]

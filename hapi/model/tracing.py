@@ -33,11 +33,11 @@ _serial = itertools.count()
 _tracing = threading.RLock()  # an export patches modules of the model for its duration
 _TENSOR = object()  # holds a tensor's place in a structure
 
-_library = torch.library.Library("hapi", "FRAGMENT")
-_library.define("call(str key, Tensor[] tensors, SymInt[] sizes) -> Tensor[]")
+_library = torch.library.Library("hapi", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define("call(str key, Tensor[] tensors, SymInt[] sizes) -> Tensor[]")  # type: ignore[no-untyped-call]
 
 
-@torch.library.register_fake("hapi::call", lib=_library)
+@torch.library.register_fake("hapi::call", lib=_library)  # type: ignore[untyped-decorator]
 def _shapes_of_call(key: str, tensors: Sequence[Tensor], sizes: Sequence[Any]) -> list[Tensor]:
     outputs = _running[key](tensors, sizes)
     return [torch.empty_like(out) if any(out is given for given in tensors) else out for out in outputs]
@@ -104,11 +104,11 @@ class _Call:
     random: bool = False
 
 
-class _WatchRandom(TorchDispatchMode):
+class _WatchRandom(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes whether an operator that draws random numbers ran."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

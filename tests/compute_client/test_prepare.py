@@ -20,7 +20,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, Te
 from torchvision import datasets, models, transforms
 
 import hapi
-from compute_client.prepare import prepare
+from compute_client.preparing import prepare
 from hapi.errors import InputError, ManifestError
 from tests.compute_client.fake_server import FakeServer
 
