@@ -1,0 +1,85 @@
+"""A storage server as a process of its own on this machine, started the way its users start it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+START_SECONDS = 120.0
+STOP_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class LocalServer:
+    """A running `hapi serve`: its address, its process id and what it announced."""
+
+    url: str
+    pid: int
+    announced: Mapping[str, Any]
+
+
+class ServerDidNotStartError(RuntimeError):
+    """`hapi serve` ended, or said nothing in time; the message has the end of its log."""
+
+
+@contextlib.contextmanager
+def local_server(
+    root: str | Path, *, options: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> Iterator[LocalServer]:
+    """Runs `hapi serve --root ROOT` on a free loopback port for as long as the context lasts.
+
+    Models and manifests are kept in a folder that goes away with the server, unless `options` names another.
+    """
+    with tempfile.TemporaryDirectory(prefix="hapi-server-") as folder:
+        log = Path(folder) / "log"
+        command = [sys.executable, "-m", "hapi.cli", "serve", "--json", "--root", str(root), "--port", "0"]
+        command += ["--cache-dir", str(Path(folder) / "cache"), *options]
+        with log.open("wb") as log_file:
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=log_file,
+                text=True,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,  # a Ctrl-C at the terminal is ours to pass on, after the clients are done
+            )
+        try:
+            announced = _announcement(process, log)
+            yield LocalServer(announced["url"], process.pid, announced)
+        finally:
+            _stop(process)
+
+
+def _announcement(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
+    lines: queue.Queue[str] = queue.Queue()
+    assert process.stdout is not None
+    stdout = process.stdout
+    threading.Thread(target=lambda: lines.put(stdout.readline()), daemon=True).start()
+    try:
+        line = lines.get(timeout=START_SECONDS)
+    except queue.Empty:
+        line = ""
+    if not line:
+        raise ServerDidNotStartError(f"hapi serve did not start: {log.read_text(errors='replace')[-2000:].strip()}")
+    return json.loads(line)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    for ask in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            process.send_signal(ask)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS)
+    if process.stdout is not None:
+        process.stdout.close()
