@@ -32,11 +32,12 @@ class SeededDraws(TorchFunctionMode):
 
     The draws are those that follow `torch.manual_seed(seed)`, so that a random transform gives exactly what the same
     code gives after that call. Function modes belong to one thread: others, and the global generator, notice nothing.
+    It may be entered again, to go on drawing.
     """
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(seed)
 
     def __torch_function__(
         self,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, Self
 
@@ -55,19 +55,9 @@ class TransformSpec:
 
     def __call__(self, image: Image.Image, *, seed: int = 0, epoch: int = 0, index: int = 0) -> torch.Tensor:
         """The model's input: float32 of shape (C, H, W), contiguous. TransformError names the step that failed."""
-        value: Any = image
-        with contextlib.ExitStack() as draws:
-            if self.is_random:  # drawn on the CPU even where the user's default device is another
-                draws.enter_context(torch.device("cpu"))
-                draws.enter_context(SeededDraws(sample_seed(seed, epoch, index)))
-            for step in self.steps:
-                check_pixels(step, value, MAX_PIXELS)
-                try:
-                    value = step.transform(value)
-                except _FAILURES as error:
-                    raise TransformError(
-                        f"transform {step.name} failed on an image of {image.width}x{image.height} pixels: {error}."
-                    ) from error
+        # whatever the user's default device: images are made, and numbers drawn, on the CPU
+        with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+            value = self._run(image, SeededDraws(sample_seed(seed, epoch, index)) if self.is_random else nullcontext())
         if not isinstance(value, torch.Tensor) or value.dtype != torch.float32 or value.ndim != 3:
             got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else "an image"
             raise TransformError(
@@ -75,6 +65,19 @@ class TransformSpec:
                 "Add v2.ToImage() and v2.ToDtype(torch.float32, scale=True)."
             )
         return value.as_subclass(torch.Tensor).contiguous()
+
+    def _run(self, image: Image.Image, draws: AbstractContextManager[Any]) -> Any:
+        value: Any = image
+        for step in self.steps:
+            check_pixels(step, value, MAX_PIXELS)
+            try:
+                with draws if step.is_random else nullcontext():
+                    value = step.transform(value)
+            except _FAILURES as error:
+                raise TransformError(
+                    f"transform {step.name} failed on an image of {image.width}x{image.height} pixels: {error}."
+                ) from error
+        return value
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TransformSpec) and self.digest == other.digest
