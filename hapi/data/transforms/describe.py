@@ -35,7 +35,8 @@ def describe_transform(transform: Any) -> TransformSpec:
     try:
         if is_processor(transform):
             return describe_processor(transform)
-        spec = TransformSpec(_steps(transform))
+        # made anew from the description: it does what it says even if the user's object is changed later
+        spec = TransformSpec.from_json(TransformSpec(_steps(transform)).to_json())
         _check_result(spec)
     except TransformError as error:
         raise TransformError(f"{error} {WAY_OUT}") from error

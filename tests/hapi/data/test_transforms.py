@@ -232,6 +232,13 @@ def test_pickles_and_compares_by_content() -> None:
 IN_RANDOM_APPLY = {"name": "RandomApply", "args": {"transforms": [{"name": "Pad", "args": {"padding": 99}}] * 9}}
 
 
+def test_a_transform_changed_later_does_not_change_its_description() -> None:
+    resize = v2.Resize(40)
+    spec = describe_transform(with_tail(resize))
+    resize.size = [20]
+    assert min(spec(PICTURES[0]).shape[1:]) == 40
+
+
 class Brighter(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return inpt
