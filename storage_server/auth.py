@@ -107,7 +107,8 @@ def check_binding(host: str, table: TokenTable) -> None:
     if table.is_open and not is_loopback(host):
         raise InputError(
             f"--host {host} can be reached by others, and no tokens are set. "
-            "Pass --tokens FILE (see storage_server/auth.py for its form), or --host 127.0.0.1 for this machine only."
+            'Pass --tokens FILE, a TOML file with [tenants.NAME] and token = "..." for each, '
+            "or --host 127.0.0.1 for this machine only."
         )
 
 

@@ -32,7 +32,8 @@ def serve(
         str | None, typer.Option(help="Most memory for weights, batches and queues, like 2GB. (default what is free)")
     ] = None,
     tokens: Annotated[
-        Path | None, typer.Option(help="TOML file with tenants and tokens; needed to serve other machines.")
+        Path | None,
+        typer.Option(help="TOML file with \\[tenants.NAME] tables of token and roots; needed to serve other machines."),
     ] = None,
     cache_dir: Annotated[
         Path | None, typer.Option(help="Where models and manifests are kept. (default ~/.cache/hapi/server)")
