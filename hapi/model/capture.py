@@ -173,7 +173,7 @@ def _choices(result: Any) -> str:
 
 
 def _refusal(title: str, reason: str) -> CaptureError:
-    return CaptureError(f"{title} cannot be captured as a graph: {reason} {_WAY_OUT}")
+    return CaptureError(f"{title} cannot be captured as a graph: {reason.rstrip('.')}. {_WAY_OUT}")
 
 
 def _reason(error: Exception) -> str:
@@ -187,4 +187,4 @@ def _reason(error: Exception) -> str:
         first = f"its control flow or a shape depends on the data ({first})"
     elif "Constraints violated" in text or "specialized" in text:
         first = f"its code fixes the batch size ({first})"
-    return first[:400].rstrip(".") + "."
+    return first[:400]
