@@ -17,6 +17,8 @@ AUTO = "auto"
 POLICIES = ("mix", "single", "paper", "paper-v1")
 PROFILE_SAMPLES = 32
 """Samples that either tier decodes and computes to measure itself."""
+PROFILE_REPEATS, PROFILE_SECONDS = 3, 5.0
+"""Timed runs here, and after how long no further one is begun: a plan should not cost more than it saves."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,15 @@ def measured_plan(
         spread = sorted({position * dataset.samples // samples for position in range(samples)})
         objects = again(lambda: tier.objects(job.dataset, spread), client.retry)
     decode_seconds = measure_decoding(objects, transform, workers=threads)
-    near = measure(graph, device=device, codec=job.codec, load_seconds=decode_seconds, input_bytes=dataset.input_bytes)
+    near = measure(
+        graph,
+        device=device,
+        repeats=PROFILE_REPEATS,
+        limit_seconds=PROFILE_SECONDS,
+        codec=job.codec,
+        load_seconds=decode_seconds,
+        input_bytes=dataset.input_bytes,
+    )
     if [row.name for row in server.rows] == [row.name for row in near.rows]:
         # the server counted exact features; here the job's codec is known
         rows = zip(server.rows, near.rows, strict=True)

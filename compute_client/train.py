@@ -146,7 +146,7 @@ class HeadTrainer:
 
     def fit(self, progress: Progress | None = None) -> TrainResult:
         """Trains from the beginning; the head is then in `self.head`, in eval mode, on the loader's device."""
-        progress = progress or Silent()
+        progress = Silent() if progress is None else progress
         loader = self._loader
         started = time.perf_counter()
         before = loader.stats.to_json()

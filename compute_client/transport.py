@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import ssl
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -72,8 +75,12 @@ class ServerClient:
         self._token = token if token is not None else os.environ.get(TOKEN_VARIABLE)
         self._transport = transport
         # making a TLS context takes longer than a request: one for all connections
-        self._verify = httpx.create_ssl_context() if parts.scheme == "https" else False
-        self._channels = Channels(self._client)
+        verify = httpx.create_ssl_context() if parts.scheme == "https" else False
+        self._channels = Channels(
+            partial(_connect, self.url, self._token, self._timeout(timeouts.read), verify, transport)
+        )
+        # connections are closed with their client, also when nobody calls close()
+        weakref.finalize(self, self._channels.close)
 
     def __repr__(self) -> str:
         return f"ServerClient({self.url!r}, token={'set' if self._token else None})"
@@ -187,21 +194,24 @@ class ServerClient:
                 "Check the address, and that `hapi serve` runs there."
             ) from error
 
-    def _client(self) -> httpx.Client:
-        headers = {"Accept-Encoding": "identity", "User-Agent": "hapi-client"}
-        if self._token:
-            headers["Authorization"] = f"Bearer {self._token}"
-        return httpx.Client(
-            base_url=self.url,
-            headers=headers,
-            timeout=self._timeout(self.timeouts.read),
-            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
-            verify=self._verify,
-            transport=self._transport,
-        )
-
     def _timeout(self, read: float) -> httpx.Timeout:
         return httpx.Timeout(self.timeouts.read, connect=self.timeouts.connect, read=read)
+
+
+def _connect(
+    url: str,
+    token: str | None,
+    timeout: httpx.Timeout,
+    verify: ssl.SSLContext | bool,
+    transport: httpx.BaseTransport | None,
+) -> httpx.Client:
+    headers = {"Accept-Encoding": "identity", "User-Agent": "hapi-client"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
+    return httpx.Client(
+        base_url=url, headers=headers, timeout=timeout, limits=limits, verify=verify, transport=transport
+    )
 
 
 def _document(response: httpx.Response, url: str) -> dict[str, Any]:

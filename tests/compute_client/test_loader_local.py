@@ -251,7 +251,7 @@ def test_broken_pictures_can_be_skipped(
 def broken_copy(pictures: Path, folder: Path) -> Path:
     for path in sorted(pictures.rglob("*.jpg")):
         target = folder / path.relative_to(pictures)
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         data = path.read_bytes()
         target.write_bytes(data[: len(data) // 2] if path.match("heron/03.jpg") else data)
     return folder

@@ -1,0 +1,123 @@
+"""Spans come out in order, within the byte budget, and errors where they belong."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from compute_client.cancel import Cancel
+from compute_client.pipeline import Pipeline
+from compute_client.source import Stage
+from compute_client.spans import Span
+
+SPANS = [Span(number, "cut", 0, (3 * number, 3 * number + 1, 3 * number + 2)) for number in range(12)]
+
+
+class Source:
+    """Answers spans only when they are released, in any order."""
+
+    def __init__(self, *, gated: bool = False) -> None:
+        self.gates = {span.number: threading.Event() for span in SPANS}
+        self.begun: set[int] = set()
+        self.changed = threading.Condition()
+        self.failing: set[int] = set()
+        self.closed = False
+        if not gated:
+            for gate in self.gates.values():
+                gate.set()
+
+    def fetch(self, span: Span, cancel: Cancel) -> Stage:
+        with self.changed:
+            self.begun.add(span.number)
+            self.changed.notify_all()
+        gate = self.gates[span.number]
+        with cancel.closing(gate.set):
+            assert gate.wait(30)
+        cancel.check()
+        if span.number in self.failing:
+            raise KeyError(span.number)
+        values = torch.tensor(span.indices, dtype=torch.float32).view(-1, 1)
+        return Stage(np.array(span.indices), np.arange(3), (values,))
+
+    def close(self) -> None:
+        self.closed = True
+
+    def wait_until_begun(self, numbers: set[int]) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: numbers <= self.begun, 30)
+
+
+def double(cut: str, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(2 * tensor for tensor in tensors)
+
+
+def start(source: Source, *, in_flight: int = 3, budget: int = 10**6, span_bytes: int = 10, finish=double) -> Pipeline:
+    pipeline = Pipeline(source, finish, lambda span: span_bytes, in_flight=in_flight, budget_bytes=budget)
+    for span in SPANS:
+        pipeline.submit(span)
+    return pipeline
+
+
+def test_spans_come_in_order_whatever_order_they_arrive_in() -> None:
+    source = Source(gated=True)
+    pipeline = start(source)
+    source.wait_until_begun({0, 1, 2})
+    for number in (2, 1, 0, *range(3, 12)):
+        source.gates[number].set()
+    for span in SPANS:
+        finished = pipeline.take(30)
+        assert finished.span == span
+        assert finished.features[0].flatten().tolist() == [2.0 * index for index in span.indices]
+    assert pipeline.held_bytes == 0
+    pipeline.close()
+    assert source.closed
+
+
+def test_no_more_is_begun_than_the_budget_holds() -> None:
+    source = Source(gated=True)
+    pipeline = start(source, in_flight=8, budget=25)
+    source.wait_until_begun({0, 1})
+    assert pipeline.held_bytes == 20
+    source.gates[1].set()  # arrives early and waits: its features (12 bytes) are held, and the first span's 10
+    source.gates[0].set()
+    assert pipeline.take(30).span.number == 0
+    source.wait_until_begun({2})
+    assert source.begun <= {0, 1, 2, 3}
+    pipeline.close()
+
+
+def test_a_span_larger_than_the_budget_still_comes() -> None:
+    pipeline = start(Source(), budget=1)
+    assert [pipeline.take(30).span.number for _ in SPANS] == list(range(12))
+    pipeline.close()
+
+
+@pytest.mark.parametrize("where", ["fetch", "finish"])
+def test_an_error_comes_at_its_place(where: str) -> None:
+    source = Source()
+
+    def finish(cut: str, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        if where == "finish" and 6 in tensors[0]:
+            raise KeyError(2)
+        return tensors
+
+    if where == "fetch":
+        source.failing.add(2)
+    pipeline = start(source, finish=finish)
+    assert [pipeline.take(30).span.number for _ in range(2)] == [0, 1]
+    with pytest.raises(KeyError):
+        pipeline.take(30)
+    pipeline.close()
+
+
+def test_closing_wakes_what_blocks() -> None:
+    source = Source(gated=True)
+    pipeline = start(source)
+    source.wait_until_begun({0, 1, 2})
+    pipeline.close()
+    pipeline.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("hapi-fetch", "hapi-finish"))]
+    assert source.begun == {0, 1, 2}

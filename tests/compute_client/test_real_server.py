@@ -1,0 +1,181 @@
+"""The loader and `hapi serve`, each in its own process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision.transforms import v2
+
+from compute_client import DataLoader, HeadTrainer
+from compute_client.transport import ServerClient, Timeouts
+from hapi.errors import DigestMismatchError, ForbiddenError, SampleError, UnauthorizedError
+from hapi.model import Graph
+from tests.compute_client.conftest import SAMPLES
+from tests.compute_client.server_process import ServerProcess
+from tests.compute_client.test_loader_local import assert_no_threads, assert_same, broken_copy
+
+TOKEN = "correct-horse-battery"
+
+
+@pytest.fixture(scope="module")
+def broken(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return broken_copy(pictures, tmp_path_factory.mktemp("broken"))
+
+
+@pytest.fixture(scope="module")
+def server(pictures: Path, broken: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Serves the parent of both datasets, to those who know the token."""
+    folder = tmp_path_factory.mktemp("server")
+    tokens = folder / "tokens.toml"
+    tokens.write_text(f'[tenants.tests]\ntoken = "{TOKEN}"\n')
+    assert pictures.parent == broken.parent
+    with ServerProcess(pictures.parent, folder / "cache", tokens=tokens) as process:
+        yield process.url
+
+
+def test_every_pushdown_gives_what_this_process_computes(
+    server: str, pictures: Path, backbone: nn.Module, transform: v2.Compose
+) -> None:
+    def batches(**arguments: object) -> list:
+        loader = DataLoader(
+            pictures, backbone=backbone, transform=transform, batch_size=4, shuffle=True, seed=1, **arguments
+        )
+        return [batch for _ in range(2) for batch in loader]
+
+    expected = batches()
+    for pushdown in ("none", "stem", "body", "all", "auto"):
+        assert_same(batches(server=server, token=TOKEN, pushdown=pushdown), expected)
+    assert_no_threads()
+
+
+def test_random_transforms_are_the_same_on_the_server(server: str, pictures: Path, backbone: nn.Module) -> None:
+    random = v2.Compose(
+        [
+            v2.RandomResizedCrop(16),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+        ]
+    )
+
+    def batches(**arguments: object) -> list:
+        loader = DataLoader(pictures, backbone=backbone, transform=random, batch_size=8, seed=5, **arguments)
+        return [batch for _ in range(2) for batch in loader]
+
+    assert_same(batches(server=server, token=TOKEN, pushdown="all"), batches())
+
+
+def test_training_is_the_same_wherever_features_are_made(
+    server: str, pictures: Path, backbone: nn.Module, transform: v2.Compose
+) -> None:
+    def train(**arguments: object) -> tuple:
+        loader = DataLoader(pictures, backbone=backbone, transform=transform, batch_size=8, seed=2, **arguments)
+        result = HeadTrainer(loader, epochs=2, optimizer="adam").fit()
+        return result.losses, result.accuracies
+
+    losses, accuracies = train()
+    for pushdown in ("all", "stem"):
+        found, found_accuracies = train(server=server, token=TOKEN, pushdown=pushdown)
+        assert found == pytest.approx(losses, abs=1e-4)
+        assert found_accuracies == accuracies
+
+
+def test_tokens_and_roots_are_respected(
+    server: str, pictures: Path, backbone: nn.Module, transform: v2.Compose
+) -> None:
+    with pytest.raises(UnauthorizedError, match=server):
+        DataLoader(pictures, backbone=backbone, transform=transform, server=server, token="not-the-right-one")
+    outside = pictures.parent.parent
+    with pytest.raises(ForbiddenError):
+        DataLoader(outside, backbone=backbone, transform=transform, server=server, token=TOKEN)
+
+
+def test_an_archive_that_is_not_what_it_is_called_is_refused(server: str, graph: Graph) -> None:
+    from hapi.model import archive_bytes, archive_chunks
+
+    client = ServerClient(server, TOKEN)
+    with pytest.raises(DigestMismatchError):
+        client.upload_model("0" * 64, lambda: archive_chunks(graph), archive_bytes(graph))
+    assert not client.has_model("0" * 64)
+    client.close()
+
+
+def test_a_broken_picture_is_named_with_its_key(
+    server: str, broken: Path, backbone: nn.Module, transform: v2.Compose
+) -> None:
+    def loader(**arguments: object) -> DataLoader:
+        return DataLoader(
+            broken, backbone=backbone, transform=transform, server=server, token=TOKEN, batch_size=4, **arguments
+        )
+
+    for pushdown in ("all", "none"):
+        with pytest.raises(SampleError, match="damaged image") as caught:
+            list(loader(pushdown=pushdown))
+        assert caught.value.index == 14
+        skipping = loader(pushdown=pushdown, on_error="skip")
+        assert sum(len(labels) for _, labels in skipping) == SAMPLES - 1
+        assert skipping.stats.failed_samples == 1
+
+
+def test_a_server_that_is_killed_and_started_again_costs_no_sample(
+    pictures: Path, graph: Graph, transform: v2.Compose, tmp_path: Path
+) -> None:
+    expected = DataLoader(pictures, backbone=graph, transform=transform, batch_size=2, shuffle=True, seed=9)
+    with ServerProcess(pictures, tmp_path / "first") as first:
+        loader = DataLoader(
+            pictures,
+            backbone=graph,
+            transform=transform,
+            server=first.url,
+            pushdown="body",
+            batch_size=2,
+            shuffle=True,
+            seed=9,
+            buffer_bytes=1,  # spans of one sample, hardly anything read ahead
+            retry_seconds=100,
+        )
+        iterator = loader.indexed()
+        batches = [next(iterator) for _ in range(3)]
+        first.kill()
+        # it knows neither the model nor the dataset, and takes seconds to be there
+        with ServerProcess(pictures, tmp_path / "second", port=first.ready["port"]):
+            batches += iterator
+    indices = [index for numbers, _, _ in batches for index in numbers]
+    assert sorted(indices) == list(range(SAMPLES))
+    assert_same([(features, labels) for _, features, labels in batches], list(expected))
+    assert loader.stats.retries > 0
+    loader.close()
+    assert_no_threads()
+
+
+def test_leaving_while_the_server_is_silent_does_not_wait_for_it() -> None:
+    """A listening socket that never answers: closing wakes the reader instead of waiting for its timeout."""
+    import socket
+
+    from compute_client.cancel import Cancel
+    from hapi.wire.protocol import ExtractRequest
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = ServerClient(f"http://127.0.0.1:{silent.getsockname()[1]}", timeouts=Timeouts(read=60))
+        request = ExtractRequest(dataset="0" * 64, indices=[0], cut="input")
+        cancel = Cancel()
+        ended = threading.Event()
+
+        def ask() -> None:
+            with pytest.raises(Exception, match=r"no storage server answers|broke off"):
+                list(client.extract(request, cancel=cancel))
+            ended.set()
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        connection, _ = silent.accept()
+        assert connection.recv(10)  # the request is under way
+        cancel.set()
+        assert ended.wait(20)
+        thread.join(20)
+        connection.close()
