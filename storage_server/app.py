@@ -11,11 +11,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 import hapi
 from hapi.errors import BusyError, HapiError, InputError
 from hapi.settings import StoreSettings
 from storage_server import problems
+from storage_server.cancel import RequestCancelledError
 from storage_server.middleware import BodyLimit, RequestCounter
 from storage_server.routes import Credentials, Shell, router, shell_of
 from storage_server.service import Service
@@ -89,6 +91,13 @@ def _add_errors(app: FastAPI) -> None:
     async def known(request: Request, error: HapiError) -> Response:
         draining = isinstance(error, BusyError) and shell_of(request).service.admission.draining
         return problems.from_error(error, 503 if draining else None)
+
+    @app.exception_handler(RequestCancelledError)
+    @app.exception_handler(ClientDisconnect)
+    async def ended(request: Request, error: Exception) -> Response:
+        """The caller left, and sees nothing of this; or the server is about to stop, and the caller is told so."""
+        log.info("request %s %s ended early: %s", request.method, request.url.path, error)
+        return problems.from_error(BusyError("this server is about to stop. Ask another one.", 5.0), 503)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

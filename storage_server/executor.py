@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import torch
+
 from storage_server.cancel import CancelToken, RequestCancelledError
 
 log = logging.getLogger(__name__)
@@ -81,10 +83,7 @@ class DeviceExecutor:
         self._thread.join()
 
     def _loop(self) -> None:
-        import torch
-
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
+        _prepare(self.device, self._threads)
         while (task := self._tasks.get()) is not None:
             self._perform(task)
             del task  # nothing of a finished request stays alive while the thread waits
@@ -100,3 +99,13 @@ class DeviceExecutor:
             task.deliver(outcome)
         except Exception:
             log.exception("a result could not be delivered")
+
+
+def _prepare(device: str, threads: int | None) -> None:
+    """Sets the thread up. float32 means float32: TF32, which convolutions on CUDA use unasked, is turned off."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device != "cpu":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False

@@ -15,6 +15,7 @@ from hapi.plan import INPUT, OUTPUT
 from hapi.settings import StoreSettings
 from hapi.wire.protocol import DatasetSummary, ExtractRequest, ProfileRequest, ServerStatus
 from profiler import TierProfile, measure, measure_loading
+from profiler.measuring import CPU_BATCH, DEVICE_BATCH
 from storage_server.admission import Admission
 from storage_server.archives import ArchiveStore
 from storage_server.auth import Tenant, check_binding, load_tokens
@@ -109,7 +110,8 @@ class Service:
             threads = max(self.settings.read_threads, self.settings.workers)
             store = self.datasets.store(manifest)
             load = measure_loading(store, manifest, transform, samples=request.samples, workers=threads)
-            device, batch = self.settings.device, self.sizer.size(whole)
+            device = self.settings.device
+            batch = min(self.sizer.size(whole), CPU_BATCH if device == "cpu" else DEVICE_BATCH)
             return self.device.call(
                 lambda: measure(
                     lease.graph,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from hapi.data import open_store
 from hapi.errors import TruncatedStreamError
 from hapi.wire import StreamDecoder, read_stream
 from storage_server.cancel import CancelToken
+from storage_server.models import Upload
 from storage_server.service import Service
 
 MakeService = Callable[..., Service]
@@ -217,6 +219,24 @@ def test_trouble_half_way_ends_the_stream_and_the_next_request_is_told_why(
         assert again.status_code == 503
         assert again.json()["type"] == "store-unavailable"
         assert int(again.headers["retry-after"]) >= 1
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(
+    make_service: MakeService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    service, begun, closed = make_service(), threading.Event(), threading.Event()
+    begin, close = Upload.__init__, Upload.close
+    monkeypatch.setattr(Upload, "__init__", lambda *args: (begin(*args), begun.set())[0])
+    monkeypatch.setattr(Upload, "close", lambda upload: (close(upload), closed.set())[0])
+    with LiveServer(service) as url:
+        port = int(url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            head = f"PUT /v1/models/{'0' * 64} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+            connection.sendall(head.encode() + b"half of it")
+            assert begun.wait(60)
+        assert closed.wait(60)
+    assert list(service.models.archives.folder.iterdir()) == []
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
 
 
 def test_a_probe_of_the_link_is_bounded(make_service: MakeService) -> None:
