@@ -128,7 +128,7 @@ class Execution:
         parts = self.ready()
         return Pipeline(
             self._source(),
-            SuffixRunner(parts, device=self._backbone.device, stats=self.stats),
+            SuffixRunner(parts, device=self._backbone.device, stats=self.stats, batch_size=self._workload.batch_size),
             lambda span: int(len(span) * self._bytes_at(span.cut)),
             in_flight=self._limits.in_flight,
             budget_bytes=self._limits.buffer_bytes,

@@ -12,9 +12,12 @@ from torch import nn
 
 from compute_client.stats import LoaderStats
 from hapi.errors import InputError
+from hapi.model import Program
 
-SUFFIX_BATCH = 64
-"""Most samples that one call of the suffix gets: enough to fill a device, little enough to bound its activations."""
+LEAST_BATCH, MOST_BATCH = 8, 256
+"""Samples that one call of the suffix gets: as many as a training batch, within these bounds."""
+SUFFIX_BYTES = 2**30
+"""Most bytes of activations in one call, as far as they are known beforehand: a captured suffix tells its peak."""
 
 Compute = Callable[..., Any]
 
@@ -26,19 +29,23 @@ class SuffixRunner:
     """
 
     def __init__(
-        self, parts: Mapping[str, Compute], *, device: torch.device, stats: LoaderStats, batch: int = SUFFIX_BATCH
+        self, parts: Mapping[str, Compute], *, device: torch.device, stats: LoaderStats, batch_size: int
     ) -> None:
-        """`parts`: cut -> what computes the features from that cut's tensors, already on `device`."""
-        self._parts, self._device, self._batch, self._stats = parts, device, batch, stats
+        """`parts`: cut -> what computes the features from that cut's tensors, already on `device`.
+
+        `batch_size` is that of training: what fits into memory without HAPI does so with it.
+        """
+        self._parts, self._device, self._stats = parts, device, stats
+        self._batches = {cut: suffix_batch(compute, batch_size) for cut, compute in parts.items()}
 
     def __call__(self, cut: str, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """Tensors (n, *shape) at a cut to the backbone's outputs (n, *shape) on the device."""
         started = time.perf_counter()
-        compute = self._parts[cut]
+        compute, batch = self._parts[cut], self._batches[cut]
         outputs: list[tuple[torch.Tensor, ...]] = []
         with torch.no_grad():
-            for start in range(0, len(tensors[0]), self._batch):
-                piece = [tensor[start : start + self._batch].to(self._device) for tensor in tensors]
+            for start in range(0, len(tensors[0]), batch):
+                piece = [tensor[start : start + batch].to(self._device) for tensor in tensors]
                 outputs.append(as_tensors(compute(*piece)))
             features = tuple(
                 torch.cat(column) if len(column) > 1 else column[0] for column in zip(*outputs, strict=True)
@@ -47,6 +54,14 @@ class SuffixRunner:
                 torch.cuda.current_stream(self._device).synchronize()
         self._stats.add(suffix_seconds=time.perf_counter() - started)
         return features
+
+
+def suffix_batch(compute: Compute, batch_size: int) -> int:
+    """How many samples one call gets."""
+    wanted = min(max(batch_size, LEAST_BATCH), MOST_BATCH)
+    if not isinstance(compute, Program):
+        return wanted
+    return max(1, min(wanted, SUFFIX_BYTES // max(1, compute.peak_bytes(1))))
 
 
 def as_tensors(output: Any) -> tuple[torch.Tensor, ...]:

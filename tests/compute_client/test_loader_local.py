@@ -407,3 +407,67 @@ def test_an_unportable_transform_needs_no_pushdown(backbone: nn.Module) -> None:
 
     with pytest.raises(TransformError):
         describe_transform(lambda image: image)
+
+
+def test_ranks_come_from_torch_distributed_when_it_is_used(
+    pictures: Path, backbone: nn.Module, transform: v2.Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = DataLoader(pictures, backbone=backbone, transform=transform, batch_size=4, shuffle=True)
+    assert len(loader) == 9
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    read = []
+    for rank in range(3):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        loader.set_epoch(0)
+        assert len(loader) == 3
+        state = None
+        for number, (indices, _, _) in enumerate(loader.indexed()):
+            read += indices
+            state = loader.state_dict() if number == 1 else state
+    assert sorted(read) == list(range(SAMPLES))
+    # what one rank saved does for another
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    loader.load_state_dict(state)
+    assert len(list(loader)) == 1
+
+
+def test_subsets_share_the_plan_and_count_together(pictures: Path, backbone: nn.Module, transform: v2.Compose) -> None:
+    loader = DataLoader(pictures, backbone=backbone, transform=transform, batch_size=4)
+    part = loader.subset([8, 3, 5], batch_size=2)
+    assert [indices for indices, _, _ in part.indexed()] == [[8, 3], [5]]
+    assert (len(part), part.plan, part.stats) == (2, loader.plan, loader.stats)
+    assert len(loader) == 9
+    assert [
+        indices
+        for indices, _, _ in DataLoader(
+            pictures, backbone=backbone, transform=transform, batch_size=2, indices=[8, 3, 5]
+        ).indexed()
+    ] == [[8, 3], [5]]
+
+
+def test_pinning_without_an_accelerator_warns(
+    pictures: Path, backbone: nn.Module, transform: v2.Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.warns(UserWarning, match="no accelerator"):
+        loader = DataLoader(pictures, backbone=backbone, transform=transform, pin_memory=True)
+    assert not loader.pin_memory
+
+
+def test_a_child_process_connects_for_itself(pictures: Path, graph: Graph, transform: v2.Compose) -> None:
+    import os
+
+    from tests.compute_client.fake_server import FakeServer
+
+    client = FakeServer(pictures, graph).client()
+    assert client.register("x").samples == SAMPLES
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = 0 if client.register("x").samples == SAMPLES else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    client.close()

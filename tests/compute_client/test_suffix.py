@@ -1,0 +1,53 @@
+"""Suffixes run in bounded batches, in eval mode, and leave the user's module as it is."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from compute_client.stats import LoaderStats
+from compute_client.suffix import LEAST_BATCH, MOST_BATCH, SUFFIX_BYTES, SuffixRunner, frozen_copy, suffix_batch
+from hapi.model import Graph
+
+CPU = torch.device("cpu")
+
+
+def test_batches_follow_training_within_bounds(graph: Graph) -> None:
+    assert suffix_batch(nn.Identity(), 1) == LEAST_BATCH
+    assert suffix_batch(nn.Identity(), 32) == 32
+    assert suffix_batch(nn.Identity(), 10**6) == MOST_BATCH
+    _, suffix = graph.split("stem")
+    assert suffix_batch(suffix, 32) == 32
+
+
+def test_a_large_suffix_gets_smaller_batches(graph: Graph, monkeypatch) -> None:
+    _, suffix = graph.split("stem")
+    monkeypatch.setattr(suffix, "peak_bytes", lambda batch: SUFFIX_BYTES // 3)
+    assert suffix_batch(suffix, 32) == 3
+    monkeypatch.setattr(suffix, "peak_bytes", lambda batch: 9 * SUFFIX_BYTES)
+    assert suffix_batch(suffix, 32) == 1
+
+
+def test_pieces_are_joined_and_are_ordinary_tensors() -> None:
+    sizes = []
+
+    def compute(x: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        return 2 * x
+
+    runner = SuffixRunner({"cut": compute}, device=CPU, stats=LoaderStats(), batch_size=8)
+    values = torch.randn(19, 3)
+    (features,) = runner("cut", (values,))
+    assert sizes == [8, 8, 3]
+    assert torch.equal(features, 2 * values)
+    assert not features.is_inference()
+
+
+def test_a_twin_is_frozen_in_eval_mode_and_shares_its_parameters(backbone: nn.Module) -> None:
+    twin = frozen_copy(backbone, CPU)
+    backbone.train()
+    assert not any(module.training for module in twin.modules())
+    assert next(twin.parameters()) is next(backbone.parameters())
+    x = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(twin(x), twin(x))  # the dropout is off
