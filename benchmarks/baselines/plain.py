@@ -158,7 +158,7 @@ def train_plain(
     *,
     weights: str = "DEFAULT",
     epochs: int = 5,
-    batch_size: int = 64,
+    batch_size: int = 32,
     optimizer: str = "sgd",
     lr: float | None = None,
     weight_decay: float = 0.0,
@@ -247,7 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="torchvision:NAME or hf:PATH_OR_NAME")
     parser.add_argument("--weights", default="DEFAULT", help="DEFAULT, none, or a safetensors file")
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--optimizer", choices=["sgd", "adam"], default="sgd")
     parser.add_argument("--lr", type=float, help="default 0.01 for sgd, 0.001 for adam")
     parser.add_argument("--weight-decay", type=float, default=0.0)
