@@ -1,9 +1,31 @@
-"""Commands of this room."""
+"""Commands of the benchmarks: the demo."""
 
 from __future__ import annotations
 
 import typer
 
+from hapi.console import console, emit
+from hapi.units import parse_bandwidth
+
 
 def register(app: typer.Typer) -> None:
     """Adds this room's commands to `app`."""
+    app.command()(demo)
+
+
+def demo(
+    images: int = typer.Option(240, min=20, help="Synthetic photographs to make."),
+    epochs: int = typer.Option(4, min=1, help="Passes over the training part, for each of the two runs."),
+    bandwidth: str = typer.Option("20mbit", help="Of the link between the storage server and the training process."),
+    seed: int = typer.Option(0, min=0, help="Of pictures, weights, order and head."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON document; the story goes to standard error."),
+) -> None:
+    """The whole story on this machine: data, server, profile, plan, training through the split and without it."""
+    rate = parse_bandwidth(bandwidth)
+    from benchmarks.demo.screens import TerminalScreens
+    from benchmarks.demo.story import DemoSettings, tell
+
+    settings = DemoSettings(images=images, epochs=epochs, bandwidth_bits_per_s=rate, seed=seed)
+    comparison = tell(settings, TerminalScreens(console(as_json)))
+    if as_json:
+        emit(comparison.to_json())

@@ -53,7 +53,7 @@ class Execution:
         backbone: Backbone,
         transform: Any,
         server: ServerClient | None,
-        pushdown: str,
+        pushdown: str | Plan,
         *,
         seed: int,
         codec: CodecName,
@@ -77,7 +77,7 @@ class Execution:
             spec = self._transform.to_json()
         self._job = RemoteJob(dataset.digest, digest, spec, seed, codec, compression)
         self._lock = threading.RLock()
-        self._plan: Plan | None = None
+        self._plan = self._checked(pushdown) if isinstance(pushdown, Plan) else None
         self._parts: dict[str, Compute] | None = None
         self._restorer = Restorer(self._restore)
 
@@ -157,7 +157,15 @@ class Execution:
             self._note = f"the transform runs here as it is, since it is not portable: {error}"
             return transform
 
+    def _checked(self, plan: Plan) -> Plan:
+        """A plan made elsewhere, with this graph's names of its cuts; UnknownCutError if it is of another model."""
+        cuts = tuple(
+            share if share.name == INPUT else replace(share, name=self.cut_name(share.name)) for share in plan.cuts
+        )
+        return replace(plan, cuts=cuts)
+
     def _decide(self) -> Plan:
+        assert isinstance(self._pushdown, str)
         if self._fixed is not None:
             plan = fixed_plan(self._pushdown, self._fixed, has_server=self._server is not None)
         else:

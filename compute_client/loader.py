@@ -48,7 +48,8 @@ class DataLoader:
         transform: from RGB PIL image to the backbone's input. Default: that of the ImageFolder or of the named model.
         server: address of a storage server, or None to run everything in this process.
         pushdown: what the server computes. `auto` (measure, then the best mix of cuts), `none`, `all`, a policy (`mix`,
-            `single`, `paper`, `paper-v1`), or the name of a cut. With `none`, any module and any callable transform do.
+            `single`, `paper`, `paper-v1`), the name of a cut, or a Plan that profiler.plan() made. With `none`, any
+            module and any callable transform do.
         token: for the server; default the environment's HAPI_TOKEN.
         num_workers: threads of this process that decode, when decoding happens here; 0 is one per processor, at most 8.
             There are no worker processes: `persistent_workers`, `prefetch_factor` and `in_order` are accepted and have
@@ -81,7 +82,7 @@ class DataLoader:
         backbone: nn.Module | Graph | str,
         transform: Callable[..., Any] | None = None,
         server: str | ServerClient | None = None,
-        pushdown: str = AUTO,
+        pushdown: str | Plan = AUTO,
         token: str | None = None,
         batch_size: int | None = 1,
         shuffle: bool | None = False,

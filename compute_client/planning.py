@@ -30,8 +30,15 @@ class Workload:
     epochs: int
 
 
-def fixed_cut(pushdown: str, has_server: bool) -> str | None:
-    """The cut that `pushdown` names without any measurement, or None for a policy that must measure."""
+def fixed_cut(pushdown: str | Plan, has_server: bool) -> str | None:
+    """The one cut that `pushdown` names without any measurement; None for a plan of several, or one yet to be made."""
+    if isinstance(pushdown, Plan):
+        names = [share.name for share in pushdown.cuts]
+        if names != [INPUT] and not has_server:
+            raise InputError(
+                f"pushdown: the plan cuts at {', '.join(names)}, which needs a storage server. Give server=URL."
+            )
+        return names[0] if len(names) == 1 else None
     if not isinstance(pushdown, str) or not pushdown:
         raise InputError(f"pushdown {pushdown!r}: say auto, none, all, a policy or the name of a cut.")
     if pushdown in ("none", INPUT) or (pushdown == AUTO and not has_server):

@@ -134,7 +134,7 @@ class HeadTrainer:
         if lr is not None and not (0 < lr < math.inf):
             raise InputError(f"learning rate {lr}: must be above 0.")
         self.train_indices, self.val_indices = split_indices(loader.samples, val_split, loader.seed)
-        self._loader, self._epochs = loader, epochs
+        self._loader, self.epochs = loader, epochs
         self._kind, self._hidden = head, hidden
         self._optimizer, self._weight_decay = optimizer, weight_decay
         self._lr = LEARNING_RATES[optimizer] if lr is None else lr
@@ -160,7 +160,7 @@ class HeadTrainer:
         losses: list[float] = []
         accuracies: list[float] = []
         epoch_seconds: list[float] = []
-        for epoch in range(self._epochs):
+        for epoch in range(self.epochs):
             begun = time.perf_counter()
             progress.epoch_begins(epoch, len(self._train))
             losses.append(self._train_epoch(head, optimizer, epoch, progress))
@@ -174,7 +174,7 @@ class HeadTrainer:
             samples=loader.samples,
             train_samples=len(self.train_indices),
             val_samples=len(self.val_indices),
-            epochs=self._epochs,
+            epochs=self.epochs,
             seconds=time.perf_counter() - started,
             setup_seconds=setup_seconds,
             epoch_seconds=epoch_seconds,
@@ -206,7 +206,7 @@ class HeadTrainer:
                 "data": loader.dataset.uri,
                 "order_digest": loader.dataset.order_digest,
                 "seed": loader.seed,
-                "epochs": self._epochs,
+                "epochs": self.epochs,
                 "optimizer": {"name": self._optimizer, "lr": self._lr, "weight_decay": self._weight_decay},
             },
         )

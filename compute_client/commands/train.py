@@ -10,14 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from compute_client.commands import options
+from compute_client.progress import TerminalProgress
 from hapi.console import console, emit
 from hapi.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
     from compute_client.train import TrainResult
-    from hapi.plan import Plan
 
 
 def train_command(
@@ -97,55 +95,6 @@ def train_command(
         emit({**result.to_json(), "model": model, "data": loader.dataset.uri, "head": head, "seed": seed})
     else:
         _show(shown, result)
-
-
-class TerminalProgress:
-    """Progress as bars on standard error; nothing but lines when that is no terminal."""
-
-    def __init__(self, out: Console, epochs: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._epochs = epochs
-        self._out = out
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}"),
-            TimeRemainingColumn(),
-            console=out,
-            transient=True,
-            disable=not out.is_terminal,
-        )
-        self._task: TaskID | None = None
-
-        self._planning = out.status("planning ...")
-
-    def __enter__(self) -> TerminalProgress:
-        self._planning.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._planning.stop()
-        self._bars.stop()
-
-    def begins(self, plan: Plan) -> None:
-        self._planning.stop()
-        self._out.print(escape(str(plan)), soft_wrap=True)
-        self._bars.start()
-
-    def epoch_begins(self, epoch: int, batches: int) -> None:
-        if self._task is not None:
-            self._bars.remove_task(self._task)
-        self._task = self._bars.add_task(f"epoch {epoch + 1}/{self._epochs}", total=batches, loss="")
-
-    def batch_done(self, epoch: int, loss: float, samples: int) -> None:
-        if self._task is not None:
-            self._bars.update(self._task, advance=1, loss=f"loss {loss:.4f}")
-
-    def epoch_done(self, epoch: int, loss: float, accuracy: float | None, seconds: float) -> None:
-        validated = "" if accuracy is None else f", validation accuracy {accuracy:.1%}"
-        self._out.print(f"epoch {epoch + 1}/{self._epochs}: loss {loss:.4f}{validated}, {format_seconds(seconds)}")
 
 
 def _check_out(out: Path | None) -> None:

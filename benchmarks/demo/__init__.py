@@ -1,0 +1,1 @@
+"""`hapi demo`: the whole story on one machine, without network and downloads."""
