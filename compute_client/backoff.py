@@ -61,6 +61,8 @@ class Backoff:
         self._since = now if self._since is None else self._since
         left = self._policy.patience_seconds - (now - self._since)
         if not isinstance(error, TRANSIENT) or self._failures >= self._policy.attempts or left <= 0:
+            if isinstance(error, TRANSIENT) and self._failures > 1:
+                raise type(error)(f"{error} Given up after {self._failures} tries in {now - self._since:.0f} s.")
             raise error
         wait = min(self._policy.first_seconds * 2.0 ** min(self._failures - 1, 30), self._policy.longest_seconds)
         wait *= random.uniform(0.5, 1.0)

@@ -1,8 +1,8 @@
-"""Training progress on a terminal."""
+"""Who is told how training goes: nobody, or a terminal."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +13,34 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from hapi.plan import Plan
+
+
+class Progress(Protocol):
+    """Who wants to be told how training goes."""
+
+    def begins(self, plan: Plan) -> None: ...
+
+    def epoch_begins(self, epoch: int, batches: int) -> None: ...
+
+    def batch_done(self, epoch: int, loss: float, samples: int) -> None: ...
+
+    def epoch_done(self, epoch: int, loss: float, accuracy: float | None, seconds: float) -> None: ...
+
+
+class Silent:
+    """Progress that nobody looks at."""
+
+    def begins(self, plan: Plan) -> None:
+        pass
+
+    def epoch_begins(self, epoch: int, batches: int) -> None:
+        pass
+
+    def batch_done(self, epoch: int, loss: float, samples: int) -> None:
+        pass
+
+    def epoch_done(self, epoch: int, loss: float, accuracy: float | None, seconds: float) -> None:
+        pass
 
 
 class TerminalProgress:

@@ -4,91 +4,23 @@ from __future__ import annotations
 
 import math
 import os
-import resource
-import sys
 import time
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import nn
 
 from compute_client.head import HIDDEN, HeadKind, build_head, save_head
 from compute_client.loader import DataLoader
+from compute_client.progress import Progress, Silent
+from compute_client.result import TrainResult, peak_rss_bytes
 from hapi.errors import InputError
-from hapi.plan import Plan
 
 OptimizerName = Literal["sgd", "adam"]
 LEARNING_RATES: dict[str, float] = {"sgd": 0.01, "adam": 0.001}
 MOMENTUM = 0.9
 KEPT_BYTES = 256 * 2**20
 """Validation features up to this size are kept after the first epoch, unless a random transform changes them."""
-
-
-class Progress(Protocol):
-    """Who wants to be told how training goes."""
-
-    def begins(self, plan: Plan) -> None: ...
-
-    def epoch_begins(self, epoch: int, batches: int) -> None: ...
-
-    def batch_done(self, epoch: int, loss: float, samples: int) -> None: ...
-
-    def epoch_done(self, epoch: int, loss: float, accuracy: float | None, seconds: float) -> None: ...
-
-
-class Silent:
-    """Progress that nobody looks at."""
-
-    def begins(self, plan: Plan) -> None:
-        pass
-
-    def epoch_begins(self, epoch: int, batches: int) -> None:
-        pass
-
-    def batch_done(self, epoch: int, loss: float, samples: int) -> None:
-        pass
-
-    def epoch_done(self, epoch: int, loss: float, accuracy: float | None, seconds: float) -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training run gave and took.
-
-    Attributes:
-        samples: of the dataset; `train_samples` and `val_samples` are its two parts.
-        seconds: the whole run, with planning, upload and validation; `setup_seconds` of it before the first epoch.
-        epoch_seconds: per epoch, reading and training, without validation.
-        losses: per epoch, mean training loss per sample; `final_loss` is the last.
-        accuracies: after each epoch, the part of the validation samples that were right; `accuracy` is the last, None
-            without validation samples.
-        bytes_received, requests, retries: from and to the server.
-        peak_rss_bytes: of this process since it began.
-    """
-
-    samples: int
-    train_samples: int
-    val_samples: int
-    epochs: int
-    seconds: float
-    setup_seconds: float
-    epoch_seconds: list[float]
-    losses: list[float]
-    final_loss: float
-    accuracies: list[float]
-    accuracy: float | None
-    bytes_received: int
-    requests: int
-    retries: int
-    failed_samples: int
-    peak_rss_bytes: int
-    classes: list[str]
-    plan: Plan = field(repr=False)
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "plan": self.plan.to_json()}
 
 
 class HeadTrainer:
@@ -261,9 +193,3 @@ def split_indices(samples: int, val_split: float, seed: int) -> tuple[list[int],
         raise InputError(f"val_split {val_split} of {samples} samples leaves none to train on. Make it smaller.")
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed)).tolist()
     return sorted(order[held_out:]), sorted(order[:held_out])
-
-
-def peak_rss_bytes() -> int:
-    """The most memory that this process had resident so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -40,10 +40,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Seconds: to connect, between two pieces of an answer, and for an answer that is computed before it is sent."""
+    """Seconds: to connect; between two pieces of an answer, and before its first one, for which a busy server lets a
+    request wait its turn; for an answer that is computed as a whole before it is sent."""
 
     connect: float = 5.0
-    read: float = 60.0
+    read: float = 120.0
     long_answer: float = 600.0
 
 
