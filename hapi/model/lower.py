@@ -93,6 +93,9 @@ class Lowering:
             raise LoweringError(f"{node.target} in {_where(node)} is not an ATen operation.")
 
     def _operation(self, node: fx.Node, target: torch._ops.OpOverload) -> None:
+        if _changes_nothing(node):
+            self._values[node.name] = self._values[str(node.args[0])]
+            return
         op, args, kwargs = _plain(
             str(target),
             tuple(self._argument(arg, node) for arg in node.args),
@@ -149,6 +152,7 @@ class Lowering:
 
 _BATCH_NORM = "aten.batch_norm.default"
 _NATIVE_BATCH_NORM = "aten._native_batch_norm_legit_no_training.default"
+_IDENTITIES = frozenset(f"aten.{name}.default" for name in ("alias", "detach", "lift_fresh", "lift_fresh_copy"))
 _SAME: Mapping[str, str] = {
     "aten.view.default": "aten.reshape.default",
     "aten._unsafe_view.default": "aten.reshape.default",
@@ -165,7 +169,18 @@ def is_known(target: Any) -> bool:
     if not isinstance(target, torch._ops.OpOverload) or _is_assertion(target):
         return True
     op = str(target)
-    return op in ALLOWED or op in _SAME or op in (_NATIVE_BATCH_NORM, "aten.sym_size.int")
+    return op in ALLOWED or op in _SAME or op in _IDENTITIES or op in (_NATIVE_BATCH_NORM, "aten.sym_size.int")
+
+
+def _changes_nothing(node: fx.Node) -> bool:
+    """Whether the result is its input over again, layout included (some versions leave a copy for a dropout)."""
+    op = str(node.target)
+    if op in _IDENTITIES:
+        return True
+    if op != "aten.clone.default" or node.kwargs.get("memory_format") not in (None, torch.preserve_format):
+        return False
+    value = node.args[0].meta["val"]  # type: ignore[union-attr]
+    return value.is_contiguous() or memory_order(value) is not None
 
 
 def _is_assertion(target: torch._ops.OpOverload) -> bool:
