@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     images: int = typer.Option(240, min=20, help="Synthetic photographs to make."),
-    epochs: int = typer.Option(4, min=1, help="Passes over the training part, for each of the two runs."),
+    epochs: int = typer.Option(5, min=1, help="Passes over the training part, for each of the two runs."),
     bandwidth: str = typer.Option("20mbit", help="Of the link between the storage server and the training process."),
     seed: int = typer.Option(0, min=0, help="Of pictures, weights, order and head."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON document; the story goes to standard error."),

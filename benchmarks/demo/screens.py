@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
-from rich.text import Text
 
 from benchmarks.demo.backbone import NAME
 from benchmarks.demo.story import Comparison, DemoSettings
@@ -17,10 +18,11 @@ from benchmarks.thinlink import ThinLink
 from compute_client import HeadTrainer
 from compute_client.progress import TerminalProgress
 from compute_client.train import TrainResult
-from hapi.plan import Plan, Profile
+from hapi.plan import OUTPUT, CutCost, Plan, Profile
 from hapi.units import format_bandwidth, format_bytes, format_seconds
 from profiler import profile_table
 
+WIDE_COLUMNS = 110
 TITLES = {"split": "through the split", "none": "without it (nothing pushed down)"}
 
 
@@ -64,10 +66,11 @@ class TerminalScreens:
             f"{NAME} with random weights (no downloads), captured as one graph; every place where it can be cut "
             f"was measured on both sides of the link in {format_seconds(seconds)}:\n"
         )
-        self._out.print(profile_table(profile, plan))
-        self._out.print("\n[bold]The plan, and why[/]")
-        for reason in plan.reasons:
-            self._out.print(Text(f"  - {reason}"))
+        worth = replace(profile, model=NAME, cuts=tuple(_worth_showing(profile, plan)))
+        self._out.print(profile_table(worth, plan, narrow=self._out.width < WIDE_COLUMNS))
+        self._out.print(
+            f"({len(profile.cuts) - len(worth.cuts)} cuts that ship no less than an earlier one are not shown)"
+        )
 
     def training(self, name: str, trainer: HeadTrainer) -> TrainResult:
         self._heading(f"Training {TITLES[name]}")
@@ -77,36 +80,31 @@ class TerminalScreens:
     def compared(self, comparison: Comparison) -> None:
         self._heading("Side by side")
         split, none = comparison.runs
-        table = Table()
-        table.add_column("")
-        for run in comparison.runs:
-            table.add_column(TITLES[run.name], justify="right")
-        table.add_column("ratio", justify="right", style="bold green")
-        table.add_row(
-            "time",
-            *(format_seconds(run.result.seconds) for run in comparison.runs),
-            f"{comparison.speedup:.1f} x faster",
+        table = Table("", "through the split", "without it", "", box=box.SIMPLE_HEAD)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        faster, less = (
+            f"[bold green]{comparison.speedup:.1f} x faster",
+            f"[bold green]{comparison.bytes_ratio:.1f} x less",
         )
-        table.add_row(
-            "  per epoch",
-            *(format_seconds(sum(run.result.epoch_seconds) / run.result.epochs) for run in comparison.runs),
-            f"{sum(none.result.epoch_seconds) / sum(split.result.epoch_seconds):.1f} x",
-        )
-        table.add_row(
-            "over the link",
-            *(format_bytes(run.link_bytes) for run in comparison.runs),
-            f"{comparison.bytes_ratio:.1f} x less",
-        )
-        table.add_row("final loss", *(f"{run.result.final_loss:.5f}" for run in comparison.runs), "")
-        table.add_row("accuracy", *(_accuracy(run.result) for run in comparison.runs), "")
+        table.add_row("measuring and planning, once", format_seconds(split.planning_seconds), "-")
+        table.add_row("training", *(format_seconds(run.result.seconds) for run in comparison.runs))
+        table.add_row("together", *(format_seconds(run.seconds) for run in comparison.runs), faster)
+        table.add_row("link, measuring and sending the network", format_bytes(split.planning_bytes), "-")
+        table.add_row("link, training", *(format_bytes(run.training_bytes) for run in comparison.runs))
+        table.add_row("together", *(format_bytes(run.link_bytes) for run in comparison.runs), less)
+        table.add_row("final loss", *(f"{run.result.final_loss:.5f}" for run in comparison.runs))
+        table.add_row("validation accuracy", *(_accuracy(run.result) for run in comparison.runs))
         self._out.print(table)
+        per_epoch = sum(none.result.epoch_seconds) / sum(split.result.epoch_seconds)
+        difference = comparison.loss_difference
+        losses = "equal in every digit" if difference == 0 else f"equal to within {difference:.1g}"
         self._out.print(
-            f"The same losses to {comparison.loss_difference:.1g}. The split's time and bytes include sending the "
-            "network to the server and measuring it, once.\n"
-            f"Accuracy is low because the network is random; chance is {1 / comparison.settings.classes:.0%}. With "
-            "real weights and your own pictures:\n"
+            f"An epoch is {per_epoch:.1f} x faster, so longer training gains more. The losses of the two runs are {losses}.\n"
+            f"Accuracy is low because the network's weights are random (chance is "
+            f"{1 / comparison.settings.classes:.0%}). With real weights, and your own pictures:\n"
             "  [bold]hapi serve --root FOLDER[/]\n"
-            "  [bold]hapi train --data FOLDER --model torchvision:mobilenet_v2 --server http://127.0.0.1:8470[/]"
+            "  [bold]hapi train --data FOLDER --model torchvision:resnet18 --server http://127.0.0.1:8470[/]"
         )
 
     def _heading(self, title: str) -> None:
@@ -117,3 +115,13 @@ class TerminalScreens:
 
 def _accuracy(result: TrainResult) -> str:
     return "not validated" if result.accuracy is None else f"{result.accuracy:.1%}"
+
+
+def _worth_showing(profile: Profile, plan: Plan) -> Iterator[CutCost]:
+    """The cuts that ship less than every earlier one, and those of the plan."""
+    chosen = {share.name for share in plan.cuts}
+    fewest = float("inf")
+    for cut in profile.cuts:
+        if cut.out_bytes < fewest or cut.name in chosen or cut.name == OUTPUT:
+            yield cut
+        fewest = min(fewest, cut.out_bytes)

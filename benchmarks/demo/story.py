@@ -32,20 +32,35 @@ class DemoSettings:
 
     images: int = 240
     classes: int = 5
-    epochs: int = 4
+    epochs: int = 5
     batch_size: int = 16
     bandwidth_bits_per_s: float = 20e6
     seed: int = 0
-    learning_rate: float = 0.01
+    learning_rate: float = 0.03
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: what the trainer says, and what crossed the link (both directions, weights included)."""
+    """One training run: what the trainer says, and what crossed the link in both directions.
+
+    `planning_*` is what came before it, once: measuring both tiers and the link, and sending the network to the server.
+    """
 
     name: str
     result: TrainResult
-    link_bytes: int
+    training_bytes: int
+    planning_seconds: float = 0.0
+    planning_bytes: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.planning_seconds + self.result.seconds
+
+    @property
+    def link_bytes(self) -> int:
+        """All of it."""
+        return self.planning_bytes + self.training_bytes
 
 
 @dataclass(frozen=True)
@@ -59,7 +74,8 @@ class Comparison:
 
     @property
     def speedup(self) -> float:
-        return self.none.result.seconds / self.split.result.seconds
+        """Whole run against whole run, planning included."""
+        return self.none.seconds / self.split.seconds
 
     @property
     def bytes_ratio(self) -> float:
@@ -75,7 +91,7 @@ class Comparison:
         return {
             "settings": asdict(self.settings),
             "profile": self.profile.to_json(),
-            "runs": [{"name": run.name, "link_bytes": run.link_bytes, **run.result.to_json()} for run in self.runs],
+            "runs": [{**asdict(run), "result": run.result.to_json()} for run in self.runs],
             "speedup": self.speedup,
             "bytes_ratio": self.bytes_ratio,
             "loss_difference": self.loss_difference,
@@ -154,14 +170,17 @@ def _tell(settings: DemoSettings, screens: Screens, photos: Path) -> Comparison:
                 epochs=settings.epochs,
             )
             plan = profiler.plan(profile)
-            screens.decided(profile, plan, time.perf_counter() - begun)
-            split = _run("split", link, train("split", link.url, plan))
+            planning_seconds, planning_bytes = time.perf_counter() - begun, _carried(link)
+            screens.decided(profile, plan, planning_seconds)
+            result = train("split", link.url, plan)
+            split = Run("split", result, _carried(link) - planning_bytes, planning_seconds, planning_bytes)
         with thin_link(server.url, rate) as link:
-            none = _run("none", link, train("none", link.url, "none"))
+            result = train("none", link.url, "none")
+            none = Run("none", result, _carried(link))
     comparison = Comparison(settings, profile, split, none)
     screens.compared(comparison)
     return comparison
 
 
-def _run(name: str, link: ThinLink, result: TrainResult) -> Run:
-    return Run(name, result, link.to_client.bytes_sent + link.to_server.bytes_sent)
+def _carried(link: ThinLink) -> int:
+    return link.to_client.bytes_sent + link.to_server.bytes_sent
