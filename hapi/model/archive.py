@@ -20,8 +20,8 @@ from pathlib import Path
 
 from hapi.errors import ArchiveError, DigestMismatchError
 from hapi.model import document, tensors
+from hapi.model.checks import ShapeError, ShapeLimits
 from hapi.model.graph import Graph
-from hapi.model.shapes import ShapeError, ShapeLimits
 from hapi.units import format_bytes
 
 MAGIC = b"\x89HAPI\r\n\x1a"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hapi.model.indices import READERS, check_indices
 from hapi.model.node import Argument, Node, Ref, Weight, leaves, substitute
 from hapi.model.ops import resolve, takes_device
 from hapi.model.specs import Size
@@ -15,8 +16,11 @@ from hapi.model.specs import Size
 class Call:
     """A node made ready to run many times: constant arguments are prepared once, the others filled in per call."""
 
-    def __init__(self, node: Node, device: torch.device) -> None:
+    def __init__(self, node: Node, device: torch.device, *, is_constant: bool = False) -> None:
+        """`is_constant`: what it reads is the same in every call, and is checked in the first only."""
         self.node = node
+        self._is_constant = is_constant
+        self._checks_indices = node.op in READERS
         self._operation = resolve(node.op)
         self._args, self._open_args = _prepare(dict(enumerate(node.args)))
         self._kwargs, self._open_kwargs = _prepare(dict(node.kwargs))
@@ -40,6 +44,9 @@ class Call:
             args = args | {key: substitute(argument, leaf) for key, argument in self._open_args.items()}
         if self._open_kwargs:
             kwargs = kwargs | {key: substitute(argument, leaf) for key, argument in self._open_kwargs.items()}
+        if self._checks_indices:
+            check_indices(self.node, list(args.values()), kwargs)
+            self._checks_indices = not self._is_constant
         result = self._operation(*args.values(), **kwargs)
         return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 

@@ -14,9 +14,9 @@ from torch.nn.modules import activation
 from torch.utils import _pytree as pytree
 
 from hapi.errors import CaptureError
+from hapi.model.checks import ShapeError
 from hapi.model.graph import Graph
 from hapi.model.lower import Lowering, LoweringError, is_known
-from hapi.model.shapes import ShapeError
 from hapi.model.specs import TensorSpec
 
 Example: TypeAlias = "torch.Tensor | tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]"

@@ -11,11 +11,12 @@ from types import MappingProxyType
 import torch
 
 from hapi.errors import UnknownCutError
+from hapi.model.checks import ShapeError, ShapeLimits
 from hapi.model.cuts import Cut, find_cuts
 from hapi.model.liveness import needed
 from hapi.model.node import Node
 from hapi.model.program import Program
-from hapi.model.shapes import ShapeError, ShapeLimits, infer
+from hapi.model.shapes import infer
 from hapi.model.specs import TensorSpec, ValueSpec
 
 _NAMES_IN_MESSAGE = 12

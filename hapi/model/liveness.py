@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from hapi.model.node import Node
-from hapi.model.specs import ValueSpec
+from hapi.model.node import Node, leaves
+from hapi.model.specs import Size, ValueSpec
 
 
 def needed(nodes: Sequence[Node], targets: Sequence[str], given: Sequence[str]) -> tuple[Node, ...]:
@@ -28,6 +28,19 @@ def frees(nodes: Sequence[Node], outputs: Sequence[str]) -> tuple[tuple[str, ...
         seen.update(last)
         freed.append(last)
     return tuple(reversed(freed))
+
+
+def constants(nodes: Sequence[Node]) -> frozenset[str]:
+    """The nodes that depend on weights alone: neither on what is given nor on how large the batch is."""
+    fixed: set[str] = set()
+    values: set[str] = set()
+    for node in nodes:
+        arguments = (*node.args, *node.kwargs.values())
+        is_sized = any(isinstance(leaf, Size) for argument in arguments for leaf in leaves(argument))
+        if not is_sized and all(name in values for name in node.refs()):
+            fixed.add(node.name)
+            values.update(node.outputs)
+    return frozenset(fixed)
 
 
 class Ledger:

@@ -46,6 +46,11 @@ class Node:
     module: str = ""
     outputs: tuple[str, ...] = ()
 
+    @property
+    def described(self) -> str:
+        """`aten.conv2d.default (conv2d_3, in layer1.0.conv1)`, for messages."""
+        return f"{self.op} ({self.name}, in {self.module or 'the model itself'})"
+
     def refs(self) -> Iterator[str]:
         """Names of the values it reads, in argument order, repeats included."""
         yield from (leaf.name for leaf in self._leaves() if isinstance(leaf, Ref))

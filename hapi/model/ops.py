@@ -7,7 +7,7 @@ torch.export gives for torchvision and Hugging Face encoders comes first; plain 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -117,6 +117,12 @@ _REQUIRED: dict[str, dict[str, Argument]] = {
 def takes_device(name: str) -> bool:
     """Whether the operation makes a tensor from nothing, so that whoever runs it must say on which device."""
     return name in FACTORIES
+
+
+def named(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that are given, by name."""
+    positional = (argument[0] for argument in schema(name) if not argument[2])
+    return dict(zip(positional, args, strict=False)) | dict(kwargs)
 
 
 def check_arguments(name: str, args: tuple[Argument, ...], kwargs: Mapping[str, Argument]) -> None:

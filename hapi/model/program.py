@@ -10,7 +10,7 @@ import torch
 
 from hapi.errors import InputError
 from hapi.model.calls import Call
-from hapi.model.liveness import Ledger, frees, needed
+from hapi.model.liveness import Ledger, constants, frees, needed
 from hapi.model.node import Node
 from hapi.model.specs import TensorSpec, ValueSpec, dtype_name, in_order
 
@@ -48,7 +48,8 @@ class Program:
         self.frees = frees(self.nodes, self.output_names)
         self.weight_names = tuple(dict.fromkeys(name for node in self.nodes for name in node.weights()))
         self._weights = graph.weights_on(self.device, self.weight_names)
-        self._calls = tuple(Call(node, self.device) for node in self.nodes)
+        fixed = constants(self.nodes)
+        self._calls = tuple(Call(node, self.device, is_constant=node.name in fixed) for node in self.nodes)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

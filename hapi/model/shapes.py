@@ -7,32 +7,16 @@ lie about. Sizes are read at three batch sizes and must be affine in the batch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from hapi.model.calls import Call
-from hapi.model.node import Node, Ref, Weight
-from hapi.model.ops import MANY_VIEWS
+from hapi.model.checks import ShapeError, ShapeLimits, check_arguments_fit
+from hapi.model.node import Node
 from hapi.model.specs import Size, TensorSpec, ValueSpec, in_order
 
 BATCHES = (2, 3, 7)
 META = torch.device("meta")
-
-
-class ShapeError(ValueError):
-    """A node that cannot run on the shapes it would be given, or whose result is out of bounds."""
-
-
-@dataclass(frozen=True, slots=True)
-class ShapeLimits:
-    """How large a value may become before anything is allocated for it."""
-
-    bytes_per_sample: int = 4 * 2**30
-    """Bytes of any one value, at a batch of one."""
-    dimensions: int = 12
-    results: int = 1024
-    """Results of one node (of a split or unbind)."""
 
 
 def infer(
@@ -76,73 +60,27 @@ def _walk(
     storages = {tensor.untyped_storage()._cdata for tensor in (*weights.values(), *values.values())}
     for call in calls:
         node = call.node
-        _check_reads(node, values, weights, batch, limits)
+        check_arguments_fit(node, values, weights, batch, limits)
         try:
             results = call(values, weights, batch)
         except Exception as error:  # whatever ATen dislikes about these shapes, in its own words
-            raise ShapeError(f"{describe(node)} cannot run: {_first_line(error)}") from error
+            raise ShapeError(f"{node.described} cannot run: {_first_line(error)}") from error
         if len(results) != len(node.outputs):
-            raise ShapeError(f"{describe(node)} gives {len(results)} results, not {len(node.outputs)}")
+            raise ShapeError(f"{node.described} gives {len(results)} results, not {len(node.outputs)}")
         for name, result in zip(node.outputs, results, strict=True):
             if result.dim() > limits.dimensions or result.nbytes > limits.bytes_per_sample * batch:
                 raise ShapeError(
-                    f"{describe(node)} makes a tensor of shape {tuple(result.shape)}, {result.nbytes} bytes, over the "
+                    f"{node.described} makes a tensor of shape {tuple(result.shape)}, {result.nbytes} bytes, over the "
                     f"limit of {limits.bytes_per_sample} bytes per sample and {limits.dimensions} dimensions"
                 )
             if (order := orders.get(name)) is not None:
                 if sorted(order) != list(range(result.dim())):
-                    raise ShapeError(f"{describe(node)} cannot lie in memory in the order {order}")
+                    raise ShapeError(f"{node.described} cannot lie in memory in the order {order}")
                 if result.untyped_storage()._cdata not in storages:
                     result = in_order(result, order)
             storages.add(result.untyped_storage()._cdata)
             values[name] = result
     return values
-
-
-def _check_reads(
-    node: Node,
-    values: Mapping[str, torch.Tensor],
-    weights: Mapping[str, torch.Tensor],
-    batch: int,
-    limits: ShapeLimits,
-) -> None:
-    """What the meta device would not refuse, or only after making a list of a billion views."""
-    if node.op == "aten.index.Tensor":
-        indices = node.args[1] if isinstance(node.args[1], tuple) else ()
-        for index in indices:
-            tensor = values[index.name] if isinstance(index, Ref) else None
-            tensor = weights[index.name] if isinstance(index, Weight) else tensor
-            if tensor is not None and tensor.dtype not in (torch.int64, torch.int32):
-                raise ShapeError(f"{describe(node)} selects by a {tensor.dtype} mask: its shape would depend on data")
-    if node.op in MANY_VIEWS and len(node.outputs) > limits.results:
-        raise ShapeError(f"{describe(node)} gives {len(node.outputs)} results, more than {limits.results}")
-    if node.op in MANY_VIEWS:
-        source = next((values[name] for name in node.refs()), None)
-        source = source if source is not None else next(weights[name] for name in node.weights())
-        pieces = _pieces(node, source, batch)
-        if pieces != len(node.outputs):
-            raise ShapeError(f"{describe(node)} gives {pieces} results, not {len(node.outputs)}")
-
-
-def _pieces(node: Node, source: torch.Tensor, batch: int) -> int:
-    arguments = [*node.args[1:], *node.kwargs.values()]
-    how = arguments[0] if arguments else 0
-    how = how.at(batch) if isinstance(how, Size) else how
-    if isinstance(how, tuple):
-        return len(how)
-    dim = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
-    if node.op == "aten.unbind.int":
-        dim = how
-    if not isinstance(how, int) or not isinstance(dim, int) or not -source.dim() <= dim < source.dim():
-        raise ShapeError(f"{describe(node)} has no such dimension as {dim!r}")
-    size = source.shape[dim]
-    if node.op == "aten.unbind.int":
-        return size
-    if how <= 0:
-        raise ShapeError(f"{describe(node)} asks for pieces of {how}")
-    if node.op == "aten.chunk.default":
-        how = -(-size // how)
-    return max(1, -(-size // max(1, how)))
 
 
 def _affine(name: str, shapes: list[tuple[int, ...]]) -> tuple[Size, ...]:
@@ -158,11 +96,6 @@ def _affine(name: str, shapes: list[tuple[int, ...]]) -> tuple[Size, ...]:
         f"value {name!r} has the shapes {', '.join(map(str, shapes))} at batches of {BATCHES}: "
         "its sizes do not grow in proportion to the batch"
     )
-
-
-def describe(node: Node) -> str:
-    """'aten.conv2d.default in layer1.0.conv1' for messages."""
-    return f"{node.op} ({node.name}, in {node.module or 'the model itself'})"
 
 
 def _first_line(error: Exception) -> str:

@@ -19,7 +19,7 @@ from torch import nn
 from hapi.errors import ArchiveError
 from hapi.model import ArchiveLimits, capture, load_archive, save_archive
 from hapi.model.archive import _HEADER, MAGIC, VERSION
-from hapi.model.shapes import ShapeLimits
+from hapi.model.checks import ShapeLimits
 
 Document = dict[str, Any]
 
@@ -304,6 +304,38 @@ def test_a_mask_that_selects_is_refused(good: bytes, tmp_path: Path) -> None:
     mask = {"name": "mask", "op": "aten.gt.Scalar", "args": [{"ref": "x"}, 0]}
     insert(document, mask, {"name": "picked", "op": "aten.index.Tensor", "args": [{"ref": "x"}, [{"ref": "mask"}]]})
     refused(join(document, weights), tmp_path, "picked.*mask")
+
+
+WIDTH = 4
+
+FUSED_CHANGES: dict[str, Callable[[list[Any], dict[str, Any]], Any]] = {
+    "other width": lambda args, _: args.__setitem__(3, 2 * WIDTH),
+    "no heads": lambda args, _: args.__setitem__(4, 0),
+    "heads that do not divide": lambda args, _: args.__setitem__(4, 3),
+    "batch-sized width": lambda args, _: args.__setitem__(3, {"size": [1, 0]}),
+    "short projection": lambda args, _: args.__setitem__(7, args[8]),
+    "swapped biases": lambda args, _: args.__setitem__(6, args[8]),
+    "mask that is no mask": lambda args, _: args.__setitem__(9, args[0]),
+    "mask of an unknown type": lambda args, kwargs: (args.__setitem__(9, args[0]), kwargs.update(mask_type=7)),
+}
+
+
+@pytest.mark.parametrize("change", FUSED_CHANGES)
+def test_fused_attention_gets_only_shapes_that_fit(tmp_path: Path, change: str) -> None:
+    class Attend(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(WIDTH, 2, batch_first=True).requires_grad_(False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.attention(x, x, x, need_weights=False)[0]
+
+    save_archive(capture(Attend().eval(), torch.zeros(1, 3, WIDTH)), tmp_path / "attend")
+    document, weights = parts((tmp_path / "attend").read_bytes())
+    fused = node(document, "aten._native_multi_head_attention.default")
+    assert len(fused["args"]) >= 10
+    FUSED_CHANGES[change](fused["args"], fused.setdefault("kwargs", {}))
+    refused(join(document, weights), tmp_path, "native_multi_head_attention")
 
 
 # -- the weights -------------------------------------------------------------------------------------------------
