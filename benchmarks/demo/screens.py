@@ -97,12 +97,13 @@ class TerminalScreens:
         table.add_row("validation accuracy", *(_accuracy(run.result) for run in comparison.runs))
         self._out.print(table)
         per_epoch = sum(none.result.epoch_seconds) / sum(split.result.epoch_seconds)
-        difference = comparison.loss_difference
+        chance, difference = 1 / comparison.settings.classes, comparison.loss_difference
         losses = "equal in every digit" if difference == 0 else f"equal to within {difference:.1g}"
         self._out.print(
             f"An epoch is {per_epoch:.1f} x faster, so longer training gains more. "
-            f"The losses of the two runs are {losses}.\nAccuracy is low because the network's weights are random (chance is "
-            f"{1 / comparison.settings.classes:.0%}). With real weights, and your own pictures:\n"
+            f"The losses of the two runs are {losses}.\n"
+            f"Accuracy is low because the network's weights are random (chance is {chance:.0%}).\n"
+            "With real weights, and your own pictures:\n"
             "  [bold]hapi serve --root FOLDER[/]\n"
             "  [bold]hapi train --data FOLDER --model torchvision:resnet18 --server http://127.0.0.1:8470[/]"
         )

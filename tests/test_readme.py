@@ -1,0 +1,53 @@
+"""What the README prints is what runs: its example, its commands, its paths."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from benchmarks.localserver import local_server
+from hapi.cli import build_app
+from hapi.data import open_store
+from hapi.data.transfer import put_pictures
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+EXAMPLE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+
+
+def test_the_example_is_short() -> None:
+    code = [line for line in EXAMPLE.splitlines() if line.strip() and not line.lstrip().startswith(("import", "from"))]
+    assert len(code) <= 15
+
+
+def test_the_example_runs_as_printed(tmp_path: Path) -> None:
+    put_pictures(open_store(tmp_path / "photos"), 10, classes=5, size=(120, 90))
+    with local_server(tmp_path, options=["--threads", "1"]) as server:
+        code = EXAMPLE.replace("/data/photos", str(tmp_path / "photos")).replace("http://127.0.0.1:8470", server.url)
+        assert code != EXAMPLE
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "plan mix:" in done.stdout
+    assert "samples=20" in done.stdout
+
+
+def test_commands_exist() -> None:
+    root = typer.main.get_command(build_app())
+    listing = re.findall(r"^hapi (.*)$|    hapi (.*)$", README, re.MULTILINE)
+    for line in (first or second for first, second in listing):
+        for part in re.split(r"\s{2,}hapi ", line):
+            name, *rest = part.split()
+            assert name in root.commands
+            for verb in rest[0].split("|") if hasattr(root.commands[name], "commands") else []:
+                assert verb in root.commands[name].commands
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_links_lead_somewhere(link: str) -> None:
+    assert (Path(__file__).resolve().parents[1] / link).exists()
