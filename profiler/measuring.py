@@ -11,9 +11,10 @@ import torch
 from hapi.model import Cut, Graph
 from hapi.plan import INPUT
 from hapi.wire import Codec, FeatureBatch, StreamEncoder, get_codec, read_stream
+from profiler.flops import count_flops
 from profiler.memory import prefix_memory
 from profiler.tier import TierProfile, TierRow
-from profiler.timing import count_flops, time_nodes
+from profiler.timing import time_nodes
 
 CPU_BATCH, DEVICE_BATCH = 8, 64
 """Batch sizes at which CPUs and accelerators are past the steep part of their throughput, and that most models fit."""

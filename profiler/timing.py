@@ -10,7 +10,6 @@ from time import perf_counter
 from typing import Protocol
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from hapi.model import Program
 from profiler.memory import spec_input
@@ -112,31 +111,6 @@ def time_nodes(
             observed.append(watch.seconds())
     whole = median(wholes) / batch
     return NodeTimes(whole, _scaled([node.name for node in program.nodes], observed, whole))
-
-
-def count_flops(program: Program) -> Mapping[str, int]:
-    """FLOPs per sample of each node (a multiply-add counts as two), counted on shapes alone: nothing is computed.
-
-    Counted as PyTorch's FlopCounterMode does: matrix products, convolutions and attention; pointwise work is 0.
-    """
-    one, two = (_flops(program, batch) for batch in (1, 2))
-    return {name: two[name] - one[name] for name in one}
-
-
-def _flops(program: Program, batch: int) -> dict[str, int]:
-    program = program.to("meta")
-    inputs = [spec_input(spec.shape, spec.dtype, batch, "meta") for spec in program.inputs]
-    counted: dict[str, int] = {}
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-
-        @contextmanager
-        def observe(node: _Node) -> Iterator[None]:
-            before = counter.get_total_flops()
-            yield
-            counted[node.name] = counter.get_total_flops() - before
-
-        program.run(*inputs, observe=observe)
-    return counted
 
 
 def _scaled(names: Sequence[str], observed: Sequence[Mapping[str, float]], whole: float) -> dict[str, float]:

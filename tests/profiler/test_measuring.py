@@ -14,8 +14,9 @@ from hapi.model import Graph, capture
 from hapi.plan import Link
 from hapi.wire import get_codec
 from profiler import TierProfile, TierRow, combine, measure
+from profiler.flops import count_flops
 from profiler.measuring import wire_seconds_per_byte
-from profiler.timing import count_flops, time_nodes
+from profiler.timing import time_nodes
 
 
 @pytest.fixture(scope="module")
