@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from compute_client.cancel import Cancel, CancelledWork
 from compute_client.source import Stage
 from compute_client.stats import LoaderStats
+from hapi.cancel import Cancel, CancelledWork
 from hapi.data import TransformSpec, decode_image
 from hapi.errors import HapiError, SampleError, StoreError
 

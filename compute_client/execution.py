@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compute_client.backbone import Backbone
-from compute_client.backoff import RetryPolicy
 from compute_client.dataset import Dataset
 from compute_client.decode import Decoder, Transform
 from compute_client.local import LocalSource
@@ -21,6 +20,7 @@ from compute_client.spans import Dealer, Span, span_size, spans
 from compute_client.stats import LoaderStats
 from compute_client.suffix import Compute, SuffixRunner
 from compute_client.transport import ServerClient
+from hapi.backoff import RetryPolicy
 from hapi.data import TransformSpec, describe_transform
 from hapi.errors import HapiError, InputError, ManifestError, TransformError, UnknownDatasetError
 from hapi.model import archive_bytes, archive_chunks

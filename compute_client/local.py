@@ -6,11 +6,11 @@ from functools import partial
 
 import numpy as np
 
-from compute_client.cancel import Cancel
 from compute_client.decode import Decoder
 from compute_client.source import Stage
 from compute_client.spans import Span
 from compute_client.stats import LoaderStats
+from hapi.cancel import Cancel
 from hapi.data import Manifest, ObjectStore, Sample, read_sample
 from hapi.errors import InputError
 from hapi.plan import INPUT

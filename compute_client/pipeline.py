@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from compute_client.cancel import Cancel, CancelledWork
 from compute_client.source import SpanSource, Stage
 from compute_client.spans import Span
+from hapi.cancel import Cancel, CancelledWork
 from hapi.errors import BatchTimeoutError
 
 JOIN_SECONDS = 10.0

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from compute_client.backbone import Backbone
-from compute_client.backoff import again
 from compute_client.dataset import Dataset
 from compute_client.remote import RemoteJob
 from compute_client.transport import ServerClient
+from hapi.backoff import again
 from hapi.data import TransformSpec
 from hapi.errors import InputError
 from hapi.plan import INPUT, OUTPUT, Link, Plan, Share

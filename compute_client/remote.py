@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from compute_client.backoff import TRANSIENT, Backoff, RetryPolicy
-from compute_client.cancel import Cancel
 from compute_client.decode import Decoder
 from compute_client.source import Stage
 from compute_client.spans import Span
 from compute_client.stats import LoaderStats
 from compute_client.transport import ServerClient
+from hapi.backoff import TRANSIENT, Backoff, RetryPolicy
+from hapi.cancel import Cancel
 from hapi.errors import HapiError, TruncatedStreamError, UnknownDatasetError, UnknownModelError, WireError
 from hapi.plan import INPUT
 from hapi.wire import FeatureBatch

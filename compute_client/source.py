@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from compute_client.cancel import Cancel
 from compute_client.spans import Span
+from hapi.cancel import Cancel
 
 
 @dataclass

@@ -16,9 +16,9 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from compute_client.answers import check_answer
-from compute_client.backoff import QUICK, RetryPolicy, again
-from compute_client.cancel import Cancel
 from compute_client.channels import Channels
+from hapi.backoff import QUICK, RetryPolicy, again
+from hapi.cancel import Cancel
 from hapi.errors import InputError, ServerUnreachableError, TruncatedStreamError, UnknownModelError, WireError
 from hapi.wire import FeatureBatch, read_stream
 from hapi.wire.protocol import (
@@ -165,7 +165,7 @@ class ServerClient:
     def _stream(
         self, method: str, path: str, cancel: Cancel, *, expects: str | None = None, **options: Any
     ) -> Iterator[Iterator[bytes]]:
-        with self._channels.lend() as channel, cancel.closing(channel.break_off):
+        with self._channels.lend() as channel, cancel.calling(channel.break_off):
             with self._reaching():
                 response = channel.send(channel.client.build_request(method, API + path, **options), stream=True)
             try:

@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from hapi.cancel import Cancel
 from hapi.errors import BusyError
-from storage_server.cancel import CancelToken
 from storage_server.metrics import Metrics
 
 MAX_RETRY_SECONDS = 30.0
@@ -23,7 +23,7 @@ class Admission:
         self._max_waiting = max_waiting
         self._metrics = metrics
         self._free = max_running
-        self._tokens: set[CancelToken] = set()
+        self._cancels: set[Cancel] = set()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -41,22 +41,22 @@ class Admission:
         return len(self._waiting)
 
     @asynccontextmanager
-    async def turn(self, token: CancelToken) -> AsyncIterator[None]:
-        """Waits for a turn and holds it for the block; BusyError when full or draining, RequestCancelledError."""
+    async def turn(self, cancel: Cancel) -> AsyncIterator[None]:
+        """Waits for a turn and holds it for the block; BusyError when full or draining, CancelledWork."""
         if self.draining:
             raise BusyError("this server is about to stop and takes no more requests. Ask another one.", 5.0)
         if self._free:
             self._free -= 1
         else:
-            await self._wait(token)
+            await self._wait(cancel)
         self._idle.clear()
-        self._tokens.add(token)
+        self._cancels.add(cancel)
         self._count()
         started = time.monotonic()
         try:
             yield
         finally:
-            self._tokens.discard(token)
+            self._cancels.discard(cancel)
             self._mean_seconds += 0.1 * (time.monotonic() - started - self._mean_seconds)
             self._pass_on()
 
@@ -75,10 +75,10 @@ class Admission:
 
     def end_all(self, reason: str) -> None:
         """Cancels every request that runs."""
-        for token in tuple(self._tokens):
-            token.cancel(reason)
+        for cancel in tuple(self._cancels):
+            cancel.set(reason)
 
-    async def _wait(self, token: CancelToken) -> None:
+    async def _wait(self, cancel: Cancel) -> None:
         """Returns with a turn that somebody passed on."""
         if len(self._waiting) >= self._max_waiting:
             turns = 1 + len(self._waiting) / self._max_running
@@ -89,15 +89,15 @@ class Admission:
             )
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        token.on_cancel(lambda: loop.call_soon_threadsafe(future.cancel))
         self._waiting.append(future)
         self._count()
         try:
-            await future
+            with cancel.calling(lambda: loop.call_soon_threadsafe(future.cancel)):
+                await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
                 self._pass_on()  # the turn came just as the caller left
-            token.check()
+            cancel.check()
             raise
         finally:
             if future in self._waiting:

@@ -14,10 +14,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 import hapi
+from hapi.cancel import CancelledWork
 from hapi.errors import BusyError, HapiError, InputError
 from hapi.settings import StoreSettings
 from storage_server import problems
-from storage_server.cancel import RequestCancelledError
 from storage_server.middleware import BodyLimit, RequestCounter
 from storage_server.routes import Credentials, Shell, router, shell_of
 from storage_server.service import Service
@@ -92,7 +92,7 @@ def _add_errors(app: FastAPI) -> None:
         draining = isinstance(error, BusyError) and shell_of(request).service.admission.draining
         return problems.from_error(error, 503 if draining else None)
 
-    @app.exception_handler(RequestCancelledError)
+    @app.exception_handler(CancelledWork)
     @app.exception_handler(ClientDisconnect)
     async def ended(request: Request, error: Exception) -> Response:
         """The caller left, and sees nothing of this; or the server is about to stop, and the caller is told so."""

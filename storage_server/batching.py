@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
+from hapi.cancel import Cancel
 from hapi.errors import BusyError, MemoryBudgetError
 from hapi.units import format_bytes
 from storage_server.budget import MemoryBudget
-from storage_server.cancel import CancelToken
 from storage_server.engine import Prefix
 from storage_server.metrics import Metrics
 
@@ -91,17 +91,15 @@ class Piece:
     tensors: tuple[torch.Tensor, ...]
 
 
-def run_batch(
-    prefix: Prefix, batch: torch.Tensor, sizer: BatchSizer, metrics: Metrics, token: CancelToken
-) -> list[Piece]:
+def run_batch(prefix: Prefix, batch: torch.Tensor, sizer: BatchSizer, metrics: Metrics, cancel: Cancel) -> list[Piece]:
     """Runs a batch (n, ...) through the prefix: at once, or in halves and quarters if memory runs out.
 
-    Runs on the device's thread. MemoryBudgetError if even one sample is too much; RequestCancelledError between pieces.
+    Runs on the device's thread. MemoryBudgetError if even one sample is too much; CancelledWork between pieces.
     """
     pieces: list[Piece] = []
     start, size = 0, len(batch)
     while start < len(batch):
-        token.check()
+        cancel.check()
         part = batch[start : start + size]
         with metrics.stage("prefix"):
             tensors, trouble = _attempt(prefix, part)

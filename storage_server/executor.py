@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from storage_server.cancel import CancelToken, RequestCancelledError
+from hapi.cancel import Cancel, CancelledWork
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -37,7 +37,7 @@ class Task(Generic[T]):
 
     run: Callable[[], T]
     deliver: Callable[[Outcome[T]], Any]
-    token: CancelToken
+    cancel: Cancel
 
 
 class DeviceExecutor:
@@ -66,12 +66,12 @@ class DeviceExecutor:
             if not self._closed:
                 self._tasks.put(task)
                 return
-        task.deliver(Outcome(error=RequestCancelledError("the server has stopped")))
+        task.deliver(Outcome(error=CancelledWork("the server has stopped")))
 
-    def call(self, run: Callable[[], T], token: CancelToken | None = None) -> T:
+    def call(self, run: Callable[[], T], cancel: Cancel | None = None) -> T:
         """Runs one piece of work and waits for it; must not be called from the device's own thread."""
         outcomes: queue.SimpleQueue[Outcome[T]] = queue.SimpleQueue()
-        self.submit(Task(run, outcomes.put, token or CancelToken()))
+        self.submit(Task(run, outcomes.put, cancel or Cancel()))
         return outcomes.get().get()
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ class DeviceExecutor:
     def _perform(self, task: Task[Any]) -> None:
         outcome: Outcome[Any]
         try:
-            task.token.check()
+            task.cancel.check()
             outcome = Outcome(task.run())
         except BaseException as error:
             outcome = Outcome(error=error)

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from hapi.cancel import Cancel
 from hapi.data import Manifest, ObjectStore, Sample, TransformSpec, load_sample, read_sample
 from hapi.errors import HapiError, StoreUnavailableError
-from storage_server.cancel import CancelToken
 from storage_server.metrics import Metrics
 from storage_server.threads import WorkerThreads
 
@@ -56,17 +56,17 @@ class SampleLoader:
         self._workers = WorkerThreads(workers, "hapi-decode", _one_thread)
         self.read_threads = read_threads
 
-    def load(self, source: Source, index: int, token: CancelToken, deliver: Deliver) -> None:
+    def load(self, source: Source, index: int, cancel: Cancel, deliver: Deliver) -> None:
         """Reads sample `index` and calls `deliver` from another thread; never, once the request is cancelled."""
-        self._readers.submit(partial(self._read, source, index, token, deliver))
+        self._readers.submit(partial(self._read, source, index, cancel, deliver))
 
     def close(self) -> None:
         """Ends the threads; work that has not begun is dropped."""
         self._readers.close()
         self._workers.close()
 
-    def _read(self, source: Source, index: int, token: CancelToken, deliver: Deliver) -> None:
-        if token.cancelled:
+    def _read(self, source: Source, index: int, cancel: Cancel, deliver: Deliver) -> None:
+        if cancel.is_set:
             return
         sample = source.manifest.sample(index)
         try:
@@ -76,7 +76,7 @@ class SampleLoader:
             if source.transform is None:
                 deliver(Loaded(index, data=data))
             else:
-                decode = partial(self._decode, source, source.transform, index, sample, data, token, deliver)
+                decode = partial(self._decode, source, source.transform, index, sample, data, cancel, deliver)
                 self._workers.submit(decode)
         except BaseException as error:
             deliver(self._failure(index, sample, "read", error))
@@ -88,10 +88,10 @@ class SampleLoader:
         index: int,
         sample: Sample,
         data: bytes,
-        token: CancelToken,
+        cancel: Cancel,
         deliver: Deliver,
     ) -> None:
-        if token.cancelled:
+        if cancel.is_set:
             return
         try:
             with self._metrics.stage("decode"):

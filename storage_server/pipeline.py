@@ -17,10 +17,10 @@ from functools import partial
 
 import torch
 
+from hapi.cancel import Cancel
 from hapi.errors import InputError
 from storage_server.batching import BatchSizer, Piece, run_batch
 from storage_server.budget import QueueBudget
-from storage_server.cancel import CancelToken
 from storage_server.engine import Prefix
 from storage_server.executor import DeviceExecutor, Outcome, Task
 from storage_server.frames import FrameWriter
@@ -67,12 +67,12 @@ class _Computed:
 class Extraction:
     """Runs a job. `chunks()` yields the bytes of the answer; it is to be driven by one thread at a time.
 
-    It ends early with RequestCancelledError when `token` is set, with StoreUnavailableError, MemoryBudgetError or
+    It ends early with CancelledWork when `cancel` is set, with StoreUnavailableError, MemoryBudgetError or
     InputError when the request as a whole cannot be done; rows sent until then are whole and valid.
     """
 
-    def __init__(self, job: Job, stages: Stages, token: CancelToken | None = None) -> None:
-        self.token = token or CancelToken()
+    def __init__(self, job: Job, stages: Stages, cancel: Cancel | None = None) -> None:
+        self.cancel = cancel or Cancel()
         self._job = job
         self._stages = stages
         cut = job.prefix.cut if job.prefix else None
@@ -88,17 +88,17 @@ class Extraction:
 
     def chunks(self) -> Generator[bytes, None, None]:
         """The answer in pieces of about a frame; smaller ones when the next rows are not there yet."""
-        self.token.on_cancel(lambda: self._mailbox.put(None))
         self._stages.queue.join()
         try:
-            while self._unsent:
-                self._accept_what_came()
-                self._dispatch()
-                self._order()
-                if self._should_send():
-                    yield self._frame()
+            with self.cancel.calling(lambda: self._mailbox.put(None)):
+                while self._unsent:
+                    self._accept_what_came()
+                    self._dispatch()
+                    self._order()
+                    if self._should_send():
+                        yield self._frame()
         finally:
-            self.token.cancel("the answer has ended")  # whatever ended it, nothing of it may go on costing
+            self.cancel.set("the answer has ended")  # whatever ended it, nothing of it may go on costing
             self._stages.queue.leave(self._held)
             self._ready.clear()
 
@@ -133,7 +133,7 @@ class Extraction:
         """Orders samples to be read while the queues have room; always one when it has none."""
         ahead = max(2 * self._stages.loader.read_threads, BATCHES_AHEAD * self._size)
         while self._pending:
-            self.token.check()
+            self.cancel.check()
             cost = self._cost(self._pending[0])
             in_flight = self._unsent - len(self._pending)
             if in_flight >= ahead or not self._stages.queue.take(cost, self._held):
@@ -141,7 +141,7 @@ class Extraction:
             self._held += cost
             self._loading += 1
             index = self._pending.popleft()
-            self._stages.loader.load(self._job.source, index, self.token, self._mailbox.put)
+            self._stages.loader.load(self._job.source, index, self.cancel, self._mailbox.put)
 
     def _dispatch(self) -> None:
         """Sends full batches to the device, and a smaller one when no more samples are on their way."""
@@ -154,16 +154,16 @@ class Extraction:
             with self._stages.metrics.stage("batch"):
                 batch = torch.stack([row.tensor for row in rows if row.tensor is not None])
             self._on_device += 1
-            work = partial(run_batch, self._job.prefix, batch, self._stages.sizer, self._stages.metrics, self.token)
+            work = partial(run_batch, self._job.prefix, batch, self._stages.sizer, self._stages.metrics, self.cancel)
             deliver = partial(self._computed, [row.index for row in rows])
-            self._stages.device.submit(Task(work, deliver, self.token))
+            self._stages.device.submit(Task(work, deliver, self.cancel))
             self._size = self._batch_size()
 
     def _computed(self, indices: list[int], outcome: Outcome[list[Piece]]) -> None:
         self._mailbox.put(_Computed(indices, outcome))
 
     def _accept(self, message: Loaded | _Computed | None) -> None:
-        self.token.check()
+        self.cancel.check()
         if isinstance(message, Loaded):
             self._loading -= 1
             self._accept_loaded(message)

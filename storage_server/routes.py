@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from hapi.cancel import Cancel
 from hapi.errors import TooLargeError
 from hapi.units import format_bytes
 from hapi.wire.protocol import (
@@ -30,7 +31,6 @@ from hapi.wire.protocol import (
     ServerStatus,
 )
 from storage_server.auth import Tenant
-from storage_server.cancel import CancelToken
 from storage_server.service import Service
 from storage_server.slots import Slots
 from storage_server.streaming import AnswerStream, watched
@@ -156,8 +156,8 @@ def router() -> APIRouter:
     async def post_extract(body: ExtractRequest, tenant: Caller, shell: Room) -> Response:
         service = shell.service
 
-        def begin(token: CancelToken) -> Any:
-            return service.extract(body, tenant, token)
+        def begin(cancel: Cancel) -> Any:
+            return service.extract(body, tenant, cancel)
 
         return AnswerStream(begin, shell.answers, service.admission, service.metrics, ARROW_STREAM)
 
@@ -172,9 +172,9 @@ def router() -> APIRouter:
     )
     async def post_profile(body: ProfileRequest, request: Request, tenant: Caller, shell: Room) -> Response:
         service = shell.service
-        async with watched(request.receive) as token, service.admission.turn(token):
+        async with watched(request.receive) as cancel, service.admission.turn(cancel):
             loop = asyncio.get_running_loop()
-            measured = await loop.run_in_executor(shell.answers, service.profile, body, tenant, token)
+            measured = await loop.run_in_executor(shell.answers, service.profile, body, tenant, cancel)
         return JSONResponse(measured.to_json())
 
     @api.get("/status", tags=["server"], summary="What the server is doing", responses=problems())

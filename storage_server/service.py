@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import hapi
+from hapi.cancel import Cancel
 from hapi.data import Manifest, TransformSpec, open_store
 from hapi.errors import InputError
 from hapi.plan import INPUT, OUTPUT
@@ -21,7 +22,6 @@ from storage_server.archives import ArchiveStore
 from storage_server.auth import Tenant, check_binding, load_tokens
 from storage_server.batching import BatchSizer
 from storage_server.budget import MemoryBudget, QueueBudget
-from storage_server.cancel import CancelToken
 from storage_server.datasets import DatasetStore
 from storage_server.executor import DeviceExecutor
 from storage_server.files import write_whole
@@ -79,7 +79,7 @@ class Service:
         """Lists a dataset, or finds its kept manifest, and answers its summary."""
         return summary(self.datasets.register(uri, tenant, refresh))
 
-    def extract(self, request: ExtractRequest, tenant: Tenant, token: CancelToken) -> Generator[bytes, None, None]:
+    def extract(self, request: ExtractRequest, tenant: Tenant, cancel: Cancel) -> Generator[bytes, None, None]:
         """The answer to an extract request, piece by piece: an Arrow IPC stream.
 
         What is wrong with the request is raised before the first piece. Closing the generator frees everything.
@@ -97,10 +97,10 @@ class Service:
                 self.sizer.admit(prefix)
             source = Source(manifest, self.datasets.store(manifest), transform, request.seed, request.epoch)
             job = Job(source, request.indices, prefix, request.codec, request.compression)
-            extraction = Extraction(job, self._stages, token)
+            extraction = Extraction(job, self._stages, cancel)
             yield from stack.enter_context(contextlib.closing(extraction.chunks()))
 
-    def profile(self, request: ProfileRequest, tenant: Tenant, token: CancelToken) -> TierProfile:
+    def profile(self, request: ProfileRequest, tenant: Tenant, cancel: Cancel) -> TierProfile:
         """Measures a model on this server's device, and reading and decoding samples of a dataset."""
         manifest = self.datasets.manifest(request.dataset, tenant)
         transform = TransformSpec.from_json(list(request.transform))
@@ -123,7 +123,7 @@ class Service:
                     decode_seconds=load.decode_seconds,
                     input_bytes=load.input_bytes,
                 ),
-                token,
+                cancel,
             )
 
     def status(self, tenant: Tenant) -> ServerStatus:

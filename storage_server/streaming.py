@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
+from hapi.cancel import Cancel, CancelledWork
 from hapi.errors import BusyError, HapiError
 from storage_server.admission import Admission
-from storage_server.cancel import CancelToken, RequestCancelledError
 from storage_server.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -24,17 +24,17 @@ log = logging.getLogger(__name__)
 
 
 class AnswerStream(Response):
-    """Waits for a turn, then sends what `begin(token)` yields.
+    """Waits for a turn, then sends what `begin(cancel)` yields.
 
     The status is sent only once the first piece is there, so that everything that is wrong with a request, up to its
     first batch, is an ordinary error answer. What goes wrong later ends the connection without the stream's end
     marker: the caller sees that it is incomplete, and is told why when it asks again for what is missing. A caller
-    that leaves, at any time, sets the token.
+    that leaves, at any time, sets the cancel.
     """
 
     def __init__(
         self,
-        begin: Callable[[CancelToken], Generator[bytes, None, None]],
+        begin: Callable[[Cancel], Generator[bytes, None, None]],
         threads: Executor,
         admission: Admission,
         metrics: Metrics,
@@ -52,9 +52,9 @@ class AnswerStream(Response):
         began = time.monotonic()
         outcome = "ok"
         try:
-            async with watched(receive) as token, self._admission.turn(token):
-                await self._stream(token, send)
-        except RequestCancelledError as error:
+            async with watched(receive) as cancel, self._admission.turn(cancel):
+                await self._stream(cancel, send)
+        except CancelledWork as error:
             outcome = "cancelled"
             log.info("extract ended early: %s", error)
             if self._admission.draining and not self._started:
@@ -69,9 +69,9 @@ class AnswerStream(Response):
             self._metrics.extracts.labels(outcome).inc()
             self._metrics.request_seconds.observe(time.monotonic() - began)
 
-    async def _stream(self, token: CancelToken, send: Send) -> None:
+    async def _stream(self, cancel: Cancel, send: Send) -> None:
         loop = asyncio.get_running_loop()
-        pieces = self._begin(token)
+        pieces = self._begin(cancel)
         running: asyncio.Future[bytes | None] | None = None
         try:
             while True:
@@ -84,29 +84,29 @@ class AnswerStream(Response):
                 if piece is None:
                     return
         finally:
-            token.cancel("the answer has ended")
+            cancel.set("the answer has ended")
             if running is not None:
                 await asyncio.wait([running])
             await loop.run_in_executor(self._threads, pieces.close)
 
 
 @asynccontextmanager
-async def watched(receive: Receive) -> AsyncIterator[CancelToken]:
-    """A token that is set when the caller goes away, or else at the end of the block."""
-    token = CancelToken()
-    watcher = asyncio.create_task(_watch(receive, token))
+async def watched(receive: Receive) -> AsyncIterator[Cancel]:
+    """A cancel that is set when the caller goes away, or else at the end of the block."""
+    cancel = Cancel()
+    watcher = asyncio.create_task(_watch(receive, cancel))
     try:
-        yield token
+        yield cancel
     finally:
         watcher.cancel()
-        token.cancel("the answer has ended")
+        cancel.set("the answer has ended")
 
 
-async def _watch(receive: Receive, token: CancelToken) -> None:
-    """Sets the token when the caller goes away."""
+async def _watch(receive: Receive, cancel: Cancel) -> None:
+    """Sets the cancel when the caller goes away."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    token.cancel("the caller left")
+    cancel.set("the caller left")
 
 
 def _next(pieces: Iterator[bytes]) -> bytes | None:

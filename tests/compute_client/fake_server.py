@@ -12,8 +12,8 @@ import httpx
 import numpy as np
 import torch
 
-from compute_client.backoff import RetryPolicy
 from compute_client.transport import ServerClient
+from hapi.backoff import RetryPolicy
 from hapi.data import TransformSpec, build_manifest, load_sample, open_store, read_sample
 from hapi.errors import ImageError
 from hapi.model import Graph

@@ -227,7 +227,7 @@ def test_an_unreachable_server_is_one_sentence(pictures: Path, graph: Graph, tra
     def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("connection refused")
 
-    from compute_client.backoff import RetryPolicy
+    from hapi.backoff import RetryPolicy
 
     client = ServerClient("http://nowhere:1", retry=RetryPolicy(0.01), transport=httpx.MockTransport(refuse))
     with pytest.raises(ServerUnreachableError, match=r"http://nowhere:1.*hapi serve"):

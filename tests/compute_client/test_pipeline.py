@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from compute_client.cancel import Cancel
 from compute_client.pipeline import Pipeline
 from compute_client.source import Stage
 from compute_client.spans import Span
+from hapi.cancel import Cancel
 
 SPANS = [Span(number, "cut", 0, (3 * number, 3 * number + 1, 3 * number + 2)) for number in range(12)]
 
@@ -34,7 +34,7 @@ class Source:
             self.begun.add(span.number)
             self.changed.notify_all()
         gate = self.gates[span.number]
-        with cancel.closing(gate.set):
+        with cancel.calling(gate.set):
             assert gate.wait(30)
         cancel.check()
         if span.number in self.failing:

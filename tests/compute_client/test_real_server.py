@@ -157,7 +157,7 @@ def test_leaving_while_the_server_is_silent_does_not_wait_for_it() -> None:
     """A listening socket that never answers: closing wakes the reader instead of waiting for its timeout."""
     import socket
 
-    from compute_client.cancel import Cancel
+    from hapi.cancel import Cancel
     from hapi.wire.protocol import ExtractRequest
 
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
+from hapi.cancel import Cancel, CancelledWork
 from hapi.errors import BusyError
 from storage_server.admission import Admission
-from storage_server.cancel import CancelToken, RequestCancelledError
 from storage_server.metrics import Metrics
 
 
@@ -16,16 +16,16 @@ class Request:
     """Takes a turn and holds it until told to end."""
 
     def __init__(self, admission: Admission) -> None:
-        self.token = CancelToken()
+        self.cancel = Cancel()
         self.begun = asyncio.Event()
         self.end = asyncio.Event()
         self.task = asyncio.create_task(self._run(admission))
 
     async def _run(self, admission: Admission) -> None:
-        async with admission.turn(self.token):
+        async with admission.turn(self.cancel):
             self.begun.set()
-            self.token.on_cancel(self.end.set)
-            await self.end.wait()
+            with self.cancel.calling(self.end.set):
+                await self.end.wait()
 
 
 async def settle() -> None:
@@ -58,7 +58,7 @@ def test_a_full_server_says_when_to_come_back() -> None:
         requests = [Request(admission) for _ in range(2)]
         await settle()
         with pytest.raises(BusyError, match="1 requests run and 1 wait") as caught:
-            async with admission.turn(CancelToken()):
+            async with admission.turn(Cancel()):
                 pytest.fail("a full server gave a turn")
         assert caught.value.retry_after_seconds >= 1
         for request in requests:
@@ -73,8 +73,8 @@ def test_who_leaves_while_waiting_gives_the_place_free() -> None:
         admission = Admission(1, 2, Metrics())
         first, second, third = (Request(admission) for _ in range(3))
         await settle()
-        second.token.cancel("left")
-        with pytest.raises(RequestCancelledError):
+        second.cancel.set("left")
+        with pytest.raises(CancelledWork):
             await second.task
         assert admission.waiting == 1
         first.end.set()
@@ -119,7 +119,7 @@ def test_draining_refuses_newcomers_and_waits_for_those_that_run() -> None:
         assert not drained.done()
         running.end.set()
         await drained
-        assert not running.token.cancelled
+        assert not running.cancel.is_set
 
     asyncio.run(story())
 
@@ -130,7 +130,7 @@ def test_after_the_grace_time_what_runs_is_ended() -> None:
         running = Request(admission)
         await settle()
         await admission.drain(0)
-        assert running.token.reason == "the server is stopping"
+        assert running.cancel.reason == "the server is stopping"
         await running.task
 
     asyncio.run(story())

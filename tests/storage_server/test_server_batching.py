@@ -9,11 +9,11 @@ import pytest
 import torch
 from awkward_models import Archive
 
+from hapi.cancel import Cancel, CancelledWork
 from hapi.errors import BusyError, MemoryBudgetError
 from profiler.memory import MemoryModel
 from storage_server.batching import BatchSizer, is_out_of_memory, run_batch
 from storage_server.budget import MemoryBudget
-from storage_server.cancel import CancelToken, RequestCancelledError
 from storage_server.engine import Prefix
 from storage_server.metrics import Metrics
 
@@ -83,7 +83,7 @@ def test_what_the_cpu_allocator_really_says_is_known() -> None:
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(archive: Archive, error: type[Exception]) -> None:
     prefix, sizer, metrics = small_device(archive, fits=4, error=error), sizer_of(), Metrics()
     batch = torch.arange(20.0)[:, None]
-    pieces = run_batch(prefix, batch, sizer, metrics, CancelToken())
+    pieces = run_batch(prefix, batch, sizer, metrics, Cancel())
     assert torch.equal(joined(pieces), batch * 2)
     assert prefix.sizes == [20, 10, 5, 2] + [2] * 9
     assert metrics.registry.get_sample_value("hapi_out_of_memory_total") == 3
@@ -92,14 +92,14 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(archive: Archive, err
 def test_the_size_that_fitted_is_remembered_for_this_prefix_only(archive: Archive, wide_archive: Archive) -> None:
     prefix, sizer = small_device(archive, fits=4), sizer_of()
     assert sizer.size(prefix) == 32
-    run_batch(prefix, torch.zeros(32, 1), sizer, Metrics(), CancelToken())
+    run_batch(prefix, torch.zeros(32, 1), sizer, Metrics(), Cancel())
     assert sizer.size(prefix) == 4
     assert sizer.size(small_device(wide_archive, fits=4)) == 32
 
 
 def test_a_failed_pass_leaves_nothing_alive_for_the_next(archive: Archive) -> None:
     prefix = small_device(archive, fits=1)
-    run_batch(prefix, torch.zeros(4, 1), sizer_of(), Metrics(), CancelToken())
+    run_batch(prefix, torch.zeros(4, 1), sizer_of(), Metrics(), Cancel())
     assert prefix.garbage
     assert not any(prefix.alive_at_start)
 
@@ -107,7 +107,7 @@ def test_a_failed_pass_leaves_nothing_alive_for_the_next(archive: Archive) -> No
 def test_one_sample_that_does_not_fit_is_refused(archive: Archive) -> None:
     prefix, sizer = small_device(archive, fits=0), sizer_of()
     with pytest.raises(MemoryBudgetError, match="with a single sample"):
-        run_batch(prefix, torch.zeros(3, 1), sizer, Metrics(), CancelToken())
+        run_batch(prefix, torch.zeros(3, 1), sizer, Metrics(), Cancel())
     assert prefix.sizes == [3, 1]
     assert sizer.size(prefix) == 1, "a later try begins with one sample: memory may be free again"
 
@@ -115,23 +115,23 @@ def test_one_sample_that_does_not_fit_is_refused(archive: Archive) -> None:
 def test_other_failures_are_not_retried(archive: Archive) -> None:
     prefix = small_device(archive, fits=0, error=ZeroDivisionError)
     with pytest.raises(ZeroDivisionError):
-        run_batch(prefix, torch.zeros(8, 1), sizer_of(), Metrics(), CancelToken())
+        run_batch(prefix, torch.zeros(8, 1), sizer_of(), Metrics(), Cancel())
     assert prefix.sizes == [8]
 
 
 def test_a_caller_that_left_stops_the_rest_of_the_batch(archive: Archive) -> None:
-    token = CancelToken()
+    cancel = Cancel()
 
     class LeavingDuringTheFirstPass(SmallDevice):
         def run(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
             if len(batch) <= self.fits:
-                token.cancel("the caller left")
+                cancel.set("the caller left")
             return super().run(batch)
 
     known = small_device(archive, fits=2)
     prefix = LeavingDuringTheFirstPass(**{name: getattr(known, name) for name in known.__dataclass_fields__})
-    with pytest.raises(RequestCancelledError):
-        run_batch(prefix, torch.zeros(8, 1), sizer_of(), Metrics(), token)
+    with pytest.raises(CancelledWork):
+        run_batch(prefix, torch.zeros(8, 1), sizer_of(), Metrics(), cancel)
     assert prefix.sizes == [8, 4, 2], "one piece was computed, the other three were not"
 
 

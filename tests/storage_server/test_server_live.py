@@ -12,10 +12,10 @@ import pytest
 from gated_store import GatedStore
 from live_server import LiveServer
 
+from hapi.cancel import Cancel
 from hapi.data import open_store
 from hapi.errors import TruncatedStreamError
 from hapi.wire import StreamDecoder, read_stream
-from storage_server.cancel import CancelToken
 from storage_server.models import Upload
 from storage_server.service import Service
 
@@ -29,14 +29,14 @@ class Watched:
         self.service = service
         self.store = GatedStore(open_store(folder), free)
         self.ended = threading.Semaphore(0)
-        self.tokens: list[CancelToken] = []
+        self.cancels: list[Cancel] = []
         monkeypatch.setattr(service.datasets, "store", lambda manifest: self.store)
         extract = service.extract
 
-        def noted(request: object, tenant: object, token: CancelToken) -> Iterator[bytes]:
-            self.tokens.append(token)
+        def noted(request: object, tenant: object, cancel: Cancel) -> Iterator[bytes]:
+            self.cancels.append(cancel)
             try:
-                yield from extract(request, tenant, token)  # type: ignore[arg-type]
+                yield from extract(request, tenant, cancel)  # type: ignore[arg-type]
             finally:
                 self.ended.release()
 
@@ -80,7 +80,7 @@ def test_a_caller_that_hangs_up_stops_the_reading(
         with http(url) as client, client.stream("POST", "/v1/extract", json=registered(client, big)) as response:
             assert next(response.iter_raw())  # the answer has begun; its next objects hang in the store
         assert watched.ended.acquire(timeout=60), "the caller hung up, and its answer did not end"
-        assert watched.tokens[0].cancelled
+        assert watched.cancels[0].is_set
         watched.store.open_gate()
     assert len(watched.store.begun) <= 5, "three that passed, and two that hung in the store"
     outcome = service.metrics.registry.get_sample_value("hapi_extracts_total", {"outcome": "cancelled"})

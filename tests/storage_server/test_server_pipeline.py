@@ -13,11 +13,11 @@ import torch
 from awkward_models import SIZE, Archive
 from gated_store import GatedStore
 
+from hapi.cancel import CancelledWork
 from hapi.data import Manifest, TransformSpec, build_manifest, load_sample, open_store, read_sample
 from hapi.errors import InputError, MemoryBudgetError, StoreUnavailableError
 from hapi.model import Graph
 from hapi.wire import FeatureBatch, read_stream
-from storage_server.cancel import CancelToken, RequestCancelledError
 from storage_server.engine import Prefix
 from storage_server.loading import Source
 from storage_server.pipeline import Extraction, Job
@@ -218,9 +218,9 @@ def test_a_caller_that_left_costs_nothing_more(
     thread, results = drive(work)
     assert store.waiting.acquire(timeout=30)
     assert store.waiting.acquire(timeout=30)  # both readers hang in the store
-    work.token.cancel("the caller left")
+    work.cancel.set("the caller left")
     thread.join(30)
-    assert isinstance(results.get(), RequestCancelledError), "it ends at once, though reads hang"
+    assert isinstance(results.get(), CancelledWork), "it ends at once, though reads hang"
     assert service.queue.used_bytes == 0
     store.open_gate()
     wait_for_readers(service)
@@ -244,9 +244,9 @@ def test_batches_that_wait_for_the_device_are_dropped_when_the_caller_leaves(
     while service.device.depth < 2:  # two batches of two wait for the device, the rest for them
         assert thread.is_alive()
         deadline.wait(0.001)
-    work.token.cancel("the caller left")
+    work.cancel.set("the caller left")
     thread.join(30)
-    assert isinstance(results.get(), RequestCancelledError)
+    assert isinstance(results.get(), CancelledWork)
     release.set()
     blocker.join(30)
     service.device.close()
@@ -258,7 +258,7 @@ def test_closing_the_generator_cancels(service: Service, manifest: Manifest, pho
     chunks = work.chunks()
     assert next(chunks)
     chunks.close()
-    assert work.token.cancelled
+    assert work.cancel.is_set
     assert service.queue.used_bytes == 0
 
 
@@ -319,13 +319,3 @@ def test_random_transforms_follow_seed_epoch_and_index_only(
     one, other = make_service(workers=1), make_service(workers=4, max_batch=3)
     assert np.allclose(features(one, 1, 2), features(other, 1, 2), rtol=1e-4, atol=1e-5)
     assert not np.allclose(features(one, 1, 2), features(one, 1, 3), rtol=1e-2)
-
-
-def test_tokens_call_back_once_and_at_once_if_late() -> None:
-    token, calls = CancelToken(), []
-    token.on_cancel(lambda: calls.append("early"))
-    token.cancel("first")
-    token.cancel("second")
-    token.on_cancel(lambda: calls.append("late"))
-    assert calls == ["early", "late"]
-    assert token.reason == "first"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from compute_client.cancel import Cancel
+from hapi.cancel import Cancel
 from hapi.errors import (
     BusyError,
     HapiError,
