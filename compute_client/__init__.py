@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from compute_client.loader import DataLoader
     from compute_client.preparing import prepare
     from compute_client.train import HeadTrainer
-    from compute_client.transport import ServerClient
+    from profiler.remote import ServerClient
 
 _HOMES = {
-    "DataLoader": "loader",
-    "HeadTrainer": "train",
-    "ServerClient": "transport",
-    "load_head": "head",
-    "prepare": "preparing",
+    "DataLoader": "compute_client.loader",
+    "HeadTrainer": "compute_client.train",
+    "ServerClient": "profiler.remote",
+    "load_head": "compute_client.head",
+    "prepare": "compute_client.preparing",
 }
 
 __all__ = ["DataLoader", "HeadTrainer", "ServerClient", "load_head", "prepare"]
@@ -29,7 +29,7 @@ __all__ = ["DataLoader", "HeadTrainer", "ServerClient", "load_head", "prepare"]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'compute_client' has no attribute {name!r}")
-    value = getattr(import_module(f"compute_client.{_HOMES[name]}"), name)
+    value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compute_client.transport import ServerClient
 from hapi.data import Manifest, ObjectStore, build_manifest, dataset_root, normalize_uri, open_store
 from hapi.errors import InputError, ManifestError
 from hapi.wire.protocol import DatasetSummary
+from profiler.remote import ServerClient
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Dataset:
         uri: address of the folder, bucket prefix or list.
         samples: how many there are.
         classes: names of the labels 0, 1, ...; empty without labels.
-        total_bytes: stored size of all samples.
+        bytes: stored size of all samples.
         digest: of the manifest that answers requests (the server's, when there is a server).
         order_digest: equal for equal lists of (key, label), wherever they lie.
     """
@@ -29,7 +29,7 @@ class Dataset:
     uri: str
     samples: int
     classes: tuple[str, ...]
-    total_bytes: int
+    bytes: int
     digest: str
     order_digest: str
     manifest: Manifest | None
@@ -40,7 +40,7 @@ class Dataset:
     @property
     def input_bytes(self) -> float:
         """Mean stored size of a sample."""
-        return self.total_bytes / self.samples
+        return self.bytes / self.samples
 
     def describe(self, index: int) -> str:
         """A sample in words, with its key when this process knows it."""

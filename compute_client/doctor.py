@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 
-from compute_client.transport import ServerClient
 from hapi.errors import HapiError
 from hapi.units import format_bandwidth, format_bytes, format_seconds
+from profiler.remote import ServerClient
 
 DISTRIBUTION = "hapi-split"
 LITTLE_MEMORY = 2**30
@@ -141,8 +141,7 @@ def _reach(server: str, token: str | None) -> tuple[Check, ServerClient | None]:
 def _link(client: ServerClient) -> str:
     from profiler.link import probe_link
 
-    with client.tier() as tier:
-        link = probe_link(tier.fetch, max_seconds=3.0)
+    link = probe_link(client.link, max_seconds=3.0)
     return f"{format_bandwidth(link.bandwidth_bits_per_s)}, {format_seconds(link.latency_seconds)} round trip"
 
 

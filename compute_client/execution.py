@@ -19,13 +19,12 @@ from compute_client.source import SpanSource
 from compute_client.spans import Dealer, Span, span_size, spans
 from compute_client.stats import LoaderStats
 from compute_client.suffix import Compute, SuffixRunner
-from compute_client.transport import ServerClient
 from hapi.backoff import RetryPolicy
 from hapi.data import TransformSpec, describe_transform
 from hapi.errors import HapiError, InputError, ManifestError, TransformError, UnknownDatasetError
-from hapi.model import archive_bytes, archive_chunks
 from hapi.plan import INPUT, Link, Plan
 from hapi.wire.protocol import CodecName, CompressionName
+from profiler.remote import ServerClient
 
 MAX_DEFAULT_THREADS = 8
 
@@ -178,8 +177,8 @@ class Execution:
                 self._backbone,
                 self._transform,
                 self.dataset,
-                self._job,
                 self._workload,
+                codec=self._job.codec,
                 link=self._link,
                 threads=self._limits.threads,
             )
@@ -223,10 +222,7 @@ class Execution:
     def _upload(self) -> None:
         """Sends the model unless the server holds it."""
         assert self._server is not None
-        assert self._job.model is not None
-        graph = self._backbone.graph(self._transform)
-        if not self._server.has_model(self._job.model):
-            self._server.upload_model(self._job.model, lambda: archive_chunks(graph), archive_bytes(graph))
+        self._server.ensure_model(self._backbone.graph(self._transform))
 
     def _restore(self, error: HapiError) -> None:
         assert self._server is not None

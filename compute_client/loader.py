@@ -21,13 +21,13 @@ from compute_client.order import EpochOrder, World
 from compute_client.planning import AUTO, Workload
 from compute_client.state import LoaderState
 from compute_client.stats import LoaderStats
-from compute_client.transport import ServerClient
 from hapi.data import Manifest
 from hapi.errors import InputError
 from hapi.model import Graph
 from hapi.plan import Link, Plan
 from hapi.wire import get_codec
 from hapi.wire.protocol import CodecName, CompressionName
+from profiler.remote import ServerClient
 
 DEFAULT_BUFFER_BYTES = 256 * 2**20
 

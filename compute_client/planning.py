@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from compute_client.backbone import Backbone
 from compute_client.dataset import Dataset
-from compute_client.remote import RemoteJob
-from compute_client.transport import ServerClient
-from hapi.backoff import again
 from hapi.data import TransformSpec
 from hapi.errors import InputError
 from hapi.plan import INPUT, OUTPUT, Link, Plan, Share
+from profiler.remote import ServerClient
 
 AUTO = "auto"
 POLICIES = ("mix", "single", "paper", "paper-v1")
-PROFILE_SAMPLES = 32
-"""Samples that either tier decodes and computes to measure itself."""
 PROFILE_REPEATS, PROFILE_SECONDS = 3, 5.0
 """Timed runs here, and after how long no further one is begun: a plan should not cost more than it saves."""
 
@@ -64,9 +60,9 @@ def measured_plan(
     backbone: Backbone,
     transform: TransformSpec,
     dataset: Dataset,
-    job: RemoteJob,
     workload: Workload,
     *,
+    codec: str,
     link: Link | None,
     threads: int,
 ) -> Plan:
@@ -74,48 +70,19 @@ def measured_plan(
 
     The server must hold the model already.
     """
-    # scipy is slow to import, and a fixed choice does not need it
-    from profiler.front import HEAD_CLASSES, head_seconds
-    from profiler.link import probe_link
-    from profiler.loading import measure_decoding
-    from profiler.measuring import measure
-    from profiler.planner import plan
-    from profiler.tier import combine
+    from profiler.planner import plan  # scipy is slow to import, and a fixed choice does not need it
+    from profiler.tiers import Job, profile_with_server
 
-    assert job.model is not None
-    samples = max(2, min(PROFILE_SAMPLES, dataset.samples))
+    job = Job(
+        workload.samples,
+        workload.batch_size,
+        workload.epochs,
+        len(dataset.classes),
+        backbone.device,
+        codec,
+        PROFILE_REPEATS,
+        PROFILE_SECONDS,
+    )
     graph = backbone.graph(transform)
-    device = str(backbone.device)
-    with client.tier() as tier:
-        server = again(lambda: tier.measure(str(job.model), job.dataset, transform, samples), client.retry)
-        budget_bytes = tier.status().budget_bytes
-        link = link or probe_link(tier.fetch)
-        spread = sorted({position * dataset.samples // samples for position in range(samples)})
-        objects = again(lambda: tier.objects(job.dataset, spread), client.retry)
-    decode_seconds = measure_decoding(objects, transform, workers=threads)
-    near = measure(
-        graph,
-        device=device,
-        repeats=PROFILE_REPEATS,
-        limit_seconds=PROFILE_SECONDS,
-        codec=job.codec,
-        load_seconds=decode_seconds,
-        input_bytes=dataset.input_bytes,
-    )
-    if [row.name for row in server.rows] == [row.name for row in near.rows]:
-        # the server counted exact features; here the job's codec is known
-        rows = zip(server.rows, near.rows, strict=True)
-        server = replace(server, rows=tuple(replace(far, out_bytes=own.out_bytes) for far, own in rows))
-    features = graph.output.shape[-1] if graph.output.shape else 1
-    profile = combine(
-        server,
-        near,
-        link=link,
-        samples=workload.samples,
-        batch_size=workload.batch_size,
-        epochs=workload.epochs,
-        model=backbone.name,
-        head_seconds=head_seconds(features, len(dataset.classes) or HEAD_CLASSES, workload.batch_size, device),
-        server_memory_bytes=budget_bytes,
-    )
+    profile = profile_with_server(client, graph, dataset, transform, job, link=link, workers=threads)
     return plan(profile, "mix" if pushdown == AUTO else pushdown)

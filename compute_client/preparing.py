@@ -19,10 +19,10 @@ from torch.utils.data import default_collate, default_convert
 
 from compute_client.dataset import resolve
 from compute_client.loader import DataLoader
-from compute_client.transport import ServerClient
 from hapi.errors import InputError, ManifestError
 from hapi.model.boundary import split
 from hapi.model.parts import Backbone, Head
+from profiler.remote import ServerClient
 
 _PICTURE = (640, 480)  # what a transform is tried on, to learn the shape of the model's input
 

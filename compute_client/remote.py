@@ -15,13 +15,13 @@ from compute_client.decode import Decoder
 from compute_client.source import Stage
 from compute_client.spans import Span
 from compute_client.stats import LoaderStats
-from compute_client.transport import ServerClient
 from hapi.backoff import TRANSIENT, Backoff, RetryPolicy
 from hapi.cancel import Cancel
 from hapi.errors import HapiError, TruncatedStreamError, UnknownDatasetError, UnknownModelError, WireError
 from hapi.plan import INPUT
 from hapi.wire import FeatureBatch
 from hapi.wire.protocol import CodecName, CompressionName, ExtractRequest
+from profiler.remote import ServerClient
 
 MAX_RESTORES = 5
 """How often one span tells the server what it forgot; a server that forgets more often has no room for the model."""

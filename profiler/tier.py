@@ -105,6 +105,7 @@ def combine(
 
     The server reads, and unless the cut is `input` decodes, transforms, runs the prefix and encodes. The client reads
     the stream, runs what is left and trains the head (`head_seconds` per sample); at cut `input` it decodes too.
+    What a cut ships is counted by the client's rows: it chooses the codec, the server measures without knowing it.
     Raises ProfileError if the two tables are not of the same cuts.
     """
     if [row.name for row in server.rows] != [row.name for row in client.rows]:
@@ -116,10 +117,10 @@ def combine(
             server_seconds = server.read_seconds
             client_seconds = client.busy_seconds(client.decode_seconds, near.suffix_seconds)
         else:
-            out_bytes = far.out_bytes
-            encode = far.out_bytes * server.encode_seconds_per_byte
+            out_bytes = near.out_bytes
+            encode = out_bytes * server.encode_seconds_per_byte
             server_seconds = server.busy_seconds(server.load_seconds + encode, far.prefix_seconds)
-            client_seconds = client.busy_seconds(near.out_bytes * client.decode_seconds_per_byte, near.suffix_seconds)
+            client_seconds = client.busy_seconds(out_bytes * client.decode_seconds_per_byte, near.suffix_seconds)
         cuts.append(
             CutCost(
                 name=far.name,

@@ -24,18 +24,15 @@ def push_command(
     as_json: bool = options.JSON,
 ) -> None:
     """Upload a network's feature extractor, so that the first job need not."""
-    from compute_client.transport import ServerClient
-    from hapi.model import archive_bytes, archive_chunks, capture, load_model
+    from hapi.model import archive_bytes, capture, load_model
+    from profiler.remote import ServerClient
 
-    client = ServerClient(server, token)
-    client.status()  # an unreachable server is known before the network is
-    with Console(stderr=True).status(f"capturing {escape(model)} ..."):
-        loaded = load_model(model, weights)
-        graph = capture(loaded.backbone, loaded.example, name=loaded.name)
-    is_new = not client.has_model(graph.digest)
-    if is_new:
-        client.upload_model(graph.digest, lambda: archive_chunks(graph), archive_bytes(graph))
-    client.close()
+    with ServerClient(server, token) as client:
+        client.status()  # an unreachable server is known before the network is
+        with Console(stderr=True).status(f"capturing {escape(model)} ..."):
+            loaded = load_model(model, weights)
+            graph = capture(loaded.backbone, loaded.example, name=loaded.name)
+        is_new = client.ensure_model(graph)
     if as_json:
         emit({"digest": graph.digest, "name": graph.name, "bytes": archive_bytes(graph), "new": is_new})
         return
@@ -48,11 +45,10 @@ def list_command(server: str = _SERVER, token: str | None = options.TOKEN, as_js
     """List the networks that were uploaded with this token."""
     from rich.table import Table
 
-    from compute_client.transport import ServerClient
+    from profiler.remote import ServerClient
 
-    client = ServerClient(server, token)
-    models = client.models()
-    client.close()
+    with ServerClient(server, token) as client:
+        models = client.models()
     if as_json:
         emit({"models": [model.model_dump() for model in models]})
         return
@@ -73,14 +69,13 @@ def remove_command(
     as_json: bool = options.JSON,
 ) -> None:
     """Let the server forget a network. Jobs that use it go on: their clients upload it again when needed."""
-    from compute_client.transport import ServerClient
+    from profiler.remote import ServerClient
 
-    client = ServerClient(server, token)
-    found = [model for model in client.models() if model.digest.startswith(digest.lower())] if digest else []
-    if len(found) != 1:
-        raise InputError(f"{digest!r} names {len(found)} models of {server}. `hapi models list` shows them.")
-    client.delete_model(found[0].digest)
-    client.close()
+    with ServerClient(server, token) as client:
+        found = [model for model in client.models() if model.digest.startswith(digest.lower())] if digest else []
+        if len(found) != 1:
+            raise InputError(f"{digest!r} names {len(found)} models of {server}. `hapi models list` shows them.")
+        client.delete_model(found[0].digest)
     if as_json:
         emit({"digest": found[0].digest, "name": found[0].name})
         return

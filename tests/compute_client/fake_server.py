@@ -12,7 +12,6 @@ import httpx
 import numpy as np
 import torch
 
-from compute_client.transport import ServerClient
 from hapi.backoff import RetryPolicy
 from hapi.data import TransformSpec, build_manifest, load_sample, open_store, read_sample
 from hapi.errors import ImageError
@@ -20,6 +19,7 @@ from hapi.model import Graph
 from hapi.plan import INPUT
 from hapi.wire import FeatureBatch, StreamEncoder
 from hapi.wire.protocol import ARROW_STREAM, PROBLEM_JSON, DatasetSummary, ExtractRequest, ModelInfo
+from profiler.remote import ServerClient
 
 URL = "http://fake-storage:8470"
 MESSAGE_SAMPLES = 3

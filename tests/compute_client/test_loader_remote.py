@@ -13,7 +13,6 @@ from torch import nn
 from torchvision.transforms import v2
 
 from compute_client import DataLoader, planning
-from compute_client.transport import ServerClient
 from hapi.errors import (
     BusyError,
     CaptureError,
@@ -31,6 +30,7 @@ from hapi.errors import (
 )
 from hapi.model import Graph
 from hapi.plan import Plan, Share
+from profiler.remote import ServerClient
 from tests.compute_client.conftest import CLASSES, SAMPLES
 from tests.compute_client.fake_server import FakeServer, problem
 from tests.compute_client.test_loader_local import assert_no_threads, assert_same, broken_copy

@@ -12,9 +12,9 @@ from torch import nn
 from torchvision.transforms import v2
 
 from compute_client import DataLoader, HeadTrainer
-from compute_client.transport import ServerClient, Timeouts
 from hapi.errors import DigestMismatchError, ForbiddenError, SampleError, UnauthorizedError
 from hapi.model import Graph
+from profiler.remote import ServerClient, Timeouts
 from tests.compute_client.conftest import SAMPLES
 from tests.compute_client.server_process import ServerProcess
 from tests.compute_client.test_loader_local import assert_no_threads, assert_same, broken_copy

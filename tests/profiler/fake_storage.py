@@ -12,7 +12,7 @@ import numpy as np
 from hapi.data import TransformSpec, build_manifest, open_store, read_sample
 from hapi.model import load_archive
 from hapi.wire import FeatureBatch, StreamEncoder
-from hapi.wire.protocol import ExtractRequest, ProfileRequest
+from hapi.wire.protocol import ARROW_STREAM, ExtractRequest, ProfileRequest
 from profiler import measure, measure_loading
 
 TOKEN = "secret"
@@ -66,7 +66,8 @@ class FakeStorage:
     def put_models(self, request: httpx.Request, digest: str) -> httpx.Response:
         self.models[digest] = request.read()
         assert hashlib.sha256(self.models[digest]).hexdigest() == digest
-        return httpx.Response(201, json={})
+        info = {"digest": digest, "name": "toy", "bytes": len(self.models[digest]), "cuts": []}
+        return httpx.Response(201, json=info)
 
     def post_profile(self, request: httpx.Request) -> httpx.Response:
         asked = ProfileRequest.model_validate_json(request.read())
@@ -84,10 +85,11 @@ class FakeStorage:
         objects = [read_sample(self.store, self.manifest.sample(index)) for index in asked.indices]
         encoder = StreamEncoder(cut=asked.cut)
         batch = FeatureBatch(np.array(asked.indices), np.zeros(len(objects), np.int64), objects=objects)
-        return httpx.Response(200, content=encoder.header() + encoder.encode(batch) + encoder.end())
+        content = encoder.header() + encoder.encode(batch) + encoder.end()
+        return httpx.Response(200, content=iter([content]), headers={"content-type": ARROW_STREAM})
 
     def get_link(self, request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, content=bytes(int(request.url.params["bytes"])))
+        return httpx.Response(200, content=iter([bytes(int(request.url.params["bytes"]))]))
 
 
 def broken(status: int, content: bytes = b"<html>", kind: str = "text/html") -> httpx.MockTransport:

@@ -12,6 +12,7 @@ from fake_storage import TOKEN, FakeStorage, broken, problem
 
 import hapi
 import profiler.front
+from hapi.backoff import RetryPolicy
 from hapi.errors import (
     ForbiddenError,
     InputError,
@@ -23,8 +24,11 @@ from hapi.errors import (
     WireError,
 )
 from hapi.model import Graph, capture
+from hapi.wire.protocol import ARROW_STREAM
 from profiler import plan, profile
-from profiler.remote import RemoteTier
+from profiler.remote import ServerClient
+
+ONCE = RetryPolicy(patience_seconds=0)
 
 
 @pytest.fixture
@@ -78,10 +82,10 @@ def test_data_needs_a_transform_that_is_portable(graph: Graph, folder: Path) -> 
 def storage(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeStorage:
     fake = FakeStorage(folder, tmp_path)
 
-    def remote(url: str, token: str | None) -> RemoteTier:
-        return RemoteTier(url, token, transport=fake.transport)
+    def client(url: str, token: str | None) -> ServerClient:
+        return ServerClient(url, token, transport=fake.transport)
 
-    monkeypatch.setattr(profiler.front, "RemoteTier", remote)
+    monkeypatch.setattr(profiler.front, "ServerClient", client)
     return fake
 
 
@@ -104,7 +108,7 @@ def test_a_wrong_token_is_said(graph: Graph, storage: FakeStorage, monkeypatch: 
     with pytest.raises(UnauthorizedError, match="no such token"):
         profile(graph, "s3://x", transform=transform(), server="http://storage:1", token="wrong")
     monkeypatch.setenv("HAPI_TOKEN", TOKEN)
-    assert RemoteTier("http://storage:1", transport=storage.transport).status().budget_bytes == 10**9
+    assert ServerClient("http://storage:1", transport=storage.transport).status().budget_bytes == 10**9
 
 
 def refuse(request: httpx.Request) -> httpx.Response:
@@ -116,7 +120,7 @@ def refuse(request: httpx.Request) -> httpx.Response:
     [
         (httpx.MockTransport(refuse), ServerUnreachableError, "no storage server answers at http://x"),
         (broken(200), WireError, "not JSON"),
-        (broken(200, b'{"hello": 1}', "application/json"), WireError, "unlike a HAPI storage server"),
+        (broken(200, b'{"hello": 1}', "application/json"), WireError, "not that of a HAPI storage server"),
         (broken(500), ServiceError, "answered 500"),
         (broken(403), ForbiddenError, "token"),
         (broken(302), ServiceError, "answered 302"),
@@ -124,14 +128,15 @@ def refuse(request: httpx.Request) -> httpx.Response:
     ],
 )
 def test_what_is_no_storage_server(transport: httpx.MockTransport, error: type[Exception], message: str) -> None:
-    with RemoteTier("http://x", transport=transport) as remote, pytest.raises(error, match=message):
-        remote.status()
+    with ServerClient("http://x", retry=ONCE, transport=transport) as client, pytest.raises(error, match=message):
+        client.status()
 
 
 def test_streams_that_fail() -> None:
     failures = ((httpx.MockTransport(refuse), ServerUnreachableError), (broken(500), ServiceError))
     for transport, error in failures:
-        with RemoteTier("http://x", transport=transport) as remote, pytest.raises(error):
-            list(remote.fetch(5))
-    with RemoteTier("http://x", transport=broken(200, b"")) as remote, pytest.raises(TruncatedStreamError):
-        remote.objects("0" * 64, [1])
+        with ServerClient("http://x", transport=transport) as client, pytest.raises(error):
+            list(client.link(5))
+    nothing = broken(200, b"", ARROW_STREAM)
+    with ServerClient("http://x", retry=ONCE, transport=nothing) as client, pytest.raises(TruncatedStreamError):
+        client.objects("0" * 64, [1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from compute_client.answers import error_of
 from hapi.errors import (
     BusyError,
     ForbiddenError,
@@ -14,6 +13,7 @@ from hapi.errors import (
     UnauthorizedError,
     UnknownModelError,
 )
+from profiler.remote.answers import error_of
 
 
 @pytest.mark.parametrize(

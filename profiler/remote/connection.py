@@ -1,0 +1,152 @@
+"""HTTP with one storage server: JSON documents and streams of bytes, with typed errors and bounded waits."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from hapi.cancel import Cancel
+from hapi.errors import InputError, ServerUnreachableError, TruncatedStreamError, WireError
+from hapi.wire.protocol import API
+from profiler.remote.answers import check_answer
+from profiler.remote.channels import Channels
+
+TOKEN_VARIABLE = "HAPI_TOKEN"
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds: to connect; between two pieces of an answer, and before its first one, for which a busy server lets a
+    request wait its turn; for an answer that is computed as a whole before it is sent."""
+
+    connect: float = 5.0
+    read: float = 120.0
+    long_answer: float = 600.0
+
+
+class Connection:
+    """May be used from several threads, and after a fork (it connects anew). Nothing is tried twice.
+
+    Every call may raise ServerUnreachableError, or the error that the server's answer stands for.
+    """
+
+    def __init__(
+        self, url: str, token: str | None, timeouts: Timeouts, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        """`token` defaults to the environment's HAPI_TOKEN. Nothing is sent yet; InputError for an impossible URL."""
+        parts = urlsplit(url if isinstance(url, str) else "")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InputError(f"server {url!r}: not an address. Give it like http://storage:8470.")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise InputError("server: the address must not hold credentials or a query. Pass token=... instead.")
+        self.url = url.rstrip("/")
+        self._timeouts = timeouts
+        token = token if token is not None else os.environ.get(TOKEN_VARIABLE)
+        self.has_token = bool(token)
+        make = partial(
+            httpx.Client,
+            base_url=self.url,
+            headers={"Accept-Encoding": "identity", "User-Agent": "hapi-client"}
+            | ({"Authorization": f"Bearer {token}"} if token else {}),
+            timeout=self._timeout(timeouts.read),
+            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
+            # making a TLS context takes longer than a request: one for all channels
+            verify=httpx.create_ssl_context() if parts.scheme == "https" else False,
+            transport=transport,
+        )
+        self._channels = Channels(make)
+        # connections are closed with their owner, also when nobody calls close()
+        weakref.finalize(self, self._channels.close)
+
+    def close(self) -> None:
+        """Gives connections back; this object may be used again."""
+        self._channels.close()
+
+    def model(self, kind: type[Answer], method: str, path: str, *, long_answer: bool = False, **options: Any) -> Answer:
+        """The JSON document of an answer as `kind`; WireError if it is something else."""
+        document = self.document(method, path, long_answer=long_answer, **options)
+        try:
+            return kind.model_validate(document)
+        except ValidationError as error:
+            raise WireError(
+                f"{self.url}: its answer to {method} {API}{path} is not that of a HAPI storage server "
+                f"({error.error_count()} fields). Is this the right address, and the same version?"
+            ) from error
+
+    def document(self, method: str, path: str, *, long_answer: bool = False, **options: Any) -> dict[str, Any]:
+        """The JSON object of an answer."""
+        response = self.call(method, path, long_answer=long_answer, **options)
+        try:
+            document = response.json()
+        except ValueError as error:
+            raise WireError(
+                f"{self.url}: answered something that is not JSON. Is a HAPI storage server there?"
+            ) from error
+        if not isinstance(document, dict):
+            raise WireError(f"{self.url}: answered JSON that is not an object. Is a HAPI storage server there?")
+        return document
+
+    def call(self, method: str, path: str, *, long_answer: bool = False, **options: Any) -> httpx.Response:
+        """A whole answer that is no error."""
+        if long_answer:
+            options["timeout"] = self._timeout(self._timeouts.long_answer)
+        with self._channels.lend() as channel, self._reaching():
+            response = channel.send(channel.client.build_request(method, API + path, **options))
+        check_answer(response, self.url)
+        return response
+
+    @contextmanager
+    def stream(
+        self, method: str, path: str, cancel: Cancel | None = None, *, expects: str | None = None, **options: Any
+    ) -> Iterator[Iterator[bytes]]:
+        """The pieces of an answer as they arrive; TruncatedStreamError if the connection breaks.
+
+        `cancel` breaks it off, also while it waits for bytes. WireError for another content type than `expects`.
+        """
+        with self._channels.lend() as channel, (cancel or Cancel()).calling(channel.break_off):
+            with self._reaching():
+                response = channel.send(channel.client.build_request(method, API + path, **options), stream=True)
+            try:
+                if response.is_error:
+                    with self._reaching():
+                        response.read()
+                check_answer(response, self.url, expects)
+                yield self._chunks(response)
+            finally:
+                response.close()
+
+    def _chunks(self, response: httpx.Response) -> Iterator[bytes]:
+        try:
+            yield from response.iter_raw()
+        except (httpx.TransportError, httpx.StreamError, OSError) as error:
+            raise TruncatedStreamError(
+                f"{self.url}: its answer broke off ({_reason(error)}). The server or the network went away."
+            ) from error
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.TransportError, httpx.InvalidURL, OSError) as error:
+            raise ServerUnreachableError(
+                f"no storage server answers at {self.url} ({_reason(error)}). "
+                "Check the address, and that `hapi serve` runs there."
+            ) from error
+
+    def _timeout(self, read: float) -> httpx.Timeout:
+        return httpx.Timeout(self._timeouts.read, connect=self._timeouts.connect, read=read)
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__
