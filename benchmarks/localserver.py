@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hapi.errors import HapiError
+
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
 
@@ -29,8 +31,10 @@ class LocalServer:
     announced: Mapping[str, Any]
 
 
-class ServerDidNotStartError(RuntimeError):
+class ServerDidNotStartError(HapiError):
     """`hapi serve` ended, or said nothing in time; the message has the end of its log."""
+
+    kind = "server-did-not-start"
 
 
 @contextlib.contextmanager
@@ -70,9 +74,11 @@ def _announcement(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
         line = lines.get(timeout=START_SECONDS)
     except queue.Empty:
         line = ""
-    if not line:
-        raise ServerDidNotStartError(f"hapi serve did not start: {log.read_text(errors='replace')[-2000:].strip()}")
-    return json.loads(line)
+    announced: dict[str, Any] = json.loads(line) if line else {}
+    if "url" not in announced:
+        said = announced.get("error", {}).get("message") or log.read_text(errors="replace")[-2000:].strip()
+        raise ServerDidNotStartError(f"hapi serve did not start: {said}")
+    return announced
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

@@ -42,6 +42,8 @@ for kind, port in (item.split("=") for item in ports):
 class ObjectStoreError(HapiError):
     """The object store could not be installed, started or stopped."""
 
+    kind = "object-store-failed"
+
 
 def default_venv() -> Path:
     """Where the installation is kept between runs: HAPI_SWIFT_VENV, or a folder of the user's cache."""

@@ -15,6 +15,10 @@ class HapiError(Exception):
     kind: ClassVar[str] = "failed"
     exit_code: ClassVar[int] = 1
 
+    def __init_subclass__(cls) -> None:
+        if "kind" not in cls.__dict__:
+            raise TypeError(f"{cls.__name__} needs a `kind` of its own: it is how the error is known on the wire")
+
 
 # -- bad input -----------------------------------------------------------------------------------------------
 
