@@ -1,28 +1,25 @@
-"""Writing files so that they are whole or absent."""
+"""Files that a user asked for: checked before the work, whole or absent after it."""
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from hapi.errors import HapiError, InputError
+from hapi.files import draft
 
 
 @contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
     """A path beside `target` to write to. When the block ends well, it takes the target's name; else it is removed."""
     check_target(target)
-    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
     try:
-        yield unfinished
-        os.replace(unfinished, target)
+        with draft(target.parent) as unfinished:
+            yield unfinished.path
+            unfinished.commit(target)
     except OSError as error:
         raise HapiError(f"{target}: cannot be written ({error.strerror or error}).") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def check_target(target: Path) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from storage_server.app import create_app
+    from storage_server.http.app import create_app
     from storage_server.settings import ServerSettings
 
-_HOMES = {"ServerSettings": "settings", "create_app": "app"}
+_HOMES = {"ServerSettings": "settings", "create_app": "http.app"}
 
 __all__ = ["ServerSettings", "create_app"]
 

@@ -52,9 +52,9 @@ def serve(
     import logging
     import sys
 
-    from storage_server.app import app_of
-    from storage_server.server import listen, url_of
-    from storage_server.server import serve as run
+    from storage_server.http.app import app_of
+    from storage_server.http.server import listen, url_of
+    from storage_server.http.server import serve as run
     from storage_server.service import Service
     from storage_server.settings import ServerSettings
 

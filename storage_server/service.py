@@ -12,24 +12,24 @@ import hapi
 from hapi.cancel import Cancel
 from hapi.data import Manifest, TransformSpec, open_store
 from hapi.errors import InputError
+from hapi.files import write_whole
 from hapi.plan import INPUT, OUTPUT
 from hapi.settings import StoreSettings
 from hapi.wire.protocol import DatasetSummary, ExtractRequest, ProfileRequest, ServerStatus
 from profiler import TierProfile, measure, measure_loading
 from profiler.measuring import CPU_BATCH, DEVICE_BATCH
+from storage_server.access.auth import Tenant, check_binding, load_tokens
+from storage_server.access.roots import Roots
 from storage_server.admission import Admission
-from storage_server.archives import ArchiveStore
-from storage_server.auth import Tenant, check_binding, load_tokens
-from storage_server.batching import BatchSizer
-from storage_server.budget import MemoryBudget, QueueBudget
-from storage_server.datasets import DatasetStore
-from storage_server.executor import DeviceExecutor
-from storage_server.files import write_whole
-from storage_server.loading import SampleLoader, Source
+from storage_server.extraction.batching import BatchSizer
+from storage_server.extraction.executor import DeviceExecutor
+from storage_server.extraction.loading import SampleLoader, Source
+from storage_server.extraction.pipeline import Extraction, Job, Stages
+from storage_server.library.archives import ArchiveStore
+from storage_server.library.datasets import DatasetStore
+from storage_server.library.models import ModelStore
+from storage_server.memory.budget import MemoryBudget, QueueBudget
 from storage_server.metrics import Metrics
-from storage_server.models import ModelStore
-from storage_server.pipeline import Extraction, Job, Stages
-from storage_server.roots import Roots
 from storage_server.settings import ServerSettings
 
 log = logging.getLogger(__name__)

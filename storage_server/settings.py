@@ -44,7 +44,7 @@ class ServerSettings(BaseSettings):
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535)
     """0 takes a free port."""
     tokens: Path | None = None
-    """TOML file with the tenants, see storage_server.auth. Without it the server binds to loopback only."""
+    """TOML file with the tenants, see storage_server.access.auth. Without it the server binds to loopback only."""
     cache_dir: Path = Field(default_factory=default_cache_dir)
 
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")

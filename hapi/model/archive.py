@@ -13,12 +13,12 @@ import hashlib
 import mmap
 import os
 import struct
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hapi.errors import ArchiveError, DigestMismatchError
+from hapi.files import draft
 from hapi.model import document, tensors
 from hapi.model.checks import ShapeError, ShapeLimits
 from hapi.model.graph import Graph
@@ -80,16 +80,11 @@ def save_archive(graph: Graph, path: str | os.PathLike[str]) -> str:
     """Writes the archive and returns its digest. The file appears complete or not at all."""
     target = Path(path)
     digest = hashlib.sha256()
-    descriptor, unfinished = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            for chunk in _pieces(graph):
-                file.write(chunk)
-                digest.update(chunk)
-        os.replace(unfinished, target)
-    except BaseException:
-        os.unlink(unfinished)
-        raise
+    with draft(target.parent) as file:
+        for chunk in _pieces(graph):
+            file.write(chunk)
+            digest.update(chunk)
+        file.commit(target)
     return digest.hexdigest()
 
 

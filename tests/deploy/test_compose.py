@@ -12,8 +12,8 @@ import yaml
 
 from hapi.cli import build_app
 from hapi.settings import StoreSettings
-from storage_server.auth import load_tokens
-from storage_server.roots import Roots
+from storage_server.access.auth import load_tokens
+from storage_server.access.roots import Roots
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 

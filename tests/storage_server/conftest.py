@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from hapi.data import TransformSpec, describe_transform
 from hapi.settings import StoreSettings
-from storage_server.app import app_of
+from storage_server.http.app import app_of
 from storage_server.service import Service
 from storage_server.settings import ServerSettings
 

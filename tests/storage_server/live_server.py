@@ -8,8 +8,8 @@ from types import TracebackType
 
 import uvicorn
 
-from storage_server.app import app_of
-from storage_server.server import DrainingServer, listen, url_of
+from storage_server.http.app import app_of
+from storage_server.http.server import DrainingServer, listen, url_of
 from storage_server.service import Service
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from hapi.errors import InputError, UnauthorizedError
-from storage_server.auth import TokenTable, check_binding, is_loopback, load_tokens
-from storage_server.roots import Roots
+from storage_server.access.auth import TokenTable, check_binding, is_loopback, load_tokens
+from storage_server.access.roots import Roots
 
 ALICE, BOB, METRICS = "alice-secret-0123456789", "bob-secret-0123456789", "metrics-secret-0123456789"
 SERVER = Roots(["s3://photos", "/data"])

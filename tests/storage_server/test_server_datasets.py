@@ -10,9 +10,9 @@ import pytest
 from hapi.data import build_manifest
 from hapi.errors import ForbiddenError, ManifestError, ObjectNotFoundError, UnknownDatasetError
 from hapi.settings import StoreSettings
-from storage_server.auth import Tenant
-from storage_server.datasets import DatasetStore
-from storage_server.roots import Roots
+from storage_server.access.auth import Tenant
+from storage_server.access.roots import Roots
+from storage_server.library.datasets import DatasetStore
 
 
 @pytest.fixture

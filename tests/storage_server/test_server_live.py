@@ -16,7 +16,7 @@ from hapi.cancel import Cancel
 from hapi.data import open_store
 from hapi.errors import TruncatedStreamError
 from hapi.wire import StreamDecoder, read_stream
-from storage_server.models import Upload
+from storage_server.library.models import Upload
 from storage_server.service import Service
 
 MakeService = Callable[..., Service]

@@ -20,11 +20,11 @@ from hapi.errors import (
     UnknownCutError,
     UnknownModelError,
 )
-from storage_server.archives import ArchiveStore
-from storage_server.budget import MemoryBudget
-from storage_server.files import Draft
+from hapi.files import Draft
+from storage_server.library.archives import ArchiveStore
+from storage_server.library.models import ModelStore, Upload
+from storage_server.memory.budget import MemoryBudget
 from storage_server.metrics import Metrics
-from storage_server.models import ModelStore, Upload
 
 MakeStore = Callable[..., ModelStore]
 

@@ -18,9 +18,9 @@ from hapi.data import Manifest, TransformSpec, build_manifest, load_sample, open
 from hapi.errors import InputError, MemoryBudgetError, StoreUnavailableError
 from hapi.model import Graph
 from hapi.wire import FeatureBatch, read_stream
-from storage_server.engine import Prefix
-from storage_server.loading import Source
-from storage_server.pipeline import Extraction, Job
+from storage_server.extraction.engine import Prefix
+from storage_server.extraction.loading import Source
+from storage_server.extraction.pipeline import Extraction, Job
 from storage_server.service import Service
 
 GOOD = 12

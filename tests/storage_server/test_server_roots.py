@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hapi.errors import ForbiddenError, InputError
-from storage_server.roots import Roots
+from storage_server.access.roots import Roots
 
 
 @pytest.mark.parametrize(

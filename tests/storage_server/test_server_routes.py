@@ -17,8 +17,8 @@ from hapi.data import TransformSpec
 from hapi.wire import read_stream
 from hapi.wire.protocol import ARROW_STREAM, PROBLEM_JSON, DatasetSummary, ModelInfo, ServerStatus
 from profiler import TierProfile
-from storage_server.app import app_of
-from storage_server.problems import STATUS, status_of
+from storage_server.http.app import app_of
+from storage_server.http.problems import STATUS, status_of
 from storage_server.service import Service
 
 ALICE, BOB, METRICS = "alice-secret-0123456789", "bob-secret-0123456789", "metrics-secret-0123456789"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from hapi.data.stores.base import ObjectInfo, check_key, check_range
 from hapi.errors import AccessDeniedError, ObjectNotFoundError, StoreError
+from hapi.files import write_whole
 
 
 class LocalStore:
@@ -55,15 +55,7 @@ class LocalStore:
         path = self._path(key)
         with self._errors(key):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            descriptor, draft = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".hapi-")
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(data)
-                os.chmod(draft, 0o644)
-                os.replace(draft, path)
-            except BaseException:
-                os.unlink(draft)
-                raise
+            write_whole(Path(path), data)
 
     def info(self, key: str) -> ObjectInfo:
         path = self._path(key)

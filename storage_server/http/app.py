@@ -17,9 +17,9 @@ import hapi
 from hapi.cancel import CancelledWork
 from hapi.errors import BusyError, HapiError, InputError
 from hapi.settings import StoreSettings
-from storage_server import problems
-from storage_server.middleware import BodyLimit, RequestCounter
-from storage_server.routes import Credentials, Shell, router, shell_of
+from storage_server.http import problems
+from storage_server.http.middleware import BodyLimit, RequestCounter
+from storage_server.http.routes import Credentials, Shell, router, shell_of
 from storage_server.service import Service
 from storage_server.settings import ServerSettings
 

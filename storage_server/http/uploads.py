@@ -9,7 +9,7 @@ from fastapi import Request
 
 from hapi.errors import InputError
 from hapi.wire.protocol import ModelInfo
-from storage_server.models import ModelStore, Upload
+from storage_server.library.models import ModelStore, Upload
 
 PIECE = 2**20
 """Bytes gathered before a thread writes them."""

@@ -1,16 +1,14 @@
-"""Files of the cache directory: written whole or not at all, and nothing left behind by a server that died."""
+"""Files that are written whole or not at all, and nothing left behind by a process that died."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import secrets
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
-from weakref import WeakValueDictionary
 
 DRAFT_SUFFIX = ".part"
 
@@ -18,16 +16,16 @@ DRAFT_SUFFIX = ".part"
 class Draft:
     """A file that is being written. `commit` gives it its name; until then, and after `discard`, nobody sees it.
 
-    Its lock tells another server that shares the directory that it is being written.
+    Its lock tells another process that shares the folder that it is being written.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / f"{secrets.token_hex(8)}{DRAFT_SUFFIX}"
+        self.path = folder / f".{secrets.token_hex(8)}{DRAFT_SUFFIX}"
         self.size = 0
         self._file: IO[bytes] = open(self.path, "xb")  # noqa: SIM115 - closed by commit and discard
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def write(self, data: bytes | bytearray) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         self._file.write(data)
         self.size += len(data)
 
@@ -78,20 +76,3 @@ def remove_leftovers(folder: Path) -> int:
         except (BlockingIOError, FileNotFoundError):
             continue
     return removed
-
-
-class KeyedLocks:
-    """One lock per key, kept only while somebody holds or waits for it."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._locks: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
-
-    @contextmanager
-    def held(self, key: str) -> Iterator[None]:
-        with self._guard:
-            lock = self._locks.get(key)
-            if lock is None:
-                lock = self._locks[key] = threading.Lock()
-        with lock:
-            yield

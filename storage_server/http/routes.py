@@ -30,11 +30,11 @@ from hapi.wire.protocol import (
     ProfileRequest,
     ServerStatus,
 )
-from storage_server.auth import Tenant
+from storage_server.access.auth import Tenant
+from storage_server.http.slots import Slots
+from storage_server.http.streaming import AnswerStream, watched
+from storage_server.http.uploads import store_upload
 from storage_server.service import Service
-from storage_server.slots import Slots
-from storage_server.streaming import AnswerStream, watched
-from storage_server.uploads import store_upload
 
 T = TypeVar("T")
 LINK_PIECE = 2**20

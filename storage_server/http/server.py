@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from hapi.errors import InputError
-from storage_server.routes import Shell
+from storage_server.http.routes import Shell
 
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75

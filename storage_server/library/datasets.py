@@ -12,9 +12,10 @@ from pathlib import Path
 from hapi.data import Manifest, ObjectStore, build_manifest, open_store
 from hapi.data.build import dataset_root
 from hapi.errors import ForbiddenError, ManifestError, UnknownDatasetError
+from hapi.files import remove_leftovers, write_whole
 from hapi.settings import StoreSettings
-from storage_server.auth import Tenant
-from storage_server.files import KeyedLocks, remove_leftovers, write_whole
+from storage_server.access.auth import Tenant
+from storage_server.library.locks import KeyedLocks
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from hapi.errors import TooLargeError
 from hapi.units import format_bytes
+from storage_server.http.problems import from_error
 from storage_server.metrics import Metrics
-from storage_server.problems import from_error
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

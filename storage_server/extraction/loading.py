@@ -13,8 +13,8 @@ import torch
 from hapi.cancel import Cancel
 from hapi.data import Manifest, ObjectStore, Sample, TransformSpec, load_sample, read_sample
 from hapi.errors import HapiError, StoreUnavailableError
+from storage_server.extraction.threads import WorkerThreads
 from storage_server.metrics import Metrics
-from storage_server.threads import WorkerThreads
 
 log = logging.getLogger(__name__)
 

@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from hapi.errors import BusyError, DigestMismatchError, MemoryBudgetError, UnknownModelError
+from hapi.files import Draft
 from hapi.model import Graph, load_archive
 from hapi.model.specs import dtype_name
 from hapi.units import format_bytes
 from hapi.wire.protocol import CutInfo, ModelInfo
-from storage_server.archives import ArchiveStore
-from storage_server.budget import MemoryBudget
-from storage_server.engine import Prefix
-from storage_server.files import Draft, KeyedLocks
+from storage_server.extraction.engine import Prefix
+from storage_server.library.archives import ArchiveStore
+from storage_server.library.locks import KeyedLocks
+from storage_server.memory.budget import MemoryBudget
 from storage_server.metrics import Metrics
 
 

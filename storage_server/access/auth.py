@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from hapi.errors import InputError, UnauthorizedError
-from storage_server.roots import Roots
+from storage_server.access.roots import Roots
 
 MIN_TOKEN_LENGTH = 16
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from hapi.errors import TooLargeError
+from hapi.files import Draft, remove_leftovers, write_whole
 from hapi.units import format_bytes
 from hapi.wire.protocol import ModelInfo
-from storage_server.files import Draft, remove_leftovers, write_whole
 
 log = logging.getLogger(__name__)
 

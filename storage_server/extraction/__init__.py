@@ -1,0 +1,1 @@
+"""From sample indices to a stream of features: reading, decoding, batches, the prefix on its device, frames."""

@@ -1,0 +1,1 @@
+"""HTTP around the service: the application, its routes, error answers, and answers that are streamed."""
