@@ -12,7 +12,6 @@ from hapi.plan import INPUT, OUTPUT, Link, Plan, Share
 from profiler.remote import ServerClient
 
 AUTO = "auto"
-POLICIES = ("mix", "single", "paper", "paper-v1")
 PROFILE_REPEATS, PROFILE_SECONDS = 3, 5.0
 """Timed runs here, and after how long no further one is begun: a plan should not cost more than it saves."""
 
@@ -43,7 +42,11 @@ def fixed_cut(pushdown: str | Plan, has_server: bool) -> str | None:
         raise InputError(f"pushdown {pushdown!r} needs a storage server. Give server=URL, or leave pushdown out.")
     if pushdown in ("all", OUTPUT):
         return OUTPUT
-    return None if pushdown == AUTO or pushdown in POLICIES else pushdown
+    if pushdown == AUTO:
+        return None
+    from profiler.policies import POLICIES  # scipy is slow to import
+
+    return None if pushdown in POLICIES else pushdown
 
 
 def fixed_plan(pushdown: str, cut: str, *, has_server: bool) -> Plan:
@@ -70,7 +73,7 @@ def measured_plan(
 
     The server must hold the model already.
     """
-    from profiler.planner import plan  # scipy is slow to import, and a fixed choice does not need it
+    from profiler.planner import plan
     from profiler.tiers import Job, profile_with_server
 
     job = Job(

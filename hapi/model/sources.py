@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import pickle
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -87,7 +87,7 @@ def _fetch(name: str, weights: Any) -> None:
             f"model 'torchvision:{name}': its weights {weights} could not be had from {weights.url} ({error}). "
             f"Without a network {_NO_NETWORK}."
         ) from error
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise InputError(
             f"model 'torchvision:{name}': the file of {weights} holds more than tensors; refused."
         ) from error
