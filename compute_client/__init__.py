@@ -5,8 +5,9 @@ Importing it is cheap: the names below are resolved on first use, so that the co
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hapi.lazy import lazy_names
 
 if TYPE_CHECKING:
     from compute_client.head import load_head
@@ -25,14 +26,4 @@ _HOMES = {
 
 __all__ = ["DataLoader", "HeadTrainer", "ServerClient", "load_head", "prepare"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'compute_client' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

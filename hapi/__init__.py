@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hapi.errors import HapiError
+from hapi.lazy import lazy_names
 
 if TYPE_CHECKING:
     from compute_client import DataLoader, HeadTrainer, prepare
@@ -45,12 +45,4 @@ __all__ = [
     "split",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _FRONT_DOOR:
-        raise AttributeError(f"module 'hapi' has no attribute {name!r}")
-    return getattr(import_module(_FRONT_DOOR[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_FRONT_DOOR})
+__getattr__, __dir__ = lazy_names(__name__, _FRONT_DOOR)

@@ -5,8 +5,9 @@ Importing it is cheap: the names below are resolved on first use, so that the co
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hapi.lazy import lazy_names
 
 if TYPE_CHECKING:
     from profiler.front import profile
@@ -22,23 +23,23 @@ if TYPE_CHECKING:
     from profiler.tier import TierProfile, TierRow, combine
 
 _HOMES = {
-    "POLICIES": "policies",
-    "LoadCost": "loading",
-    "MemoryModel": "memory",
-    "Pipeline": "pipeline",
-    "TierProfile": "tier",
-    "TierRow": "tier",
-    "Workspace": "memory",
-    "combine": "tier",
-    "draw_profile": "plots",
-    "measure": "measuring",
-    "measure_loading": "loading",
-    "measure_peak": "memory",
-    "plan": "planner",
-    "prefix_memory": "memory",
-    "probe_link": "link",
-    "profile": "front",
-    "profile_table": "report",
+    "POLICIES": "profiler.policies",
+    "LoadCost": "profiler.loading",
+    "MemoryModel": "profiler.memory",
+    "Pipeline": "profiler.pipeline",
+    "TierProfile": "profiler.tier",
+    "TierRow": "profiler.tier",
+    "Workspace": "profiler.memory",
+    "combine": "profiler.tier",
+    "draw_profile": "profiler.plots",
+    "measure": "profiler.measuring",
+    "measure_loading": "profiler.loading",
+    "measure_peak": "profiler.memory",
+    "plan": "profiler.planner",
+    "prefix_memory": "profiler.memory",
+    "probe_link": "profiler.link",
+    "profile": "profiler.front",
+    "profile_table": "profiler.report",
 }
 
 __all__ = [
@@ -61,14 +62,4 @@ __all__ = [
     "profile_table",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'profiler' has no attribute {name!r}")
-    value = getattr(import_module(f"profiler.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

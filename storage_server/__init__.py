@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hapi.lazy import lazy_names
 
 if TYPE_CHECKING:
     from storage_server.http.app import create_app
     from storage_server.settings import ServerSettings
 
-_HOMES = {"ServerSettings": "settings", "create_app": "http.app"}
+_HOMES = {"ServerSettings": "storage_server.settings", "create_app": "storage_server.http.app"}
 
 __all__ = ["ServerSettings", "create_app"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'storage_server' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"storage_server.{_HOMES[name]}"), name)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

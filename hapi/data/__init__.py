@@ -5,8 +5,9 @@ The names are resolved on first use, so that commands which only move bytes do n
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hapi.lazy import lazy_names
 
 if TYPE_CHECKING:
     from hapi.data.build import build_manifest, dataset_root
@@ -52,8 +53,4 @@ __all__ = [
     "sample_seed",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'hapi.data' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
