@@ -21,7 +21,7 @@ from compute_client.dataset import resolve
 from compute_client.loader import DataLoader
 from hapi.errors import InputError, ManifestError
 from hapi.model.boundary import split
-from hapi.model.parts import Backbone, Head
+from hapi.model.boundary.parts import Backbone, Head
 from profiler.remote import ServerClient
 
 _PICTURE = (640, 480)  # what a transform is tried on, to learn the shape of the model's input

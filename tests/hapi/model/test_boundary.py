@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import hapi
 from hapi.errors import CaptureError, InputError
-from hapi.model.parts import Backbone, Head
+from hapi.model.boundary.parts import Backbone, Head
 
 
 def torchvision_model(name: str, **arguments: Any) -> nn.Module:

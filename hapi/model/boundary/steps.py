@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from hapi.model.callgraph import Node, Value, replace
-from hapi.model.wiring import Wiring
+from hapi.model.boundary.callgraph import Node, Value, replace
+from hapi.model.boundary.wiring import Wiring
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from hapi.errors import CaptureError, InputError
+from hapi.model.boundary.parts import Backbone, Head
+from hapi.model.boundary.places import Boundary, at_freezing, at_module, some
+from hapi.model.boundary.steps import Step, head_steps, prefix_steps, whole_steps
+from hapi.model.boundary.tracing import trace
+from hapi.model.boundary.wiring import Wiring
 from hapi.model.guess import guess_example
-from hapi.model.parts import Backbone, Head
-from hapi.model.places import Boundary, at_freezing, at_module, some
-from hapi.model.steps import Step, head_steps, prefix_steps, whole_steps
-from hapi.model.tracing import trace
-from hapi.model.wiring import Wiring
 
 
 def split(

@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hapi.errors import InputError
-from hapi.model import sources
-from hapi.model.boundary import divide, whole
-from hapi.model.parts import Backbone, Head
-from hapi.model.weights import load_weights
+from hapi.model.boundary.division import divide, whole
+from hapi.model.boundary.parts import Backbone, Head
+from hapi.model.zoo import sources
+from hapi.model.zoo.weights import load_weights
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from hapi.errors import CaptureError, InputError
-from hapi.model.tracing import callable_children, trace
-from hapi.model.wiring import Wiring, same_place
+from hapi.model.boundary.tracing import callable_children, trace
+from hapi.model.boundary.wiring import Wiring, same_place
 
 
 @dataclass(frozen=True)

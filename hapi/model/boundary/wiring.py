@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hapi.model.callgraph import CallGraph, Node, Value, replace, tensor_leaf
+from hapi.model.boundary.callgraph import CallGraph, Node, Value, replace, tensor_leaf
 
 _SIZE = torch.ops.aten.sym_size.int
 

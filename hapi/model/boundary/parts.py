@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from hapi.model.callgraph import Here, Value, replace
-from hapi.model.steps import Step
+from hapi.model.boundary.callgraph import Here, Value, replace
+from hapi.model.boundary.steps import Step
 
 
 class Part(nn.Module):

@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hapi.errors import CaptureError, InputError
-from hapi.model.callgraph import CallGraph, Here, Node, Value, rebuild, replace, tensor_leaf
+from hapi.model.boundary.callgraph import CallGraph, Here, Node, Value, rebuild, replace, tensor_leaf
 
 _Run = Callable[[Sequence[Tensor], Sequence[Any]], list[Tensor]]
 _running: dict[str, _Run] = {}  # opaque calls of the exports in progress, by key
