@@ -6,30 +6,17 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, Self
 
 from compute_client.batches import Assembler, Batch
 from compute_client.execution import Execution
 from compute_client.order import EpochOrder
 from compute_client.pipeline import Finished
-from compute_client.state import OrderDigest
+from compute_client.position import Start
 from hapi.errors import InputError
 
 LOOKAHEAD_SPANS = 64
 """Spans whose indices are drawn before they are needed, so that work goes on while the training loop computes."""
-
-
-@dataclass
-class Progress:
-    """How far an epoch was yielded."""
-
-    epoch: int
-    batches: int = 0
-    is_over: bool = False
-    generator: str | None = None
-    """State of the user's generator at the beginning of the epoch."""
-    order: OrderDigest = field(default_factory=OrderDigest)
 
 
 class LoaderIterator:
@@ -64,23 +51,20 @@ class EpochRun:
         self,
         execution: Execution,
         order: EpochOrder,
-        progress: Progress,
+        start: Start,
         make: Callable[[Batch], Any],
         *,
-        skip: int,
-        expected_order: str,
         timeout_seconds: float | None,
         skip_errors: bool,
     ) -> None:
-        """`make` turns samples into what is yielded; `skip` batches are left out, and must be those that
-        `expected_order` is the digest of (InputError; "" is not checked)."""
-        self._execution, self._progress, self._make = execution, progress, make
+        """`make` turns samples into what is yielded. InputError if `start` is not in this order."""
+        self._execution, self._progress, self._make = execution, start.progress, make
         self._timeout = timeout_seconds
         self._whole_digest = order.world.size == 1
-        self._batches = order.batches(progress.epoch)
-        self._skip(skip, expected_order)
+        self._batches = order.batches(start.progress.epoch)
+        self._skip(start.skip, start.expected_order)
         self._planned: deque[list[int]] = deque()
-        self._spans = execution.spans(self._indices(), progress.epoch)
+        self._spans = execution.spans(self._indices(), start.progress.epoch)
         self._more_spans = True
         self._outstanding = 0
         self._assembler = Assembler(self._take, execution.dataset.describe, skip_errors=skip_errors)

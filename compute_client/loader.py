@@ -16,10 +16,10 @@ from compute_client.backbone import Backbone
 from compute_client.batches import Batch, collate
 from compute_client.dataset import Dataset, resolve
 from compute_client.execution import Execution, Limits, default_threads
-from compute_client.iterator import EpochRun, LoaderIterator, Progress
+from compute_client.iterator import EpochRun, LoaderIterator
 from compute_client.order import EpochOrder, World
 from compute_client.planning import AUTO, Workload
-from compute_client.state import LoaderState
+from compute_client.position import Position
 from compute_client.stats import LoaderStats
 from hapi.data import Manifest
 from hapi.errors import InputError
@@ -165,9 +165,7 @@ class DataLoader:
         self.device = frozen.device
         self.pin_memory = pin_memory and _can_pin()
         self._skip_errors = on_error == "skip"
-        self._next = Progress(0)
-        self._expected_order = ""
-        self._current: Progress | None = None
+        self._position = Position(self._order, self.dataset)
 
     def __iter__(self) -> LoaderIterator:
         """Starts the next epoch (or goes on within one, after load_state_dict)."""
@@ -181,22 +179,14 @@ class DataLoader:
         return self._start(lambda batch: (batch.indices, batch.features[0], batch.labels))
 
     def _start(self, make: Callable[[Batch], Any]) -> LoaderIterator:
-        begin, expected = self._next, self._expected_order
-        if begin.generator is not None:
-            self._order.generator_state = begin.generator
-        progress = Progress(begin.epoch, generator=self._order.generator_state)
         run = EpochRun(
             self._execution,
             self._order,
-            progress,
+            self._position.begin(),
             make,
-            skip=begin.batches,
-            expected_order=expected,
             timeout_seconds=self.timeout or None,
             skip_errors=self._skip_errors,
         )
-        self._current, self._expected_order = progress, ""
-        self._next = Progress(begin.epoch + 1)
         return LoaderIterator(run)
 
     def __len__(self) -> int:
@@ -252,39 +242,15 @@ class DataLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration is (epochs count by themselves otherwise); told to a sampler that asks."""
-        if epoch < 0:
-            raise InputError(f"epoch {epoch}: must not be negative.")
-        self._next, self._expected_order = Progress(epoch), ""
-        self._order.set_epoch(epoch)
+        self._position.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """A JSON document of how far the current epoch was yielded; at its end, of the beginning of the next."""
-        at = self._current
-        if at is None:
-            at, order = self._next, self._expected_order
-            generator = at.generator or self._order.generator_state
-        elif at.is_over:
-            at, order, generator = Progress(at.epoch + 1), "", self._order.generator_state
-        else:
-            order, generator = at.order.read(), at.generator
-        return LoaderState(
-            epoch=at.epoch,
-            batches=at.batches,
-            samples=len(self.dataset),
-            dataset=self.dataset.order_digest,
-            seed=self.seed,
-            order=order if at.batches else "",
-            generator=generator,
-        ).to_json()
+        return self._position.state()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Lets the next iteration begin where `state_dict` was taken; InputError if that was another dataset."""
-        state = LoaderState.from_json(state_dict)
-        state.check_fits(samples=len(self.dataset), dataset=self.dataset.order_digest, seed=self.seed)
-        self._next = Progress(state.epoch, batches=state.batches, generator=state.generator)
-        self._expected_order = state.order
-        self._current = None
-        self._order.set_epoch(state.epoch)
+        self._position.load(state_dict)
 
     def subset(
         self, indices: Sequence[int], *, batch_size: int | None = 1, shuffle: bool = False, drop_last: bool = False
@@ -302,7 +268,7 @@ class DataLoader:
             indices=indices,
         )
         other = copy.copy(self)
-        other._order, other._next, other._expected_order, other._current = order, Progress(0), "", None
+        other._order, other._position = order, Position(order, self.dataset)
         other.batch_size, other.drop_last = batch_size, drop_last
         other.sampler = other.batch_sampler = other.generator = None
         return other
