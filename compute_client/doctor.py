@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import sys
@@ -96,29 +95,13 @@ def _devices() -> str:
 
 
 def _memory() -> str:
-    import psutil
+    from hapi.machine import free_bytes
 
-    available = int(psutil.virtual_memory().available)
-    said = f"{format_bytes(available)} available on this machine"
-    limit = cgroup_limit_bytes()
-    if limit is not None:
-        said += f", this process may use {format_bytes(limit)} (cgroup)"
-    if min(available, limit or available) < LITTLE_MEMORY:
+    free = free_bytes("cpu")
+    said = f"{format_bytes(free)} may still be taken by this process (machine and control groups)"
+    if free < LITTLE_MEMORY:
         raise HapiError(f"{said}: too little for most networks. Free some, or raise the container's limit.")
     return said
-
-
-def cgroup_limit_bytes(root: str = "/sys/fs/cgroup") -> int | None:
-    """The memory limit of this process's control group as its container sees it; None if there is none."""
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            with open(os.path.join(root, name)) as file:
-                text = file.read().strip()
-        except OSError:
-            continue
-        if text.isdigit() and int(text) < 2**60:  # version 1 writes "no limit" as a number near 2^63
-            return int(text)
-    return None
 
 
 def _reach(server: str, token: str | None) -> tuple[Check, ServerClient | None]:

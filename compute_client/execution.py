@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,8 +24,6 @@ from hapi.errors import HapiError, InputError, ManifestError, TransformError, Un
 from hapi.plan import INPUT, Link, Plan
 from hapi.wire.protocol import CodecName, CompressionName
 from profiler.remote import ServerClient
-
-MAX_DEFAULT_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -235,9 +232,3 @@ class Execution:
                 f"{self.dataset.uri}: the files there changed while they were read ({self.dataset.samples} samples "
                 f"before, {summary.samples} now). Start again with a new loader."
             )
-
-
-def default_threads() -> int:
-    """Threads for decoding when the user does not say: one per processor that this process may use, at most 8."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, MAX_DEFAULT_THREADS)

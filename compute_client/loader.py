@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from compute_client.backbone import Backbone
 from compute_client.batches import Batch, collate
 from compute_client.dataset import Dataset, resolve
-from compute_client.execution import Execution, Limits, default_threads
+from compute_client.execution import Execution, Limits
 from compute_client.iterator import EpochRun, LoaderIterator
 from compute_client.order import EpochOrder, World
 from compute_client.planning import AUTO, Workload
@@ -23,6 +23,7 @@ from compute_client.position import Position
 from compute_client.stats import LoaderStats
 from hapi.data import Manifest
 from hapi.errors import InputError
+from hapi.machine import processors
 from hapi.model import Graph
 from hapi.plan import Link, Plan
 from hapi.wire import get_codec
@@ -30,6 +31,7 @@ from hapi.wire.protocol import CodecName, CompressionName
 from profiler.remote import ServerClient
 
 DEFAULT_BUFFER_BYTES = 256 * 2**20
+MAX_DEFAULT_THREADS = 8
 
 
 class DataLoader:
@@ -156,7 +158,9 @@ class DataLoader:
             codec=codec,
             compression=compression,
             workload=Workload(len(self.dataset), batch_size or 1, epochs),
-            limits=Limits(num_workers or default_threads(), requests_in_flight, buffer_bytes, retry_seconds),
+            limits=Limits(
+                num_workers or min(processors(), MAX_DEFAULT_THREADS), requests_in_flight, buffer_bytes, retry_seconds
+            ),
             link=link,
         )
         self.batch_size, self.drop_last, self.timeout = batch_size, drop_last, timeout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from hapi.data import Manifest, ObjectStore, Sample, TransformSpec, load_sample, read_sample
 from hapi.errors import ImageError, ManifestError
+from hapi.machine import processors
 
 DEFAULT_SAMPLES = 32
 MAX_SAMPLES = 1024
@@ -92,11 +92,6 @@ def measure_decoding(
         _decodes((0, objects[0]), transform)
         seconds, _ = _timed(pool, lambda item: _decodes(item, transform), list(enumerate(objects)), clock)
     return seconds / len(objects)
-
-
-def processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _decodes(item: tuple[int, bytes], transform: TransformSpec) -> bool:

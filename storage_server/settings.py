@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from hapi.errors import InputError
+from hapi.machine import processors
 from hapi.units import parse_bytes
 
 MIB = 2**20
@@ -52,7 +53,7 @@ class ServerSettings(BaseSettings):
     """Threads of one torch operation on the CPU; None is torch's own choice."""
     read_threads: int = Field(default=16, ge=1, le=512)
     """Objects read at the same time."""
-    workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=512)
+    workers: int = Field(default_factory=processors, ge=1, le=512)
     """Images decoded and transformed at the same time."""
     max_batch: int | None = Field(default=None, ge=1, le=65536)
     """Most samples in one pass through a prefix; None is 32 on a CPU and 128 on a GPU. Memory may allow fewer."""

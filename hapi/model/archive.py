@@ -27,7 +27,6 @@ from hapi.units import format_bytes
 MAGIC = b"\x89HAPI\r\n\x1a"
 VERSION = 1
 _HEADER = struct.Struct("<8sIIQQ")
-_HASH_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)

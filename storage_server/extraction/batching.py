@@ -13,8 +13,8 @@ import torch
 from hapi.cancel import Cancel
 from hapi.errors import BusyError, MemoryBudgetError
 from hapi.units import format_bytes
+from storage_server.budget import MemoryBudget
 from storage_server.extraction.engine import Prefix
-from storage_server.memory.budget import MemoryBudget
 from storage_server.metrics import Metrics
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable
 
 from hapi.errors import InputError
+from hapi.machine import free_bytes
 from hapi.units import format_bytes
-from storage_server.memory.limits import free_bytes
 
 HEADROOM = 0.9
 """Part of the free memory that is planned with: allocators fragment, and other processes live, too."""

@@ -1,13 +1,19 @@
-"""How much memory there is: what the control groups of this process and its machine, or its device, leave free."""
+"""What this process may use: processors, and the memory that its control groups, its machine or a device leave free."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import psutil
 
 UNLIMITED = 2**60
 """Control groups of version 1 write 'no limit' as a number near 2^63."""
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_bytes(device: str) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from storage_server.memory.limits import cgroup_free_bytes, free_bytes
+from hapi.machine import cgroup_free_bytes, free_bytes
 
 GIB = 2**30
 
@@ -64,7 +64,7 @@ def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
 
 
 def test_the_host_is_never_more_than_its_control_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storage_server.memory.limits.cgroup_free_bytes", lambda: 12345)
+    monkeypatch.setattr("hapi.machine.cgroup_free_bytes", lambda: 12345)
     assert free_bytes("cpu") == 12345
-    monkeypatch.setattr("storage_server.memory.limits.cgroup_free_bytes", lambda: None)
+    monkeypatch.setattr("hapi.machine.cgroup_free_bytes", lambda: None)
     assert free_bytes("cpu") > 12345

@@ -1,1 +1,0 @@
-"""How much memory there is, and what is promised from it."""
