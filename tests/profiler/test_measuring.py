@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -157,6 +158,15 @@ def test_on_an_accelerator_loading_and_computing_overlap() -> None:
     server, client = tiers("cuda:0")
     profile = combine(server, client, link=None, samples=0, batch_size=1)
     assert [cut.server_seconds for cut in profile.cuts] == pytest.approx([0.001, 0.0044, 0.005])
+
+
+def test_bytes_are_counted_in_the_codec_of_the_client() -> None:
+    server, client = tiers("cpu")
+    half = replace(client, rows=tuple(replace(row, out_bytes=row.out_bytes // 2) for row in client.rows))
+    profile = combine(server, half, link=Link(1e9), samples=9, batch_size=3)
+    assert [cut.out_bytes for cut in profile.cuts] == [100.0, 200, 20]  # objects are shipped as they are
+    assert profile.cuts[1].server_seconds == pytest.approx(0.0062)
+    assert profile.cuts[1].client_seconds == pytest.approx(0.032)
 
 
 def test_tiers_of_different_cuts_do_not_combine() -> None:
