@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -62,8 +63,7 @@ def from_torchvision(name: str, published: bool) -> Source:
         if published:
             if not presets:
                 raise InputError(f"model 'torchvision:{name}': torchvision publishes no weights for it; {_NO_NETWORK}.")
-            _fetch(name, presets[0])
-            network = models.get_model(name, weights=presets[0], progress=False)
+            network = _published(name, presets[0])
         else:
             network = models.get_model(name, weights=None)
             if presets and hasattr(network, "transform_input"):
@@ -77,11 +77,13 @@ def from_torchvision(name: str, published: bool) -> Source:
     return Source(name, network, usual_transform(size), notes=(_usual_note(size),))
 
 
-def _fetch(name: str, weights: Any) -> None:
-    """Downloads the published file, and reads it once with the unpickler that cannot execute anything."""
+def _published(name: str, weights: Any) -> nn.Module:
+    """The network with its published weights: a .pth file, read by the unpickler that cannot execute anything."""
+    from torchvision import models
+
     try:
-        with redirect_stdout(sys.stderr):  # the hub announces downloads on standard output
-            weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        with _tensors_only(), redirect_stdout(sys.stderr):  # the hub announces downloads on standard output
+            return models.get_model(name, weights=weights, progress=False)
     except (OSError, RuntimeError) as error:  # no network, an HTTP error, a wrong hash
         raise InputError(
             f"model 'torchvision:{name}': its weights {weights} could not be had from {weights.url} ({error}). "
@@ -91,6 +93,21 @@ def _fetch(name: str, weights: Any) -> None:
         raise InputError(
             f"model 'torchvision:{name}': the file of {weights} holds more than tensors; refused."
         ) from error
+
+
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """Inside, torch reads files with its restricted unpickler, whatever a library asks for."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 # -- Hugging Face --------------------------------------------------------------------------------------------
