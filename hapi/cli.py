@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
 from importlib.metadata import entry_points
+from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 import hapi
+from hapi.console import emit
 from hapi.errors import HapiError
 
+BAD_USAGE = 2
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
+
+# the parser's own error class; typer exports only this one of its children
+_UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 def build_app() -> typer.Typer:
@@ -41,28 +47,33 @@ def build_app() -> typer.Typer:
 
 
 def main() -> None:
-    """Runs the command line; a HapiError becomes one sentence and its exit code, never a traceback.
+    """Runs the command line; a HapiError or bad usage becomes one sentence and its exit code, never a traceback.
 
     With `--json` the error is also the JSON document: {"error": {"kind", "message"}}. HAPI_DEBUG=1 shows the traceback.
     """
     try:
-        build_app()()
+        code = build_app()(standalone_mode=False)  # what a command returns (nothing), or the code of typer.Exit
     except HapiError as error:
         if os.environ.get("HAPI_DEBUG"):
             traceback.print_exc()
-        if "--json" in sys.argv:
-            json.dump({"error": {"kind": error.kind, "message": str(error)}}, sys.stdout)
-            sys.stdout.write("\n")
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_escaped(error)}")
-        sys.exit(error.exit_code)
+        sys.exit(_report(error.kind, str(error), error.exit_code))
+    except _UsageError as error:
+        said = error.format_message()
+        if not said:  # no arguments at all: the help was shown instead
+            sys.exit(BAD_USAGE)
+        command = error.ctx.command_path if error.ctx is not None else "hapi"
+        sys.exit(_report("bad-usage", f"{said.rstrip('.')}. `{command} --help` shows what can be said.", BAD_USAGE))
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
+    sys.exit(_report("interrupted", "interrupted", code) if code == INTERRUPTED else code)
 
 
-def _escaped(error: HapiError) -> str:
-    from rich.markup import escape
-
-    return escape(str(error))
+def _report(kind: str, message: str, code: int) -> int:
+    """Tells an error to people, and with `--json` also to programs; gives the exit code back."""
+    if "--json" in sys.argv:
+        emit({"error": {"kind": kind, "message": message}})
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {escape(message)}")
+    return code
 
 
 if __name__ == "__main__":

@@ -14,6 +14,11 @@ def console(as_json: bool = False) -> Console:
     return Console(stderr=as_json, highlight=False)
 
 
+def say(out: Console, text: str) -> None:
+    """Prints one line as a whole, however narrow the terminal: it can be searched, copied and counted on."""
+    out.print(text, soft_wrap=True)
+
+
 def emit(document: dict[str, Any]) -> None:
     """Writes the one JSON document of a `--json` run; refuses NaN, which is not JSON."""
     json.dump(document, sys.stdout, allow_nan=False)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.markup import escape
 
-from hapi.console import console, emit
+from hapi.console import console, emit, say
 from hapi.errors import InputError, ProfileError
 from hapi.units import format_bandwidth, parse_bandwidth
 
@@ -65,13 +66,13 @@ def profile_command(
             device=device,
         )
     if server is None:
-        out.print("No --server: this machine was measured as both tiers, so the server's times are this machine's.")
+        say(out, "No --server: this machine was measured as both tiers, so the server's times are this machine's.")
     chosen = _plan_of(out, result)
     _show(out, result, chosen)
     if plot is not None:
         from profiler import draw_profile
 
-        out.print(f"drawn: {draw_profile(result, plot, chosen)}")
+        say(out, f"drawn: {escape(str(draw_profile(result, plot, chosen)))}")
     if as_json:
         emit(result.to_json())
 
@@ -102,9 +103,10 @@ def _plan_of(out: Any, result: Profile) -> Plan:
     from profiler import plan
 
     if result.link is None:
-        out.print(
+        say(
+            out,
             f"No link was measured: the plan assumes {format_bandwidth(ASSUMED_BITS_PER_S)} (say otherwise with "
-            "--bandwidth)."
+            "--bandwidth).",
         )
         return plan(result, bandwidth=ASSUMED_BITS_PER_S)
     return plan(result)
@@ -140,5 +142,9 @@ def _read(file: Path) -> str:
         if file.stat().st_size > MAX_PROFILE_BYTES:
             raise ProfileError(f"profile {str(file)!r}: larger than {MAX_PROFILE_BYTES} bytes. Is it the right file?")
         return file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProfileError(f"profile {str(file)!r} cannot be read: {error}.") from error
+    except OSError as error:
+        raise ProfileError(
+            f"profile {str(file)!r} cannot be read: {error.strerror}. `hapi profile ... --json > FILE` writes one."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ProfileError(f"profile {str(file)!r}: not text. Is it the right file?") from error

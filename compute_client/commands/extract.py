@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from compute_client.commands import options
-from hapi.console import console, emit
+from hapi.console import console, emit, say
 from hapi.units import format_bytes, format_seconds
 
 
@@ -91,6 +91,7 @@ def extract_command(
         )
         return
     left_out = f", {stats.failed_samples} left out" if stats.failed_samples else ""
-    shown.print(
-        f"{escape(str(out))}: {rows} samples{left_out}, {format_bytes(out.stat().st_size)}, {format_seconds(seconds)}"
+    say(
+        shown,
+        f"{escape(str(out))}: {rows} samples{left_out}, {format_bytes(out.stat().st_size)}, {format_seconds(seconds)}",
     )

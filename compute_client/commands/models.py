@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from compute_client.commands import options
-from hapi.console import console, emit
+from hapi.console import console, emit, say
 from hapi.errors import InputError
 from hapi.units import format_bytes
 
@@ -37,7 +37,7 @@ def push_command(
         emit({"digest": graph.digest, "name": graph.name, "bytes": archive_bytes(graph), "new": is_new})
         return
     said = "uploaded" if is_new else "was there already"
-    console().print(f"{graph.digest}  {escape(graph.name)}, {format_bytes(archive_bytes(graph))}: {said}")
+    say(console(), f"{graph.digest}  {escape(graph.name)}, {format_bytes(archive_bytes(graph))}: {said}")
 
 
 @models_app.command("list")
@@ -53,7 +53,7 @@ def list_command(server: str = _SERVER, token: str | None = options.TOKEN, as_js
         emit({"models": [model.model_dump() for model in models]})
         return
     if not models:
-        console().print("no models. `hapi models push` uploads one; training does so by itself.")
+        say(console(), "no models. `hapi models push` uploads one; training does so by itself.")
         return
     table = Table("digest", "name", "bytes", "cuts", box=None)
     for model in models:
@@ -79,4 +79,4 @@ def remove_command(
     if as_json:
         emit({"digest": found[0].digest, "name": found[0].name})
         return
-    console().print(f"removed {found[0].digest}  {escape(found[0].name)}")
+    say(console(), f"removed {found[0].digest}  {escape(found[0].name)}")

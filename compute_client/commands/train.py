@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from compute_client.commands import options
 from compute_client.progress import TerminalProgress
-from hapi.console import console, emit
+from hapi.console import console, emit, say
 from hapi.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -84,13 +84,13 @@ def train_command(
             weight_decay=weight_decay,
             val_split=val_split,
         )
-    notes.print(f"{loader.samples} samples, {len(loader.classes)} classes at {escape(loader.dataset.uri)}")
+    say(notes, f"{loader.samples} samples, {len(loader.classes)} classes at {escape(loader.dataset.uri)}")
     with TerminalProgress(notes, epochs) as progress:
         result = trainer.fit(progress)
     loader.close()
     if out is not None:
         trainer.save(out)
-        notes.print(f"written: {escape(str(out))}")
+        say(notes, f"written: {escape(str(out))}")
     if as_json:
         emit({**result.to_json(), "model": model, "data": loader.dataset.uri, "head": head, "seed": seed})
     else:

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
+from rich.markup import escape
 
-from hapi.console import console, emit
+from hapi.console import console, emit, say
 from hapi.errors import InputError
 from hapi.units import format_bytes, format_seconds
 
@@ -59,9 +60,10 @@ def push_command(
     if not done.sent + done.skipped:
         raise InputError(f"{source}: nothing in it to copy. Check the path.")
     seconds = time.monotonic() - began
-    console(as_json).print(
-        f"{done.sent} objects sent to {target}, {done.skipped} were there already: "
-        f"{format_bytes(done.bytes)} in {format_seconds(seconds)}."
+    say(
+        console(as_json),
+        f"{done.sent} objects sent to {escape(target)}, {done.skipped} were there already: "
+        f"{format_bytes(done.bytes)} in {format_seconds(seconds)}.",
     )
     if as_json:
         emit({"source": source, "target": target, "sent": done.sent, "skipped": done.skipped,
@@ -102,9 +104,10 @@ def synth_command(
         store.close()
     seconds = time.monotonic() - began
     names = sorted(kind.name for kind in looks(min(classes, images)))
-    console(as_json).print(
+    say(
+        console(as_json),
         f"{done.sent} pictures of {len(names)} kinds ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''}) "
-        f"in {target}: {format_bytes(done.bytes)} in {format_seconds(seconds)}."
+        f"in {escape(target)}: {format_bytes(done.bytes)} in {format_seconds(seconds)}.",
     )
     if as_json:
         emit({"target": target, "images": done.sent, "classes": names, "bytes": done.bytes, "seconds": seconds})

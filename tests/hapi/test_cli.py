@@ -24,8 +24,35 @@ def test_version_and_help() -> None:
         assert command in listing
 
 
-def test_bad_usage_exits_with_2() -> None:
-    assert run("train", "--no-such-option").returncode == 2
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--no-such-option"], "No such option: --no-such-option"),
+        (["train", "--data", "x", "--model", "y", "--batch-size", "many"], "Invalid value for '--batch-size'"),
+        (["trian"], "Did you mean 'train'?"),
+    ],
+)
+def test_bad_usage_is_a_sentence_and_exit_code_2(arguments: list[str], said: str) -> None:
+    plain, with_json = run(*arguments), run(*arguments, "--json")
+    assert (plain.returncode, with_json.returncode) == (2, 2)
+    assert plain.stdout == ""
+    assert plain.stderr.startswith("error: ")
+    assert said in plain.stderr
+    assert plain.stderr.count("\n") == 1
+    document = json.loads(with_json.stdout)
+    assert document["error"]["kind"] == "bad-usage"
+    assert said in document["error"]["message"]
+
+
+def test_no_command_shows_the_help() -> None:
+    result = run()
+    assert result.returncode == 2
+    assert "Commands" in result.stdout
+    assert "error" not in result.stderr
+
+
+def test_a_command_can_end_with_a_code_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fail_with(typer.Exit(1), monkeypatch) == 1
 
 
 def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
@@ -60,6 +87,10 @@ def test_failure_with_json_is_a_document_and_exit_code_1(
     assert document == {"error": {"kind": "unreachable", "message": "http://x:1: no answer"}}
 
 
-def test_interrupt_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fail_with(KeyboardInterrupt(), monkeypatch) == cli.INTERRUPTED
-    assert "Traceback" not in capsys.readouterr().err
+def test_an_interrupt_is_told_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fail_with(KeyboardInterrupt(), monkeypatch, "--json") == cli.INTERRUPTED
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["error"]["kind"] == "interrupted"
+    assert captured.err == "error: interrupted\n"
