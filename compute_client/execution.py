@@ -12,7 +12,7 @@ from compute_client.dataset import Dataset
 from compute_client.decode import Decoder, Transform
 from compute_client.local import LocalSource
 from compute_client.pipeline import Pipeline
-from compute_client.planning import Workload, fixed_cut, fixed_plan, measured_plan
+from compute_client.planning import AUTO, Workload, fixed_cut, fixed_plan, measured_plan, policies, unmeasured_plan
 from compute_client.remote import RemoteJob, RemoteSource, Restorer
 from compute_client.source import SpanSource
 from compute_client.spans import Dealer, Span, span_size, spans
@@ -20,7 +20,15 @@ from compute_client.stats import LoaderStats
 from compute_client.suffix import Compute, SuffixRunner
 from hapi.backoff import RetryPolicy
 from hapi.data import TransformSpec, describe_transform
-from hapi.errors import HapiError, InputError, ManifestError, TransformError, UnknownDatasetError
+from hapi.errors import (
+    HapiError,
+    InputError,
+    ManifestError,
+    MemoryBudgetError,
+    TransformError,
+    UnknownCutError,
+    UnknownDatasetError,
+)
 from hapi.plan import INPUT, Link, Plan
 from hapi.wire.protocol import CodecName, CompressionName
 from profiler.remote import ServerClient
@@ -65,7 +73,7 @@ class Execution:
         self._note: str | None = None
         self._transform = self._portable(transform)
         if self._fixed not in (None, INPUT):
-            self._fixed = self.cut_name(str(self._fixed))
+            self._fixed = self._named(str(self._fixed))
         digest = spec = None
         if self._fixed != INPUT:
             digest = backbone.graph(self._transform).digest
@@ -104,6 +112,15 @@ class Execution:
     def cut_name(self, name: str) -> str:
         """The graph's own name for a cut; UnknownCutError lists those that are close."""
         return self._backbone.graph(self._transform).cut(name).name
+
+    def _named(self, pushdown: str) -> str:
+        """The cut that `pushdown` names, by its own name."""
+        try:
+            return self.cut_name(pushdown)
+        except UnknownCutError as error:
+            raise UnknownCutError(
+                f"pushdown {pushdown!r} is no policy ({', '.join(policies())}), and {error}"
+            ) from None
 
     def spans(self, indices: Iterator[int], epoch: int) -> Iterator[Span]:
         """Deals an epoch's samples to the cuts of the plan."""
@@ -168,17 +185,22 @@ class Execution:
             assert self._server is not None
             assert isinstance(self._transform, TransformSpec)
             self._upload()
-            plan = measured_plan(
-                self._pushdown,
-                self._server,
-                self._backbone,
-                self._transform,
-                self.dataset,
-                self._workload,
-                codec=self._job.codec,
-                link=self._link,
-                threads=self._limits.threads,
-            )
+            try:
+                plan = measured_plan(
+                    self._pushdown,
+                    self._server,
+                    self._backbone,
+                    self._transform,
+                    self.dataset,
+                    self._workload,
+                    codec=self._job.codec,
+                    link=self._link,
+                    threads=self._limits.threads,
+                )
+            except MemoryBudgetError as error:
+                if self._pushdown != AUTO:  # who names a policy wants to know
+                    raise
+                plan = unmeasured_plan(f"nothing is pushed down, since the server cannot measure the network: {error}")
         return replace(plan, reasons=(*plan.reasons, self._note)) if self._note else plan
 
     def ready(self) -> dict[str, Compute]:

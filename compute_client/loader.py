@@ -6,6 +6,7 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import torch
@@ -21,6 +22,7 @@ from compute_client.order import EpochOrder, World
 from compute_client.planning import AUTO, Workload
 from compute_client.position import Position
 from compute_client.stats import LoaderStats
+from hapi.backoff import QUICK
 from hapi.data import Manifest
 from hapi.errors import InputError
 from hapi.machine import processors
@@ -66,7 +68,7 @@ class DataLoader:
             reached. `skip`: leave it out, counted in `stats.failed_samples`; a batch that lost all samples is left out.
         epochs: how many are planned: the planner weighs start-up costs with it.
         requests_in_flight, buffer_bytes: how much is asked for at once, and how many bytes may be under way.
-        retry_seconds: how long a server may be away, without any progress, before its error is raised.
+        retry_seconds: how long a server may be away or full, without any progress, before its error is raised.
         link: bandwidth and latency for the planner; default: measured.
         rank, world_size: this process's share of every epoch; default: those of torch.distributed if it is
             initialised. All ranks have the same number of batches. A sampler of your own replaces this.
@@ -132,7 +134,8 @@ class DataLoader:
             raise InputError("rank and world_size belong together: give both or neither.")
         get_codec(codec)
         world = None if rank is None or world_size is None else World(rank, world_size)
-        self._server = ServerClient(server, token) if isinstance(server, str) else server
+        first_contact = replace(QUICK, busy_seconds=retry_seconds)
+        self._server = ServerClient(server, token, retry=first_contact) if isinstance(server, str) else server
         frozen = Backbone(backbone, weights=weights, device=device)
         self.dataset: Dataset
         self.dataset, own_transform = resolve(data, self._server)

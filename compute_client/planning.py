@@ -42,11 +42,7 @@ def fixed_cut(pushdown: str | Plan, has_server: bool) -> str | None:
         raise InputError(f"pushdown {pushdown!r} needs a storage server. Give server=URL, or leave pushdown out.")
     if pushdown in ("all", OUTPUT):
         return OUTPUT
-    if pushdown == AUTO:
-        return None
-    from profiler.policies import POLICIES  # scipy is slow to import
-
-    return None if pushdown in POLICIES else pushdown
+    return None if pushdown in policies() else pushdown
 
 
 def fixed_plan(pushdown: str, cut: str, *, has_server: bool) -> Plan:
@@ -55,6 +51,18 @@ def fixed_plan(pushdown: str, cut: str, *, has_server: bool) -> Plan:
     if not has_server:
         reason = "no server was given: everything runs in this process"
     return Plan(pushdown if has_server else "none", (Share(cut, 1.0),), None, None, (reason,))
+
+
+def unmeasured_plan(reason: str) -> Plan:
+    """No pushdown, where `auto` could not measure."""
+    return Plan("none", (Share(INPUT, 1.0),), None, None, (reason,))
+
+
+def policies() -> tuple[str, ...]:
+    """What `pushdown` can be besides the name of a cut."""
+    from profiler.policies import POLICIES  # scipy is slow to import
+
+    return (AUTO, *POLICIES)
 
 
 def measured_plan(

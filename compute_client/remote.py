@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from compute_client.decode import Decoder
+from compute_client.outage import Outage
 from compute_client.source import Stage
 from compute_client.spans import Span
 from compute_client.stats import LoaderStats
@@ -89,6 +90,7 @@ class RemoteSource:
         """`decoder` is needed for spans at cut `input` only."""
         self._client, self._job, self._retry, self._restorer = client, job, retry, restorer
         self._decoder, self._stats = decoder, stats
+        self._outage = Outage(client.url, retry.patience_seconds)
 
     def fetch(self, span: Span, cancel: Cancel) -> Stage:
         answer = _Objects(span, self._decoder, cancel) if span.cut == INPUT and self._decoder else _Tensors(span)
@@ -105,6 +107,7 @@ class RemoteSource:
                 self._recover(error, known, backoff)
             except TRANSIENT as error:
                 cancel.check()
+                self._outage.met(error)
                 backoff.pause(error)
             if answer.missing():
                 self._stats.add(retries=1)
@@ -124,6 +127,7 @@ class RemoteSource:
             cancel.check()
             answer.add(batch)
             backoff.progress()
+            self._outage.over()
         if left := answer.missing():
             raise TruncatedStreamError(
                 f"{self._client.url}: answered without {len(left)} of {len(indices)} samples (first: {left[0]})."

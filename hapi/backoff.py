@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -35,10 +36,18 @@ class RetryPolicy:
     attempts: int = 100
     first_seconds: float = 0.1
     longest_seconds: float = 5.0
+    busy_seconds: float | None = None
+    """Patience with a server that says that it is full, for any number of tries; None: as with any other failure."""
+
+    def patience(self, error: HapiError) -> tuple[float, float]:
+        """Seconds and tries after which `error` is the last word."""
+        if isinstance(error, BusyError) and self.busy_seconds is not None:
+            return self.busy_seconds, math.inf
+        return self.patience_seconds, self.attempts
 
 
-QUICK = RetryPolicy(patience_seconds=3.0, attempts=5)
-"""For the first contact: an address with a typo should be reported at once."""
+QUICK = RetryPolicy(patience_seconds=3.0, attempts=5, busy_seconds=120.0)
+"""For the first contact: an address with a typo should be reported at once, but a server that is full is there."""
 
 
 class Backoff:
@@ -59,8 +68,9 @@ class Backoff:
         now = time.monotonic()
         self._failures += 1
         self._since = now if self._since is None else self._since
-        left = self._policy.patience_seconds - (now - self._since)
-        if not isinstance(error, TRANSIENT) or self._failures >= self._policy.attempts or left <= 0:
+        seconds, attempts = self._policy.patience(error)
+        left = seconds - (now - self._since)
+        if not isinstance(error, TRANSIENT) or self._failures >= attempts or left <= 0:
             if isinstance(error, TRANSIENT) and self._failures > 1:
                 raise type(error)(f"{error} Given up after {self._failures} tries in {now - self._since:.0f} s.")
             raise error

@@ -91,6 +91,43 @@ def test_a_mix_of_cuts_gives_the_same_batches(
     assert sum(loader.stats.samples_by_cut.values()) == 2 * SAMPLES
 
 
+def test_auto_goes_without_a_server_that_has_no_room_and_says_so(
+    server: FakeServer, graph: Graph, transform: v2.Compose, expected: list
+) -> None:
+    no_room = MemoryBudgetError("net up to output needs 9 MB; this server may use 1 MB.")
+    with patch("compute_client.execution.measured_plan", side_effect=no_room):
+        loader = open_loader(server, graph, transform, pushdown="auto")
+        assert_same([batch for _ in range(2) for batch in loader], expected)
+        assert (loader.plan.policy, [share.name for share in loader.plan.cuts]) == ("none", ["input"])
+        assert str(no_room) in str(loader.plan)
+        with pytest.raises(MemoryBudgetError, match="needs 9 MB"):
+            open_loader(server, graph, transform, pushdown="mix").warm_up()
+
+
+def test_a_full_server_is_waited_for_as_long_as_one_that_is_away(pictures: Path, graph: Graph) -> None:
+    with patch("compute_client.loader.ServerClient") as client, pytest.raises(TypeError):
+        DataLoader(pictures, backbone=graph, server="http://127.0.0.1:1", retry_seconds=77)
+    assert client.call_args.kwargs["retry"].patience(BusyError("full"))[0] == 77
+
+
+def test_an_outage_is_told_once_with_its_end(
+    server: FakeServer, graph: Graph, transform: v2.Compose, expected: list, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(number: int) -> None:
+        if number in (2, 3, 4):
+            raise httpx.ConnectError("refused")
+
+    server.trouble = refuse
+    loader = open_loader(server, graph, transform, requests_in_flight=1)
+    with caplog.at_level("WARNING"):
+        assert_same(list(loader), expected[:9])
+    told = [record.getMessage() for record in caplog.records if record.name == "compute_client.outage"]
+    assert len(told) == 2
+    assert "refused" in told[0]
+    assert "for up to 5 s" in told[0]
+    assert "answers again after" in told[1]
+
+
 @pytest.mark.parametrize("codec", ["float16", "bfloat16"])
 def test_narrow_codecs_are_near(
     server: FakeServer, graph: Graph, transform: v2.Compose, expected: list, codec: str

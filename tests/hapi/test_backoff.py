@@ -74,6 +74,17 @@ def test_a_busy_server_is_given_the_time_it_asks_for(monkeypatch: pytest.MonkeyP
     assert waits[1] <= 30  # not beyond the patience
 
 
+def test_a_full_server_is_waited_for_longer_than_one_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cancel, "wait", lambda self, seconds: None)
+    policy = RetryPolicy(patience_seconds=60, attempts=3, busy_seconds=60)
+    call = Counted([BusyError("full", 0.0)] * 20)
+    assert again(call, policy) == "done"
+    with pytest.raises(BusyError, match="Given up after 2 tries"):
+        again(Counted([BusyError("full", 0.0)] * 20), RetryPolicy(busy_seconds=1e-9))
+    with pytest.raises(ServerUnreachableError, match="Given up after 3 tries"):
+        again(Counted([ServerUnreachableError("gone")] * 20), policy)
+
+
 def test_waits_grow_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(Cancel, "wait", lambda self, seconds: waits.append(seconds))
