@@ -66,7 +66,7 @@ class Assembler:
                 index = span.span.indices[row]
                 raise SampleError(
                     f"{self._describe(index)}: {span.errors[row]} "
-                    '(on_error="skip" leaves such samples out and counts them)',
+                    'Leave such samples out with on_error="skip" (--skip-errors on the command line).',
                     index,
                 )
 

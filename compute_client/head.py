@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -18,9 +18,16 @@ from compute_client.files import write_whole
 from hapi.errors import InputError
 
 HeadKind = Literal["linear", "mlp"]
+HEADS: tuple[HeadKind, ...] = get_args(HeadKind)
 FORMAT = "hapi-head-1"
 HIDDEN = 512
 """Width of the hidden layer of an `mlp` head, unless said otherwise."""
+
+
+def check_kind(kind: str) -> None:
+    """InputError if there is no such head."""
+    if kind not in HEADS:
+        raise InputError(f"head {kind!r}: say one of {', '.join(HEADS)}.")
 
 
 def build_head(
@@ -33,15 +40,14 @@ def build_head(
     The parameters are PyTorch's default initialisation right after `torch.manual_seed(seed)`, on the CPU; the global
     random state is left as it was.
     """
+    check_kind(kind)
     size = math.prod(feature_shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if kind == "linear":
             layers: list[nn.Module] = [nn.Linear(size, classes)]
-        elif kind == "mlp":
-            layers = [nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, classes)]
         else:
-            raise InputError(f"head {kind!r}: say 'linear' or 'mlp'.")
+            layers = [nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, classes)]
     if len(feature_shape) != 1:
         layers.insert(0, nn.Flatten())
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)

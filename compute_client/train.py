@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from compute_client.head import HIDDEN, HeadKind, build_head, save_head
+from compute_client.head import HIDDEN, HeadKind, build_head, check_kind, save_head
 from compute_client.loader import DataLoader
 from compute_client.progress import Progress, Silent
 from compute_client.result import TrainResult, peak_rss_bytes
@@ -59,6 +59,7 @@ class HeadTrainer:
         """
         if not loader.classes:
             raise InputError(f"{loader.dataset.uri}: has no labels to train on. Use one folder per class, or a list.")
+        check_kind(head)
         if epochs < 1 or hidden < 1 or weight_decay < 0:
             raise InputError("epochs and hidden must be at least 1, weight_decay not negative.")
         if optimizer not in LEARNING_RATES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
@@ -10,6 +11,11 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from hapi.errors import InputError
+
+
+def said(fault: Mapping[str, Any]) -> str:
+    """What pydantic found at fault, without its own prefix and without the full stop."""
+    return str(fault["msg"]).removeprefix("Value error, ").rstrip(".")
 
 
 class StoreSettings(BaseSettings):
@@ -57,7 +63,7 @@ class StoreSettings(BaseSettings):
             first = error.errors(include_input=False, include_url=False)[0]
             field = "_".join(str(part) for part in first["loc"]) or "settings"
             name = field if field.startswith("HAPI_") else f"HAPI_S3_{field.upper()}"
-            raise InputError(f"object store settings, {name}: {first['msg']}. Correct or unset it.") from None
+            raise InputError(f"object store settings, {name}: {said(first)}. Correct or unset it.") from None
 
     @field_validator("endpoint")
     @classmethod

@@ -159,6 +159,7 @@ def check_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "writable", b"")
+        (folder / "writable").unlink()
     except OSError as error:
         raise InputError(f"cache directory {folder}: {error.strerror}. Choose another with --cache-dir.") from error
 

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from hapi.errors import InputError
 from hapi.machine import processors
+from hapi.settings import said
 from hapi.units import parse_bytes
 
 MIB = 2**20
@@ -88,7 +89,7 @@ class ServerSettings(BaseSettings):
             return cls(**values)
         except ValidationError as error:
             faults = [
-                f"{'.'.join(str(part) for part in fault['loc']) or 'settings'}: {fault['msg']}"
+                f"{'.'.join(str(part) for part in fault['loc']) or 'settings'}: {said(fault)}"
                 for fault in error.errors(include_input=False, include_url=False)
             ]
             remedy = "Correct the option of that name, or HAPI_SERVER_<NAME>."

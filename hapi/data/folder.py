@@ -33,8 +33,12 @@ def folder_manifest(store: ObjectStore) -> Manifest:
     in_folder = pc.match_substring(keys, "/")
     if not pc.any(in_folder).as_py():
         flat = found.filter(is_image)
+        if not found.num_rows:
+            raise ManifestError(f"{store.uri}: nothing lies there. Check the address, or push a dataset to it.")
         if not flat.num_rows:
-            raise ManifestError(f"{store.uri}: no images in it. {_remedy()}")
+            raise ManifestError(
+                f"{store.uri}: no images among its {found.num_rows} files. {_known()} A list of files may name others."
+            )
         flat = flat.take(pc.sort_indices(flat, sort_keys=[("key", "ascending")]))
         return Manifest(store.uri, (), table_of(flat["key"], flat["length"], flat["version"]))
 
@@ -78,12 +82,14 @@ def _check_none_empty(uri: str, classes: Sequence[str], filled: Iterable[str]) -
     if empty := sorted(set(classes) - set(filled)):
         names = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
         folders = "class folders" if len(empty) > 1 else "class folder"
-        raise ManifestError(f"{uri}: no images in the {folders} {names}. {_remedy()}")
+        raise ManifestError(
+            f"{uri}: no images in the {folders} {names}. {_known()} Remove what is no class, or give a list of files."
+        )
 
 
 def _first_part(keys: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.replace_substring_regex(keys, r"(?s)/.*$", "")
 
 
-def _remedy() -> str:
-    return f"Known image extensions: {' '.join(IMAGE_EXTENSIONS)}. Remove the folder, or give a list of files."
+def _known() -> str:
+    return f"Known image extensions: {' '.join(IMAGE_EXTENSIONS)}."

@@ -88,53 +88,59 @@ def save_archive(graph: Graph, path: str | os.PathLike[str]) -> str:
 
 
 def load_archive(
-    path: str | os.PathLike[str], *, expected_digest: str | None = None, limits: ArchiveLimits | None = None
+    path: str | os.PathLike[str],
+    *,
+    expected_digest: str | None = None,
+    limits: ArchiveLimits | None = None,
+    called: str | None = None,
 ) -> Graph:
     """Reads an archive; its weights are mapped from the file, so several programs and processes share one copy.
 
     The file must stay as it is while the graph lives. Raises ArchiveError for anything that is not a well-formed
-    archive within the limits, DigestMismatchError when the bytes are not those of `expected_digest`.
+    archive within the limits, DigestMismatchError when the bytes are not those of `expected_digest`; they call the
+    archive `called`, or by its path.
     """
     limits = limits or ArchiveLimits()
+    called = called or f"archive {path}"
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > limits.file_bytes:
                 raise ArchiveError(
-                    f"archive {path}: {format_bytes(size)}, over the limit of {format_bytes(limits.file_bytes)}."
+                    f"{called}: {format_bytes(size)}, over the limit of {format_bytes(limits.file_bytes)}."
                 )
-            document_bytes, weight_bytes = _read_header(path, file.read(_HEADER.size), size, limits)
+            document_bytes, weight_bytes = _read_header(called, file.read(_HEADER.size), size, limits)
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             if expected_digest is not None and digest != expected_digest.lower():
                 raise DigestMismatchError(
-                    f"archive {path}: its SHA-256 is {digest}, not {expected_digest}. "
+                    f"{called}: its SHA-256 is {digest}, not {expected_digest}. "
                     "It is damaged or another model's; get it again."
                 )
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except OSError as error:
-        raise ArchiveError(f"archive {path}: cannot be read ({error.strerror or error}).") from error
+        raise ArchiveError(f"{called}: cannot be read ({error.strerror or error}).") from error
     try:
         graph = _build(mapped, document_bytes, weight_bytes, limits)
     except (ArchiveError, ShapeError) as error:
-        raise ArchiveError(f"archive {path}: {error}") from error
+        raise ArchiveError(f"{called}: {error}") from error
     graph.digest_is(digest)
     return graph
 
 
-def _read_header(path: str | os.PathLike[str], head: bytes, size: int, limits: ArchiveLimits) -> tuple[int, int]:
+def _read_header(called: str, head: bytes, size: int, limits: ArchiveLimits) -> tuple[int, int]:
     if len(head) < _HEADER.size or head[: len(MAGIC)] != MAGIC:
-        raise ArchiveError(f"archive {path}: not a HAPI archive. Write one with hapi.save_archive(graph, path).")
+        raise ArchiveError(f"{called}: not a HAPI archive. Write one with hapi.save_archive(graph, path).")
     _, version, reserved, document_bytes, weight_bytes = _HEADER.unpack(head)
     if version != VERSION or reserved:
-        raise ArchiveError(f"archive {path}: version {version}; this release reads version {VERSION}.")
+        raise ArchiveError(f"{called}: version {version}; this release reads version {VERSION}.")
     if document_bytes > limits.document_bytes:
         raise ArchiveError(
-            f"archive {path}: a graph document of {document_bytes} bytes, over the limit of {limits.document_bytes}."
+            f"{called}: a graph document of {document_bytes} bytes, over the limit of {limits.document_bytes}."
         )
     if _HEADER.size + document_bytes + weight_bytes != size:
         raise ArchiveError(
-            f"archive {path}: {size} bytes where its header says {_HEADER.size + document_bytes + weight_bytes}: "
+            f"{called}: {size} bytes where its header says {_HEADER.size + document_bytes + weight_bytes}: "
             "truncated, or something was added."
         )
     return document_bytes, weight_bytes

@@ -82,6 +82,8 @@ def sentence(faults: Iterable[Mapping[str, Any]], most: int = 3) -> str:
     """Pydantic's list of faults as one sentence that names the fields."""
     parts = []
     for fault in faults:
+        if fault["type"] == "json_invalid":
+            return f"the request's body is not JSON: {fault['ctx']['error']} at character {fault['loc'][-1]}."
         place = [str(part) for part in fault["loc"] if part not in ("body", "query", "path")]
         said = str(fault["msg"]).removeprefix("Value error, ")
         parts.append(f"{'.'.join(place)}: {said}" if place else said)

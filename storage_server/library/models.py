@@ -92,7 +92,8 @@ class ModelStore:
             with self._lock:
                 held = self._loaded.get(digest)  # removed from the disk, but still in use
                 in_use = [name for name, loaded in self._loaded.items() if loaded.users]
-            graph = held.graph if held else load_archive(draft.path, expected_digest=digest)
+            called = f"the archive {digest[:12]}..."
+            graph = held.graph if held else load_archive(draft.path, expected_digest=digest, called=called)
             info = _describe(graph, digest, draft.size)
             self.archives.add(draft, info, tenant, in_use)
             if held is None:

@@ -194,7 +194,7 @@ def test_impossible_training_is_refused(
 
 def test_a_head_of_no_known_kind_is_refused(pictures: Path, backbone: nn.Module, transform: v2.Compose) -> None:
     with pytest.raises(InputError, match="linear"):
-        HeadTrainer(loader_of(pictures, backbone, transform), head="transformer").fit()
+        HeadTrainer(loader_of(pictures, backbone, transform), head="transformer")
 
 
 def test_pictures_without_labels_are_refused(

@@ -25,6 +25,9 @@ ALICE, BOB, METRICS = "alice-secret-0123456789", "bob-secret-0123456789", "metri
 ABSENT = "0" * 64
 
 
+JSON = {"Content-Type": "application/json"}
+
+
 def problem(response: Any, status: int, kind: str) -> str:
     """Checks that the answer is a problem of this kind; its sentence."""
     assert response.status_code == status, response.text
@@ -32,7 +35,7 @@ def problem(response: Any, status: int, kind: str) -> str:
     body = response.json()
     assert (body["type"], body["status"]) == (kind, status)
     assert body["title"]
-    assert body["detail"].endswith((".", ")"))
+    assert body["detail"].endswith((".", ")", "?"))
     return str(body["detail"])
 
 
@@ -76,7 +79,10 @@ def test_models_come_are_described_and_go(client: TestClient, archive: Archive) 
 def test_uploads_that_are_refused(client: TestClient, archive: Archive) -> None:
     data = archive.path.read_bytes()
     problem(client.put(f"/v1/models/{ABSENT}", content=data), 409, "digest-mismatch")
-    problem(client.put(f"/v1/models/{hashlib.sha256(b'x').hexdigest()}", content=b"x"), 422, "bad-archive")
+    digest = hashlib.sha256(b"x").hexdigest()
+    said = problem(client.put(f"/v1/models/{digest}", content=b"x"), 422, "bad-archive")
+    assert digest[:12] in said
+    assert "/" not in said  # no paths of the server
     problem(client.put(f"/v1/models/{ABSENT}", content=b""), 422, "bad-input")
     said = problem(client.put("/v1/models/..%2f..%2fpasswd", content=b"x"), 404, "bad-input")
     assert "routes" in said
@@ -213,6 +219,16 @@ def test_probes_and_metrics(client: TestClient, request_body: dict[str, Any]) ->
     ):
         assert line in text
     assert re.search(r'hapi_stage_seconds_total\{stage="prefix"\} [0-9.e-]+', text)
+
+
+def test_a_body_that_is_no_json_is_told_where_it_breaks(client: TestClient) -> None:
+    said = problem(client.post("/v1/datasets", content=b'{"uri":', headers=JSON), 422, "bad-input")
+    assert said == "the request's body is not JSON: Expecting value at character 7."
+
+
+def test_a_transform_with_a_typo_is_told_what_comes_close(client: TestClient, request_body: dict[str, Any]) -> None:
+    body = request_body | {"transform": [{"name": "CentreCrop", "args": {"size": 8}}]}
+    assert "Did you mean CenterCrop" in problem(client.post("/v1/extract", json=body), 422, "bad-transform")
 
 
 def test_unknown_paths_and_methods_are_problems_too(client: TestClient) -> None:

@@ -31,6 +31,10 @@ class LocalStore:
         if prefix:
             check_key(prefix, self.uri)
         if not os.path.isdir(self._root):
+            if os.path.exists(self._root):
+                raise ObjectNotFoundError(
+                    f"{self._root} is a file. Name the folder that holds the images, or a .csv, .jsonl or .parquet."
+                )
             raise ObjectNotFoundError(f"folder {self._root} does not exist. Check the path.")
         top = prefix.rpartition("/")[0]
         if top and not os.path.isdir(self._path(top)):

@@ -7,6 +7,7 @@ Nothing else can be reached.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -155,7 +156,9 @@ def step_from_json(document: Any) -> Step:
     given = document.get("args", {})
     kind = KINDS.get(name)
     if kind is None:
-        raise TransformError(f"transform {name[:80]!r} is unknown. Known are: {', '.join(sorted(KINDS))}.")
+        close = difflib.get_close_matches(name[:80], KINDS, n=3)
+        hint = f"Did you mean {' or '.join(close)}?" if close else f"Known are: {', '.join(sorted(KINDS))}."
+        raise TransformError(f"transform {name[:80]!r} is unknown. {hint}")
     if not isinstance(given, dict) or given.keys() - kind.arguments.keys():
         known = ", ".join(kind.arguments) or "none"
         raise TransformError(f"transform {name}: its arguments are {known}; got {given!r:.200}.")

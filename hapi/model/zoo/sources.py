@@ -130,7 +130,7 @@ def from_hugging_face(name: str, published: bool) -> Source:
     )
     auto = transformers.AutoModelForImageClassification if classifies else transformers.AutoModel
     if published:
-        with _hugging_face_errors(name, "weights"):
+        with _hugging_face_errors(name, "weights"), _without_bars():
             network, report = auto.from_pretrained(name, use_safetensors=True, output_loading_info=True)
         missing = sorted(report["missing_keys"])
         if missing:
@@ -157,14 +157,28 @@ def _processor(name: str, network: nn.Module) -> tuple[Any, tuple[str, ...]]:
 
 
 @contextmanager
+def _without_bars() -> Iterator[None]:
+    """Inside, transformers draws no progress bars: they would mix with those of the command that loads."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
 def _hugging_face_errors(name: str, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or ["no message"]
         raise InputError(
-            f"model 'hf:{name}': its {what} could not be loaded ({lines[0].strip()[:300]}). Give a folder with "
-            f"config.json and model.safetensors, or a name on the Hub; without a network or weights, {_NO_NETWORK}."
+            f"model 'hf:{name}': its {what} could not be loaded ({lines[0].strip().rstrip('.')[:300]}). Give a folder "
+            f"with config.json and model.safetensors, or a name on the Hub; without network or weights, {_NO_NETWORK}."
         ) from error
 
 

@@ -117,11 +117,14 @@ def test_a_flat_folder_is_a_dataset_without_labels(tmp_path: Path) -> None:
     assert Manifest.from_bytes(manifest.to_bytes()).digest == manifest.digest
 
 
-@pytest.mark.parametrize("keys", [[], ["notes.txt"]])
-def test_no_images_at_all_is_an_error(tmp_path: Path, keys: list[str]) -> None:
-    with pytest.raises(ManifestError, match="no images in it"):
-        build_manifest(plant(tmp_path, keys))
-    with pytest.raises(ObjectNotFoundError):
+def test_no_images_at_all_is_an_error_that_tells_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="nothing lies there"):
+        build_manifest(plant(tmp_path, []))
+    with pytest.raises(ManifestError, match=r"no images among its \d+ files"):
+        build_manifest(plant(tmp_path, ["notes.txt"]))
+    with pytest.raises(ObjectNotFoundError, match="is a file"):
+        build_manifest(tmp_path / "notes.txt")
+    with pytest.raises(ObjectNotFoundError, match="does not exist"):
         build_manifest(tmp_path / "nowhere")
 
 
