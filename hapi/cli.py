@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import hapi
+from hapi.allocator import keep_freed_memory
 from hapi.console import emit
 from hapi.errors import HapiError
 
@@ -51,6 +52,7 @@ def main() -> None:
 
     With `--json` the error is also the JSON document: {"error": {"kind", "message"}}. HAPI_DEBUG=1 shows the traceback.
     """
+    keep_freed_memory()
     try:
         code = build_app()(standalone_mode=False)  # what a command returns (nothing), or the code of typer.Exit
     except HapiError as error:

@@ -31,6 +31,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from hapi.allocator import keep_freed_memory
+
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of ImageFolder
 READ_ATTEMPTS = 5
 
@@ -241,7 +243,8 @@ def make_optimizer(head: nn.Module, name: str, lr: float | None, weight_decay: f
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Prints one JSON document on standard output."""
+    """Prints one JSON document on standard output. Freed memory is kept, as by `hapi train`: equal care for both."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description="Plain PyTorch transfer learning, for comparison.")
     parser.add_argument("--data", required=True, help="a folder per class: a path, file:// or s3:// address")
     parser.add_argument("--model", required=True, help="torchvision:NAME or hf:PATH_OR_NAME")

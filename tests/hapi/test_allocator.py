@@ -1,0 +1,56 @@
+"""Freed memory is kept, in every thread, unless somebody else decided."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+ROUNDS, TENSORS = 10, 2
+SIZE = 40 * 2**20  # glibc maps what is over 32 MiB anew each time, unless it is told otherwise
+PAGES = TENSORS * SIZE // os.sysconf("SC_PAGE_SIZE")
+
+PROBE = f"""
+import sys, threading
+from resource import RUSAGE_SELF, getrusage
+from hapi.allocator import keep_freed_memory
+told = keep_freed_memory() if "keep" in sys.argv else None
+import torch
+def batch():
+    held = [torch.ones({SIZE}, dtype=torch.uint8) for _ in range({TENSORS})]
+def work():
+    for _ in range({ROUNDS}):
+        batch()
+    before = getrusage(RUSAGE_SELF).ru_minflt
+    for _ in range({ROUNDS}):
+        batch()
+    print(told, getrusage(RUSAGE_SELF).ru_minflt - before)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+def page_faults(*arguments: str, **environment: str) -> tuple[str, int]:
+    command = [sys.executable, "-c", PROBE, *arguments]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**clean, **environment})
+    told, faults = done.stdout.split()
+    return told, int(faults)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_memory_is_reused_outside_of_the_main_thread() -> None:
+    told, faults = page_faults("keep")
+    assert told == "True"
+    assert faults < PAGES, "all rounds together took fewer new pages than one round uses"
+    _, without = page_faults()
+    assert without > ROUNDS * PAGES / 2
+
+
+def test_the_environment_has_the_last_word() -> None:
+    told, _ = page_faults("keep", MALLOC_ARENA_MAX="2")
+    assert told == "False"
