@@ -68,8 +68,11 @@ class ServerClient:
     def status(self) -> ServerStatus:
         return self._again(lambda: self._connection.model(ServerStatus, "GET", "/status"))
 
-    def register(self, uri: str, *, refresh: bool = False) -> DatasetSummary:
-        """Lets the server list what lies at `uri`, an address on its side; takes as long as a long listing does."""
+    def register(self, uri: str, *, refresh: bool = True) -> DatasetSummary:
+        """Lets the server list what lies at `uri` now, an address on its side; takes as long as a long listing does.
+
+        Without `refresh`, a listing that the server made at any time before will do.
+        """
         body = DatasetRequest(uri=uri, refresh=refresh).model_dump()
         return self._again(
             lambda: self._connection.model(DatasetSummary, "POST", "/datasets", json=body, long_answer=True)

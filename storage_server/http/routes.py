@@ -132,7 +132,7 @@ def router() -> APIRouter:
     @api.post(
         "/datasets",
         tags=["datasets"],
-        summary="Register a dataset: its manifest is made once and kept",
+        summary="Register a dataset: its manifest is made, or brought up to date, and kept",
         responses=problems(403, 404, 422, 429, 502, 503),
     )
     async def post_dataset(body: DatasetRequest, tenant: Caller, shell: Room) -> DatasetSummary:

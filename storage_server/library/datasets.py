@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
+import time
 from collections import OrderedDict
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +24,7 @@ log = logging.getLogger(__name__)
 SAMPLES_KEPT = 10_000_000
 """Manifests stay in memory up to about this many samples in all (some 1.5 GB); at least one stays."""
 STORES_KEPT = 64
+LISTINGS_NOTED = 1024
 
 
 class DatasetStore:
@@ -35,22 +38,29 @@ class DatasetStore:
         self._stores: OrderedDict[str, ObjectStore] = OrderedDict()
         self._lock = threading.Lock()
         self._listing = KeyedLocks()
+        self._begun: OrderedDict[str, float] = OrderedDict()
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
 
     def register(self, uri: str, tenant: Tenant, refresh: bool = False) -> Manifest:
         """The manifest of what lies at `uri`: the kept one, or a new listing.
 
+        Callers that ask to refresh at the same time share a listing: any that began after they came is fresh enough.
         ForbiddenError outside of the tenant's roots, before anything is opened; ManifestError or a store's error if it
         cannot be listed.
         """
         address = tenant.roots.admit(uri)
         self._check_root(dataset_root(address)[0], tenant)
+        came = time.monotonic()
         with self._listing.held(address):
-            kept = None if refresh else self._kept(address)
-            if kept is not None:
+            kept = self._kept(address)
+            if kept is not None and (not refresh or self._begun.get(address, -math.inf) >= came):
                 return kept
+            begun = time.monotonic()
             manifest = build_manifest(address, settings=self._settings)
+            self._note(address, begun)
+            if kept is not None and manifest.digest == kept.digest:
+                return kept
             write_whole(self._path(manifest.digest), manifest.to_bytes())
             pointer = {"uri": address, "digest": manifest.digest}
             write_whole(self._pointer(address), json.dumps(pointer).encode())
@@ -94,6 +104,13 @@ class DatasetStore:
     def _check_root(uri: str, tenant: Tenant) -> None:
         if uri not in tenant.roots:
             raise ForbiddenError(f"tenant {tenant.name!r} may not read {uri}: it is below none of its roots.")
+
+    def _note(self, address: str, begun: float) -> None:
+        with self._lock:
+            self._begun[address] = begun
+            self._begun.move_to_end(address)
+            if len(self._begun) > LISTINGS_NOTED:
+                self._begun.popitem(last=False)
 
     def _kept(self, address: str) -> Manifest | None:
         try:

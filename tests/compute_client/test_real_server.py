@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,21 @@ def test_random_transforms_are_the_same_on_the_server(server: str, pictures: Pat
         return [batch for _ in range(2) for batch in loader]
 
     assert_same(batches(server=server, token=TOKEN, pushdown="all"), batches())
+
+
+def test_a_new_loader_sees_what_was_added_and_an_old_one_goes_on(
+    server: str, pictures: Path, backbone: nn.Module, transform: v2.Compose
+) -> None:
+    growing = pictures.parent / "growing"
+    shutil.copytree(pictures, growing)
+    arguments = {"backbone": backbone, "transform": transform, "server": server, "token": TOKEN, "pushdown": "all"}
+    old = DataLoader(growing, **arguments)
+    picture = next(growing.rglob("*.jpg"))
+    shutil.copy(picture, picture.with_name("zz.jpg"))
+    new = DataLoader(growing, **arguments)
+    assert (old.samples, new.samples) == (SAMPLES, SAMPLES + 1)
+    assert len(list(new)) == SAMPLES + 1
+    assert len(list(old)) == SAMPLES
 
 
 def test_training_is_the_same_wherever_features_are_made(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from hapi.data import build_manifest
+from hapi.data import Manifest, build_manifest
 from hapi.errors import ForbiddenError, ManifestError, ObjectNotFoundError, UnknownDatasetError
 from hapi.settings import StoreSettings
 from storage_server.access.auth import Tenant
 from storage_server.access.roots import Roots
 from storage_server.library.datasets import DatasetStore
+from storage_server.library.locks import KeyedLocks
 
 
 @pytest.fixture
@@ -45,6 +49,38 @@ def test_it_is_kept_until_it_is_refreshed(tmp_path: Path, folder: Path, tenant: 
     assert len(second) == 12
     assert store.register(str(folder / "photos"), tenant).digest == second.digest
     assert len(store.manifest(first.digest, tenant)) == 13, "requests that began with the first one go on"
+
+
+def test_callers_who_come_together_share_a_listing(
+    tmp_path: Path, folder: Path, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, address = datasets(tmp_path), str(folder / "photos")
+    first, waiting = threading.Event(), threading.Barrier(5)
+    listings: list[str] = []
+
+    def slow(uri: str, **settings: object) -> Manifest:
+        listings.append(uri)
+        first.set()
+        if len(listings) == 1:
+            waiting.wait(30)
+        return build_manifest(uri)
+
+    monkeypatch.setattr("storage_server.library.datasets.build_manifest", slow)
+    held = KeyedLocks.held
+
+    def entering(self: KeyedLocks, key: str) -> AbstractContextManager[None]:
+        if first.is_set():
+            waiting.wait(30)
+        return held(self, key)
+
+    monkeypatch.setattr(KeyedLocks, "held", entering)
+    with ThreadPoolExecutor(5) as pool:
+        calls = [pool.submit(store.register, address, tenant, True)]
+        assert first.wait(30)
+        calls += [pool.submit(store.register, address, tenant, True) for _ in range(4)]
+        digests = {call.result(30).digest for call in calls}
+    assert len(digests) == 1
+    assert len(listings) == 2
 
 
 def test_it_survives_a_restart(tmp_path: Path, folder: Path, tenant: Tenant) -> None:
