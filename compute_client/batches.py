@@ -31,8 +31,8 @@ class Batch:
 class Assembler:
     """Cuts the stream of finished spans at the borders of the batches."""
 
-    def __init__(self, take: Callable[[], Finished], describe: Callable[[int], str], *, skip_errors: bool) -> None:
-        """`take` gives the next span, `describe` names a sample in words."""
+    def __init__(self, take: Callable[[], Finished], describe: Callable[[int, str], str], *, skip_errors: bool) -> None:
+        """`take` gives the next span, `describe` says in words what is wrong with a sample."""
         self._take, self._describe, self._skip = take, describe, skip_errors
         self._spans: deque[tuple[Finished, int]] = deque()  # a span and how many of its rows were used
 
@@ -65,7 +65,7 @@ class Assembler:
             if row in span.errors:
                 index = span.span.indices[row]
                 raise SampleError(
-                    f"{self._describe(index)}: {span.errors[row]} "
+                    f"{self._describe(index, span.errors[row])} "
                     'Leave such samples out with on_error="skip" (--skip-errors on the command line).',
                     index,
                 )

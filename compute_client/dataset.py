@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from hapi.data import Manifest, ObjectStore, build_manifest, dataset_root, normalize_uri, open_store
-from hapi.errors import InputError, ManifestError
+from hapi.errors import HapiError, InputError, ManifestError, UnknownDatasetError
 from hapi.wire.protocol import DatasetSummary
 from profiler.remote import ServerClient
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset as the loader needs it. `manifest` is None when only the server has listed it.
+    """A dataset as the loader needs it.
 
     Attributes:
         uri: address of the folder, bucket prefix or list.
@@ -24,6 +29,7 @@ class Dataset:
         bytes: stored size of all samples.
         digest: of the manifest that answers requests (the server's, when there is a server).
         order_digest: equal for equal lists of (key, label), wherever they lie.
+        manifest: the list itself; None when only the server has it, who then gives it to `fetch`.
     """
 
     uri: str
@@ -33,6 +39,7 @@ class Dataset:
     digest: str
     order_digest: str
     manifest: Manifest | None
+    fetch: Callable[[], Manifest] | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return self.samples
@@ -42,11 +49,22 @@ class Dataset:
         """Mean stored size of a sample."""
         return self.bytes / self.samples
 
-    def describe(self, index: int) -> str:
-        """A sample in words, with its key when this process knows it."""
-        if self.manifest is None:
-            return f"sample {index} of {self.uri}"
-        return f"sample {index} ({self.manifest.sample(index).key}) of {self.uri}"
+    @cached_property
+    def listing(self) -> Manifest:
+        """Every sample with its key; asked of the server, once, when this process has not listed the dataset."""
+        if self.manifest is not None:
+            return self.manifest
+        assert self.fetch is not None
+        return self.fetch()
+
+    def describe(self, index: int, reason: str) -> str:
+        """What is wrong with a sample, in words, with its key."""
+        try:
+            key = self.listing.sample(index).key
+        except HapiError as error:  # it is the reason that matters
+            log.info("the name of sample %d could not be had: %s", index, error)
+            return f"sample {index} of {self.uri}: {reason}"
+        return f"sample {index} ({key}) of {self.uri}: {reason.removeprefix(f'{key}: ')}"
 
     def open_store(self) -> ObjectStore:
         """The store that holds the samples."""
@@ -74,7 +92,7 @@ def resolve(data: Any, server: ServerClient | None) -> tuple[Dataset, Any]:
             f"{uri}: the server lists {summary.samples} samples, this process {len(manifest)}, or names or labels "
             "differ. Bring both to the same files."
         )
-    return _of_summary(summary, manifest), transform
+    return _of_summary(summary, manifest, partial(_fetch, server, summary)), transform
 
 
 def _read(data: Any) -> tuple[str, Manifest | None, Any]:
@@ -120,7 +138,15 @@ def _of_manifest(uri: str, manifest: Manifest) -> Dataset:
     )
 
 
-def _of_summary(summary: DatasetSummary, manifest: Manifest | None) -> Dataset:
+def _fetch(server: ServerClient, summary: DatasetSummary) -> Manifest:
+    try:
+        return server.manifest(summary.digest)
+    except UnknownDatasetError:  # it was started anew, with nothing kept
+        server.register(summary.uri)
+        return server.manifest(summary.digest)
+
+
+def _of_summary(summary: DatasetSummary, manifest: Manifest | None, fetch: Callable[[], Manifest]) -> Dataset:
     return Dataset(
         summary.uri,
         summary.samples,
@@ -129,4 +155,5 @@ def _of_summary(summary: DatasetSummary, manifest: Manifest | None) -> Dataset:
         summary.digest,
         summary.order_digest,
         manifest,
+        fetch,
     )

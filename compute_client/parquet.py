@@ -24,7 +24,7 @@ def write_features(
 ) -> int:
     """Writes what `loader` yields in one epoch, which must be in order and unbatched; the number of rows.
 
-    Columns: `index` int64; `key` string, null where only the server knows it; `label` int64 and `class` string, null
+    Columns: `index` int64; `key` string, the path below the dataset's root; `label` int64 and `class` string, null
     without labels; `features` a list of float32 of fixed length. The file's metadata holds model, data and the shape of
     the features. Memory is bounded by a row group. `done` is told the number of rows so far.
     """
@@ -39,7 +39,7 @@ def write_features(
     schema = pa.schema(
         [
             pa.field("index", pa.int64(), nullable=False),
-            pa.field("key", pa.string()),
+            pa.field("key", pa.string(), nullable=False),
             pa.field("label", pa.int64()),
             pa.field("class", pa.string()),
             pa.field("features", pa.list_(pa.float32(), size), nullable=False),
@@ -78,11 +78,11 @@ def numbered(loader: DataLoader) -> Iterator[tuple[int, np.ndarray, int]]:
 def _record(
     loader: DataLoader, rows: list[tuple[int, np.ndarray, int]], schema: pa.Schema, size: int
 ) -> pa.RecordBatch:
-    manifest, classes = loader.dataset.manifest, loader.classes
+    listing, classes = loader.dataset.listing, loader.classes
     labels: list[int | None] = [None if label == NO_LABEL else label for _, _, label in rows]
     columns: list[Any] = [
         pa.array([index for index, _, _ in rows], pa.int64()),
-        pa.array([None if manifest is None else manifest.sample(index).key for index, _, _ in rows], pa.string()),
+        pa.array([listing.sample(index).key for index, _, _ in rows], pa.string()),
         pa.array(labels, pa.int64()),
         pa.array([None if label is None else classes[label] for label in labels], pa.string()),
         pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate([values for _, values, _ in rows])), size),

@@ -9,8 +9,8 @@ import httpx
 
 from hapi.backoff import QUICK, RetryPolicy, again
 from hapi.cancel import Cancel
-from hapi.data import TransformSpec
-from hapi.errors import UnknownModelError
+from hapi.data import Manifest, TransformSpec
+from hapi.errors import UnknownModelError, WireError
 from hapi.model import Graph, archive_bytes, archive_chunks
 from hapi.plan import INPUT
 from hapi.wire import FeatureBatch, read_stream
@@ -77,6 +77,16 @@ class ServerClient:
         return self._again(
             lambda: self._connection.model(DatasetSummary, "POST", "/datasets", json=body, long_answer=True)
         )
+
+    def manifest(self, digest: str) -> Manifest:
+        """Every sample of a registered dataset, with its key; some 100 bytes each."""
+        path = f"/datasets/{digest}"
+        manifest = Manifest.from_bytes(
+            self._again(lambda: self._connection.call("GET", path, long_answer=True, expects=ARROW_STREAM)).content
+        )
+        if manifest.digest != digest:
+            raise WireError(f"{self.url}: sent the manifest {manifest.digest}, not {digest}. Is it the right address?")
+        return manifest
 
     def models(self) -> list[ModelInfo]:
         return self._again(lambda: self._connection.model(ModelList, "GET", "/models")).models

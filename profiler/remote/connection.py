@@ -97,13 +97,15 @@ class Connection:
             raise WireError(f"{self.url}: answered JSON that is not an object. Is a HAPI storage server there?")
         return document
 
-    def call(self, method: str, path: str, *, long_answer: bool = False, **options: Any) -> httpx.Response:
-        """A whole answer that is no error."""
+    def call(
+        self, method: str, path: str, *, long_answer: bool = False, expects: str | None = None, **options: Any
+    ) -> httpx.Response:
+        """A whole answer that is no error; WireError for another content type than `expects`."""
         if long_answer:
             options["timeout"] = self._timeout(self._timeouts.long_answer)
         with self._channels.lend() as channel, self._reaching():
             response = channel.send(channel.client.build_request(method, API + path, **options))
-        check_answer(response, self.url)
+        check_answer(response, self.url, expects)
         return response
 
     @contextmanager

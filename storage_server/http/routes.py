@@ -139,6 +139,24 @@ def router() -> APIRouter:
         with shell.listings.one():
             return await shell.run(shell.service.register, body.uri, tenant, body.refresh)
 
+    @api.get(
+        "/datasets/{digest}",
+        tags=["datasets"],
+        summary="The manifest of a dataset: every sample with its key, label and version",
+        response_class=Response,
+        responses={
+            200: {
+                "description": "An Arrow IPC stream that hapi.data.Manifest.from_bytes reads.",
+                "content": {ARROW_STREAM: {"schema": {"type": "string", "format": "binary"}}},
+            },
+            **problems(403, 404, 422, 429),
+        },
+    )
+    async def get_dataset(digest: Digest, tenant: Caller, shell: Room) -> Response:
+        with shell.listings.one():
+            manifest = await shell.run(shell.service.datasets.manifest, digest, tenant)
+            return Response(await shell.run(manifest.to_bytes), media_type=ARROW_STREAM)
+
     @api.post(
         "/extract",
         tags=["features"],

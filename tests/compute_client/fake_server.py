@@ -59,6 +59,8 @@ class FakeServer:
             return problem(401, "unauthorized", "this server does not know that token.")
         if path == "/v1/datasets":
             return self._register(json.loads(request.content))
+        if path == f"/v1/datasets/{self.manifest.digest}":
+            return httpx.Response(200, content=self.manifest.to_bytes(), headers={"Content-Type": ARROW_STREAM})
         if path.startswith("/v1/models/"):
             return self._model(request, path.rpartition("/")[2])
         if path == "/v1/extract":

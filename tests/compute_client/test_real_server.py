@@ -7,12 +7,15 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
 from torchvision.transforms import v2
 
 from compute_client import DataLoader, HeadTrainer
+from compute_client.parquet import write_features
+from hapi.data import build_manifest
 from hapi.errors import DigestMismatchError, ForbiddenError, SampleError, UnauthorizedError
 from hapi.model import Graph
 from profiler.remote import ServerClient, Timeouts
@@ -86,6 +89,19 @@ def test_a_new_loader_sees_what_was_added_and_an_old_one_goes_on(
     assert len(list(old)) == SAMPLES
 
 
+def test_extracted_features_have_their_keys_wherever_they_were_made(
+    server: str, pictures: Path, backbone: nn.Module, transform: v2.Compose, tmp_path: Path
+) -> None:
+    arguments = {"backbone": backbone, "transform": transform, "batch_size": 8}
+    write_features(DataLoader(pictures, **arguments), tmp_path / "here.parquet")
+    far = DataLoader(pictures, server=server, token=TOKEN, pushdown="all", **arguments)
+    write_features(far, tmp_path / "there.parquet")
+    here, there = pq.read_table(tmp_path / "here.parquet"), pq.read_table(tmp_path / "there.parquet")
+    names = ["index", "key", "label", "class"]
+    assert there.select(names).equals(here.select(names))
+    assert len(set(there["key"].to_pylist())) == SAMPLES
+
+
 def test_training_is_the_same_wherever_features_are_made(
     server: str, pictures: Path, backbone: nn.Module, transform: v2.Compose
 ) -> None:
@@ -130,9 +146,12 @@ def test_a_broken_picture_is_named_with_its_key(
         )
 
     for pushdown in ("all", "none"):
-        with pytest.raises(SampleError, match="damaged image") as caught:
+        with pytest.raises(SampleError) as caught:
             list(loader(pushdown=pushdown))
         assert caught.value.index == 14
+        key = build_manifest(broken).sample(14).key
+        assert str(caught.value).startswith(f"sample 14 ({key}) of {broken.as_uri()}: damaged image")
+        assert "--skip-errors" in str(caught.value)
         skipping = loader(pushdown=pushdown, on_error="skip")
         assert sum(len(labels) for _, labels in skipping) == SAMPLES - 1
         assert skipping.stats.failed_samples == 1

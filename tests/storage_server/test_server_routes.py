@@ -13,7 +13,7 @@ from awkward_models import Archive
 from fastapi.testclient import TestClient
 
 from hapi import errors
-from hapi.data import TransformSpec
+from hapi.data import Manifest, TransformSpec, build_manifest
 from hapi.wire import read_stream
 from hapi.wire.protocol import ARROW_STREAM, PROBLEM_JSON, DatasetSummary, ModelInfo, ServerStatus
 from profiler import TierProfile
@@ -102,6 +102,16 @@ def test_a_dataset_is_registered_and_summarised(client: TestClient, photos: Path
     summary = DatasetSummary.model_validate(client.post("/v1/datasets", json={"uri": f"file://{photos}"}).json())
     assert (summary.samples, summary.classes, summary.labelled) == (13, ["a", "b"], True)
     assert summary.bytes == sum(path.stat().st_size for path in photos.rglob("*.*"))
+
+
+def test_a_manifest_can_be_had_with_its_keys(client: TestClient, photos: Path) -> None:
+    summary = client.post("/v1/datasets", json={"uri": str(photos)}).json()
+    answer = client.get(f"/v1/datasets/{summary['digest']}")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, ARROW_STREAM)
+    manifest = Manifest.from_bytes(answer.content)
+    assert (manifest.digest, len(manifest)) == (summary["digest"], summary["samples"])
+    assert manifest.sample(0).key == build_manifest(photos).sample(0).key
+    problem(client.get(f"/v1/datasets/{ABSENT}"), 404, "unknown-dataset")
 
 
 def test_datasets_that_are_refused(client: TestClient, photos: Path, tmp_path: Path) -> None:
@@ -287,7 +297,7 @@ def test_every_route_below_v1_asks_for_a_token(guarded: TestClient) -> None:
                 assert response.status_code == 401, (method, path)
                 assert response.headers["www-authenticate"] == "Bearer"
                 asked += 1
-    assert asked == 10
+    assert asked == 11
     assert guarded.get("/v1/status", headers=bearer("wrong")).status_code == 401
     assert guarded.get("/v1/status", headers={"Authorization": f"Basic {ALICE}"}).status_code == 401
     assert guarded.get("/v1/status", headers=bearer(ALICE)).status_code == 200
@@ -308,6 +318,7 @@ def test_tenants_read_their_roots_and_list_their_models(guarded: TestClient, pho
     body = {"dataset": whole.json()["digest"], "indices": [0], "cut": "input"}
     problem(guarded.post("/v1/extract", json=body, headers=bearer(ALICE)), 403, "forbidden")
     assert guarded.post("/v1/extract", json=body, headers=bearer(BOB)).status_code == 200
+    problem(guarded.get(f"/v1/datasets/{body['dataset']}", headers=bearer(ALICE)), 403, "forbidden")
     assert guarded.post("/v1/datasets", json={"uri": f"{photos}/a"}, headers=bearer(ALICE)).status_code == 200
     assert guarded.get("/v1/status", headers=bearer(ALICE)).json()["roots"] == [f"{photos.as_uri()}/a"]
     assert upload(guarded, archive, headers=bearer(BOB)).status_code == 201
