@@ -33,7 +33,7 @@ class LocalStore:
         if not os.path.isdir(self._root):
             if os.path.exists(self._root):
                 raise ObjectNotFoundError(
-                    f"{self._root} is a file. Name the folder that holds the images, or a .csv, .jsonl or .parquet."
+                    f"{self._root} is a file, and no .csv, .jsonl or .parquet list. Name the folder of images."
                 )
             raise ObjectNotFoundError(f"folder {self._root} does not exist. Check the path.")
         top = prefix.rpartition("/")[0]
