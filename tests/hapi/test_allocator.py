@@ -46,9 +46,9 @@ def page_faults(*arguments: str, **environment: str) -> tuple[str, int]:
 def test_memory_is_reused_outside_of_the_main_thread() -> None:
     told, faults = page_faults("keep")
     assert told == "True"
-    assert faults < PAGES, "all rounds together took fewer new pages than one round uses"
     _, without = page_faults()
-    assert without > ROUNDS * PAGES / 2
+    assert without > ROUNDS * PAGES / 2, "without, most rounds take new pages"
+    assert faults < without / 3
 
 
 def test_the_environment_has_the_last_word() -> None:
