@@ -105,7 +105,8 @@ class TerminalScreens:
             f"Accuracy is low because the network's weights are random (chance is {chance:.0%}).\n"
             "With real weights, and your own pictures:\n"
             "  [bold]hapi serve --root FOLDER[/]\n"
-            "  [bold]hapi train --data FOLDER --model torchvision:resnet18 --server http://127.0.0.1:8470[/]"
+            "  [bold]hapi train --data FOLDER --model torchvision:resnet18 --server http://127.0.0.1:8470[/]",
+            soft_wrap=True,  # commands are there to be copied
         )
 
     def _heading(self, title: str) -> None:
