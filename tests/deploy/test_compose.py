@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,9 @@ import pytest
 import typer
 import yaml
 
+from benchmarks.objectstore import Endpoint
 from hapi.cli import build_app
+from hapi.data import build_manifest
 from hapi.settings import StoreSettings
 from storage_server.access.auth import load_tokens
 from storage_server.access.roots import Roots
@@ -43,6 +48,20 @@ def test_every_hapi_service_is_covered(compose: dict[str, Any]) -> None:
 def test_store_settings_are_real_settings(compose: dict[str, Any]) -> None:
     for name in compose["x-store"]:
         assert name.removeprefix("HAPI_S3_").lower() in StoreSettings.model_fields
+
+
+@pytest.mark.s3
+def test_the_bucket_command_fills_a_real_store(compose: dict[str, Any], s3_store: Endpoint) -> None:
+    command = ["10" if word == "300" else word for word in compose["services"]["bucket"]["command"]]
+    environment = {**os.environ, **s3_store.environment()}
+    done = subprocess.run(
+        [sys.executable, "-m", "hapi.cli", *command], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    target = next(word for word in command if word.startswith("s3://"))
+    manifest = build_manifest(target, settings=s3_store.settings())
+    assert len(manifest) == 10
+    assert len(manifest.classes) == 5
 
 
 def test_services_wait_for_services_that_exist(compose: dict[str, Any]) -> None:
