@@ -139,6 +139,53 @@ class Problem(BaseModel):
     detail: str
 
 
+BatchReason = Literal["knee", "memory", "share", "limit", "recovering", "exploring"]
+"""Why a batch has its size: the throughput's knee, what fits the memory, the fair share of the queues' bytes, the
+operator's limit, the slow way back up after running out of memory, or a size that is being tried."""
+
+
+class PrefixStatus(BaseModel):
+    """A part of a model that the server computes: how, how fast, and what it takes. Bytes, seconds, images per second."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str = Field(description="Digest of the model.")
+    model_name: str
+    cut: str
+    device: str
+    engine: str = Field(description="What runs it, `eager` or a compiled engine.")
+    batch: int = Field(description="Samples of a whole batch, as last decided.")
+    reason: BatchReason
+    images_per_s: float = Field(description="While the device runs it; 0 before the first batch.")
+    samples: int = Field(description="Samples computed since the server has known it.")
+    waiting: int = Field(description="Samples that are ready and wait for the device.")
+    weight_bytes: int
+    predicted_peak_bytes: int = Field(description="Weights and one batch of the size `batch`.")
+    measured_peak_bytes: int | None = Field(default=None, description="None where nothing measures it.")
+    out_of_memory: int = Field(description="Times that memory ran out and a smaller batch went on.")
+
+
+class TenantStatus(BaseModel):
+    """What one tenant (or several, summed, under the name `(others)`) has of the server."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    share: float
+    active: int = Field(description="Requests that run.")
+    waiting: int = Field(description="Requests that wait for their turn.")
+    samples: int
+    failed: int
+    shared: int = Field(description="Samples answered by work that was done for another request, or kept from one.")
+    queue_seconds: float = Field(description="Mean time that recent samples waited for the device.")
+    device_seconds: float = Field(description="Time of the device that was spent for it, its part of shared batches.")
+    held_bytes: int = Field(description="Of samples and features between reading and sending.")
+
+
+OTHERS = "(others)"
+"""Name under which a tenant sees all others together."""
+
+
 class ServerStatus(BaseModel):
     """What `GET /v1/status` tells about a server."""
 
@@ -155,3 +202,8 @@ class ServerStatus(BaseModel):
     models: list[str]
     roots: list[str]
     draining: bool = False
+    backlog_seconds: float = Field(default=0.0, description="Predicted seconds of everything admitted or waiting.")
+    queue_bytes: int = Field(default=0, description="Most bytes of all samples between reading and sending.")
+    rss_bytes: int = Field(default=0, description="Resident memory of the server's process.")
+    prefixes: list[PrefixStatus] = Field(default_factory=list)
+    tenants: list[TenantStatus] = Field(default_factory=list)

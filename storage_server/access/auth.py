@@ -7,6 +7,8 @@ The tokens file is TOML:
     [tenants.alice]
     token = "..."                       # at least 16 characters; or token_sha256 = "<64 hex digits>"
     roots = ["s3://photos/alice"]       # optional: without it every root of the server
+    share = 2.0                         # optional: part of a busy server relative to others, 1 unless said
+    operator = true                     # optional: sees every tenant in /v1/status
 
 Tokens are kept as SHA-256 digests, compared in constant time, and never logged or shown.
 """
@@ -26,14 +28,20 @@ from hapi.errors import InputError, UnauthorizedError
 from storage_server.access.roots import Roots
 
 MIN_TOKEN_LENGTH = 16
+MIN_SHARE, MAX_SHARE = 0.01, 100.0
 
 
 @dataclass(frozen=True)
 class Tenant:
-    """One authenticated client and the roots it may read."""
+    """One authenticated client and the roots it may read.
+
+    `share` is its part of a busy server, relative to the shares of others; an operator sees all tenants' status.
+    """
 
     name: str
     roots: Roots
+    share: float = 1.0
+    is_operator: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class TokenTable:
 
 def load_tokens(path: Path | None, server_roots: Roots, *, follow_links: bool = False) -> TokenTable:
     """Reads the tokens file; InputError names what is wrong with it, never a token."""
-    everyone = Tenant("local", server_roots)
+    everyone = Tenant("local", server_roots, is_operator=True)
     if path is None:
         return TokenTable(everyone)
     try:
@@ -97,7 +105,7 @@ def load_tokens(path: Path | None, server_roots: Roots, *, follow_links: bool = 
             raise InputError(f"{where}: {', '.join(strangers)} is below no --root of this server.")
         if any(known == digest for known, _ in table):
             raise InputError(f"{where}: has the token of another tenant. Give each its own.")
-        table.append((digest, Tenant(name, allowed)))
+        table.append((digest, Tenant(name, allowed, *_rank(entry, where))))
     metrics = document.get("metrics_token")
     return TokenTable(everyone, tuple(table), None if metrics is None else _checked(metrics, f"tokens file {path}"))
 
@@ -121,8 +129,8 @@ def is_loopback(host: str) -> bool:
 
 
 def _read_entry(entry: Any, where: str) -> tuple[bytes, list[str] | None]:
-    if not isinstance(entry, dict) or set(entry) - {"token", "token_sha256", "roots"}:
-        raise InputError(f"{where}: may have token or token_sha256, and roots; nothing else.")
+    if not isinstance(entry, dict) or set(entry) - {"token", "token_sha256", "roots", "share", "operator"}:
+        raise InputError(f"{where}: may have token or token_sha256, roots, share and operator; nothing else.")
     roots = entry.get("roots")
     if roots is not None and not (isinstance(roots, list) and roots and all(isinstance(root, str) for root in roots)):
         raise InputError(f"{where}: roots must be a list of addresses, or absent for all roots of the server.")
@@ -134,6 +142,16 @@ def _read_entry(entry: Any, where: str) -> tuple[bytes, list[str] | None]:
     if not isinstance(stored, str) or not re.fullmatch(r"[0-9a-f]{64}", stored):
         raise InputError(f"{where}: token_sha256 must be 64 lower-case hexadecimal digits.")
     return bytes.fromhex(stored), roots
+
+
+def _rank(entry: dict[str, Any], where: str) -> tuple[float, bool]:
+    """(share, whether it is an operator) of a tenant's table."""
+    share, is_operator = entry.get("share", 1.0), entry.get("operator", False)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not MIN_SHARE <= share <= MAX_SHARE:
+        raise InputError(f"{where}: share must be a number from {MIN_SHARE} to {MAX_SHARE:g}; 1 is the usual one.")
+    if not isinstance(is_operator, bool):
+        raise InputError(f"{where}: operator must be true or false.")
+    return float(share), is_operator
 
 
 def _checked(token: Any, where: str) -> bytes:

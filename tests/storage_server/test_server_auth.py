@@ -37,6 +37,14 @@ def test_each_token_belongs_to_its_tenant_with_its_roots(table: TokenTable) -> N
     assert table.tenant(BOB).roots.uris == SERVER.uris
 
 
+def test_a_tenant_may_have_a_share_and_be_an_operator(tmp_path: Path, table: TokenTable) -> None:
+    path = tmp_path / "ranks.toml"
+    path.write_text(f'[tenants.a]\ntoken = "{ALICE}"\nshare = 2\noperator = true')
+    ranked = load_tokens(path, SERVER).tenant(ALICE)
+    assert (ranked.share, ranked.is_operator) == (2.0, True)
+    assert (table.tenant(ALICE).share, table.tenant(ALICE).is_operator) == (1.0, False)
+
+
 @pytest.mark.parametrize("token", [None, "", "wrong", ALICE + "x", ALICE[:-1], METRICS, "\udcff"])
 def test_any_other_token_is_nobodys(table: TokenTable, token: str | None) -> None:
     with pytest.raises(UnauthorizedError):
@@ -64,6 +72,9 @@ def test_tokens_are_not_shown(table: TokenTable) -> None:
         ("tenants = 3", "needs tables"),
         ("[tenants]", "needs tables"),
         ("[tenants.a", "not TOML"),
+        (f'[tenants.a]\ntoken = "{ALICE}"\nshare = 0', "share must be a number from 0.01"),
+        (f'[tenants.a]\ntoken = "{ALICE}"\nshare = true', "share must be a number"),
+        (f'[tenants.a]\ntoken = "{ALICE}"\noperator = 1', "operator must be true or false"),
         ("[tenants.a]", "needs either"),
         ('[tenants.a]\ntoken = "short-token"', "16 or more"),
         ('[tenants.a]\ntoken = "with a space 0123456789"', "16 or more"),
