@@ -21,7 +21,6 @@ from profiler.measuring import CPU_BATCH, DEVICE_BATCH
 from storage_server.access.auth import Tenant, check_binding, load_tokens
 from storage_server.access.roots import Roots
 from storage_server.admission import Admission
-from storage_server.budget import MemoryBudget, QueueBudget
 from storage_server.extraction.batching import BatchSizer
 from storage_server.extraction.executor import DeviceExecutor
 from storage_server.extraction.loading import SampleLoader, Source
@@ -29,6 +28,7 @@ from storage_server.extraction.pipeline import Extraction, Job, Stages
 from storage_server.library.archives import ArchiveStore
 from storage_server.library.datasets import DatasetStore
 from storage_server.library.models import ModelStore
+from storage_server.memory.budget import MemoryBudget, QueueBudget
 from storage_server.metrics import Metrics
 from storage_server.settings import ServerSettings
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 from collections import OrderedDict
@@ -13,28 +12,15 @@ import torch
 from hapi.cancel import Cancel
 from hapi.errors import BusyError, MemoryBudgetError
 from hapi.units import format_bytes
-from storage_server.budget import MemoryBudget
 from storage_server.extraction.engine import Prefix
+from storage_server.memory.budget import MemoryBudget
+from storage_server.memory.outofmemory import is_out_of_memory, release_memory
 from storage_server.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 REMEMBERED = 1024
 """Prefixes whose largest batch is remembered."""
-_ALLOCATOR_SAYS = (
-    "can't allocate memory",  # DefaultCPUAllocator, Linux
-    "not enough memory",  # DefaultCPUAllocator, elsewhere
-    "out of memory",  # CUDA runtime, cuDNN, cuBLAS wrappers
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """The one predicate: whether less work at once could succeed where this failed."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATOR_SAYS)
 
 
 class BatchSizer:
@@ -108,7 +94,7 @@ def run_batch(prefix: Prefix, batch: torch.Tensor, sizer: BatchSizer, metrics: M
             pieces.append(Piece(start, tensors))
             start += len(part)
             continue
-        _release(prefix.device)
+        release_memory(prefix.device)
         if len(part) == 1:
             raise MemoryBudgetError(
                 f"{prefix.model} up to {prefix.cut.name} ran out of memory with a single sample ({trouble}). "
@@ -131,10 +117,3 @@ def _attempt(prefix: Prefix, part: torch.Tensor) -> tuple[tuple[torch.Tensor, ..
         if not is_out_of_memory(error):
             raise
         return None, str(error).partition("\n")[0][:200]
-
-
-def _release(device: str) -> None:
-    """Gives back what the failed pass left behind."""
-    gc.collect()
-    if device != "cpu":
-        torch.cuda.empty_cache()

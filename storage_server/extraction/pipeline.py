@@ -19,12 +19,12 @@ import torch
 
 from hapi.cancel import Cancel
 from hapi.errors import InputError
-from storage_server.budget import QueueBudget
 from storage_server.extraction.batching import BatchSizer, Piece, run_batch
 from storage_server.extraction.engine import Prefix
 from storage_server.extraction.executor import DeviceExecutor, Outcome, Task
 from storage_server.extraction.frames import FrameWriter
 from storage_server.extraction.loading import Loaded, SampleLoader, Source
+from storage_server.memory.budget import QueueBudget
 from storage_server.metrics import Metrics
 
 BATCHES_ON_DEVICE = 2

@@ -15,10 +15,10 @@ from hapi.model import Graph, load_archive
 from hapi.model.specs import dtype_name
 from hapi.units import format_bytes
 from hapi.wire.protocol import CutInfo, ModelInfo
-from storage_server.budget import MemoryBudget
 from storage_server.extraction.engine import Prefix
 from storage_server.library.archives import ArchiveStore
 from storage_server.library.locks import KeyedLocks
+from storage_server.memory.budget import MemoryBudget
 from storage_server.metrics import Metrics
 
 

@@ -12,9 +12,10 @@ from awkward_models import Archive
 from hapi.cancel import Cancel, CancelledWork
 from hapi.errors import BusyError, MemoryBudgetError
 from profiler.memory import MemoryModel
-from storage_server.budget import MemoryBudget
-from storage_server.extraction.batching import BatchSizer, is_out_of_memory, run_batch
+from storage_server.extraction.batching import BatchSizer, run_batch
 from storage_server.extraction.engine import Prefix
+from storage_server.memory.budget import MemoryBudget
+from storage_server.memory.outofmemory import is_out_of_memory
 from storage_server.metrics import Metrics
 
 

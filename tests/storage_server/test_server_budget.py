@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hapi.errors import InputError
-from storage_server.budget import MemoryBudget, QueueBudget
+from storage_server.memory.budget import MemoryBudget, QueueBudget
 
 
 def test_the_budget_is_the_least_of_setting_and_free_memory() -> None:

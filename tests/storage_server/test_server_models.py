@@ -21,9 +21,9 @@ from hapi.errors import (
     UnknownModelError,
 )
 from hapi.files import Draft
-from storage_server.budget import MemoryBudget
 from storage_server.library.archives import ArchiveStore
 from storage_server.library.models import ModelStore, Upload
+from storage_server.memory.budget import MemoryBudget
 from storage_server.metrics import Metrics
 
 MakeStore = Callable[..., ModelStore]

@@ -1,0 +1,32 @@
+"""Out of memory, whoever says it: the one predicate, and giving back what a failed pass left behind."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+from hapi.allocator import release_free_memory
+
+_ALLOCATOR_SAYS = (
+    "can't allocate memory",  # DefaultCPUAllocator, Linux
+    "not enough memory",  # DefaultCPUAllocator, elsewhere
+    "out of memory",  # CUDA runtime, cuDNN, cuBLAS wrappers; Arrow
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """The one predicate: whether less work at once could succeed where this failed."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATOR_SAYS)
+
+
+def release_memory(device: str) -> None:
+    """Gives what is free but kept back to the device and the machine. Takes milliseconds: not for every batch."""
+    gc.collect()
+    if device != "cpu":
+        torch.cuda.empty_cache()
+    release_free_memory()
