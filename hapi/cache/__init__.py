@@ -1,0 +1,7 @@
+"""Features that were computed once are kept: their keys, and the tiers that keep them."""
+
+from __future__ import annotations
+
+from hapi.cache.keys import FeatureKeys
+
+__all__ = ["FeatureKeys"]
