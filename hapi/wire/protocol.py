@@ -145,7 +145,7 @@ operator's limit, the slow way back up after running out of memory, or a size th
 
 
 class PrefixStatus(BaseModel):
-    """A part of a model that the server computes: how, how fast, and what it takes. Bytes, seconds, images per second."""
+    """A part of a model that the server computes: how, how fast, what it takes. Bytes, seconds, images per second."""
 
     model_config = ConfigDict(extra="allow")
 
