@@ -1,0 +1,120 @@
+"""The simulator against what must hold: bounds by work, agreement with the planner's model, nothing lost in failures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import simpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.simulate.cluster import Autoscaling, ClusterSpec, Failures, simulate
+from benchmarks.simulate.lanes import Line, StorageNode
+from benchmarks.simulate.tenants import JobSpec
+from hapi.plan import CutCost, Link, Plan, Profile, Share
+from profiler.planner import plan
+
+PROFILE = Profile(
+    "toy",
+    100e3,
+    (CutCost("input", 100e3, 0.0002, 0.03), CutCost("middle", 50e3, 0.01, 0.02), CutCost("output", 5e3, 0.028, 0.0003)),
+    Link(1e9, 0.001),
+    samples=2000,
+    batch_size=64,
+)
+
+
+def job(policy: str = "mix", **changes: object) -> JobSpec:
+    chosen = plan(PROFILE, policy)
+    made = JobSpec(PROFILE, chosen, 1e9, 0.001, samples=2000, epochs=1, span=64)
+    return replace(made, **changes)
+
+
+@pytest.mark.parametrize("policy", ["none", "all", "single", "mix", "middle"])
+def test_alone_it_takes_what_the_planner_predicts(policy: str) -> None:
+    outcome = simulate(ClusterSpec(1), [job(policy)])
+    assert outcome.makespan_seconds == pytest.approx(plan(PROFILE, policy).predicted_seconds, rel=0.05)
+    assert outcome.slowdowns[0] == pytest.approx(1.0, rel=0.05)
+
+
+@given(nodes=st.integers(1, 6), tenants=st.integers(1, 12))
+@settings(max_examples=25, deadline=None)
+def test_no_faster_than_its_work_and_all_of_it_is_done(nodes: int, tenants: int) -> None:
+    one = job("all", samples=320)
+    outcome = simulate(ClusterSpec(nodes), [one] * tenants)
+    work = tenants * 320 * 0.028
+    assert outcome.makespan_seconds >= work / nodes
+    assert outcome.bytes == pytest.approx(tenants * 320 * 5e3)
+    assert 0 < outcome.busy <= 1
+    assert outcome.node_hours * 3600 == pytest.approx(nodes * outcome.makespan_seconds, rel=1e-6)
+
+
+def test_more_nodes_are_not_slower() -> None:
+    jobs = [job("all", samples=640)] * 24
+    times = [simulate(ClusterSpec(nodes), jobs).makespan_seconds for nodes in (1, 2, 4, 8)]
+    assert times == sorted(times, reverse=True)
+    assert times[0] / times[2] > 3
+
+
+def test_a_small_job_beside_large_ones_is_served_in_proportion() -> None:
+    outcome = simulate(ClusterSpec(1), [job("all", samples=6400)] * 4 + [job("all", samples=64, start_seconds=5.0)])
+    assert outcome.slowdowns[-1] < 6  # five share the node; one more span may just have begun
+    assert max(outcome.slowdowns[:-1]) / min(outcome.slowdowns[:-1]) < 1.1
+
+
+def test_failed_nodes_cost_time_and_nothing_else() -> None:
+    jobs = [job("all", samples=640)] * 10
+    calm = simulate(ClusterSpec(4), jobs)
+    rough = simulate(ClusterSpec(4, failures=Failures(20.0, 5.0), seed=1), jobs)
+    assert rough.retries > 0
+    assert rough.makespan_seconds > calm.makespan_seconds
+    assert rough.bytes == calm.bytes
+    assert len(rough.slowdowns) == 10
+    assert rough == simulate(ClusterSpec(4, failures=Failures(20.0, 5.0), seed=1), jobs)
+
+
+def test_nodes_are_added_under_load_and_taken_away_after_it() -> None:
+    jobs = [job("all")] * 24 + [job("none", start_seconds=400.0)]
+    fixed = simulate(ClusterSpec(1), jobs)
+    grown = simulate(ClusterSpec(1, autoscaling=Autoscaling(8, interval_seconds=10.0, start_seconds=20.0)), jobs)
+    assert grown.makespan_seconds < fixed.makespan_seconds
+    assert 1 < grown.most_nodes <= 8
+    assert grown.node_hours < 8 * grown.makespan_seconds / 3600
+
+
+def test_later_epochs_of_cached_features_ask_no_node() -> None:
+    cached = simulate(ClusterSpec(1), [job("all", epochs=5, head_seconds=0.0003)])
+    again = simulate(ClusterSpec(1), [job("all", epochs=5)])
+    assert cached.bytes * 5 == again.bytes
+    assert cached.makespan_seconds < again.makespan_seconds / 4
+
+
+def test_a_line_serves_in_order() -> None:
+    environment = simpy.Environment()
+    line, ends = Line(environment), []
+    for seconds in (2.0, 1.0, 3.0):
+        line.serve(seconds).callbacks.append(lambda _: ends.append(environment.now))
+    environment.run()
+    assert ends == [2.0, 3.0, 6.0]
+    assert line.busy_seconds == 6.0
+
+
+def test_a_stopped_node_loses_what_it_held_and_refuses_more() -> None:
+    environment = simpy.Environment()
+    node = StorageNode(environment, 0, 1e9)
+    held = [node.submit(0, 5.0), node.submit(1, 5.0)]
+    environment.run(until=2.0)
+    node.stop()
+    late = node.submit(0, 1.0)
+    environment.run(until=3.0)
+    assert [event.value for event in (*held, late)] == [False, False, False]
+    node.start()
+    served = node.submit(0, 1.0)
+    assert environment.run(until=served) is True
+
+
+def test_a_mix_deals_its_spans_by_share() -> None:
+    chosen = Plan("mix", (Share("input", 0.5), Share("output", 0.5)), None, None)
+    outcome = simulate(ClusterSpec(1), [job(plan=chosen)])
+    assert outcome.bytes == pytest.approx(1000 * 105e3, rel=0.05)
