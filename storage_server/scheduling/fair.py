@@ -1,0 +1,162 @@
+"""Weighted fair queueing: the flow that was served least, for its share, is next.
+
+The credit form of deficit round robin (Shreedhar & Varghese, "Efficient Fair Queuing Using Deficit Round Robin",
+IEEE/ACM ToN 1996) with the virtual time of start-time fair queueing (Goyal, Vin & Cheng, SIGCOMM 1996): what a flow
+received, divided by its share, is its tag; the smallest tag is next; a flow that was idle begins at the tag of what was
+chosen last, so that nobody saves up credit and nobody pays for the past of others. Costs are predicted seconds and may
+be corrected once they are known. Over any stretch in which two flows both have something waiting, what they received
+per share differs by no more than one most expensive item of each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+REMEMBERED = 256
+"""Idle flows that are remembered; those that virtual time has overtaken can be forgotten at no loss."""
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Whose work it is: a tenant, with its share of what is scheduled."""
+
+    name: str
+    share: float = 1.0
+
+
+SERVER = Flow("(server)")
+"""The server's own work."""
+
+
+class Ledger:
+    """What each flow received. Not thread-safe.
+
+    Flows join when something of theirs waits, and leave when nothing does.
+    """
+
+    def __init__(self) -> None:
+        self._tags: dict[Flow, float] = {}
+        self._busy: set[Flow] = set()
+        self._now = 0.0
+
+    def join(self, flow: Flow) -> None:
+        """Something of `flow` waits; does nothing if it was waiting already."""
+        if flow not in self._busy:
+            self._busy.add(flow)
+            self._tags[flow] = max(self._now, self._tags.get(flow, 0.0))
+
+    def leave(self, flow: Flow) -> None:
+        """Nothing of `flow` waits any longer."""
+        self._busy.discard(flow)
+        if len(self._tags) > REMEMBERED + len(self._busy):
+            self._tags = {flow: tag for flow, tag in self._tags.items() if flow in self._busy or tag > self._now}
+
+    def charge(self, flow: Flow, seconds: float) -> None:
+        """`flow` received so much; negative to take back what was charged too much."""
+        if flow in self._tags:
+            self._tags[flow] = self._tags[flow] + seconds / flow.share
+
+    def order(self, flows: Iterable[Flow] | None = None) -> list[Flow]:
+        """The waiting flows (of `flows`), the one to be served next first."""
+        chosen = self._busy if flows is None else self._busy.intersection(flows)
+        return sorted(chosen, key=lambda flow: (self._tags[flow], flow.name))
+
+    def serve(self, flow: Flow, seconds: float) -> None:
+        """Chooses `flow`: virtual time becomes its tag, and it is charged."""
+        self._now = max(self._now, self._tags.get(flow, 0.0))
+        self.charge(flow, seconds)
+
+    def tag(self, flow: Flow) -> float:
+        """Seconds per share that count as received."""
+        return self._tags.get(flow, self._now)
+
+
+class FairQueue(Generic[T]):
+    """Items of many flows; first come, first served within a flow. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._ledger = Ledger()
+        self._lines: dict[Flow, deque[tuple[T, float]]] = {}
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def waiting(self, flow: Flow) -> int:
+        """Items of one flow."""
+        return len(self._lines.get(flow, ()))
+
+    @property
+    def flows(self) -> tuple[Flow, ...]:
+        """Those who have something waiting."""
+        return tuple(self._lines)
+
+    @property
+    def seconds(self) -> float:
+        """Predicted cost of all that waits."""
+        return math.fsum(cost for line in self._lines.values() for _, cost in line)
+
+    def push(self, flow: Flow, item: T, seconds: float) -> None:
+        """Adds an item that is predicted to cost so much."""
+        self._lines.setdefault(flow, deque()).append((item, seconds))
+        self._length += 1
+        self._ledger.join(flow)
+
+    def pop(self, may: Callable[[Flow], bool] = lambda flow: True) -> tuple[Flow, T] | None:
+        """Takes the next item, of those flows that `may` be served now; None if there is none."""
+        flow = next(filter(may, self._ledger.order()), None)
+        if flow is None:
+            return None
+        line = self._lines[flow]
+        item, seconds = line.popleft()
+        self._length -= 1
+        self._ledger.serve(flow, seconds)
+        if not line:
+            self._forget(flow)
+        return flow, item
+
+    def remove(self, flow: Flow, item: T) -> bool:
+        """Takes one item out of the middle of its line; says whether it was there."""
+        line = self._lines.get(flow, deque())
+        found = next((entry for entry in line if entry[0] is item), None)
+        if found is None:
+            return False
+        line.remove(found)
+        self._length -= 1
+        if not line:
+            self._forget(flow)
+        return True
+
+    def served(self, flow: Flow, seconds: float) -> None:
+        """`flow` was served without having waited."""
+        self._ledger.join(flow)
+        self._ledger.serve(flow, seconds)
+        if flow not in self._lines:
+            self._ledger.leave(flow)
+
+    def correct(self, flow: Flow, seconds: float) -> None:
+        """What was popped cost so much more (or, negative, less) than predicted."""
+        self._ledger.charge(flow, seconds)
+
+    def _forget(self, flow: Flow) -> None:
+        del self._lines[flow]
+        self._ledger.leave(flow)
+
+
+def max_min(total: float, wants: dict[Hashable, float], weights: dict[Hashable, float]) -> dict[Hashable, float]:
+    """Weighted max-min fair division of `total`: nobody gets more than it wants, what it leaves goes to the others.
+
+    Water-filling (Bertsekas & Gallager, "Data Networks", 6.5.2): in the order of want per weight, each gets the least
+    of its want and its weight's part of what is left.
+    """
+    given: dict[Hashable, float] = {}
+    left, weight = total, sum(weights[name] for name in wants)
+    for name in sorted(wants, key=lambda name: wants[name] / weights[name]):
+        given[name] = min(wants[name], left * weights[name] / weight)
+        left, weight = left - given[name], weight - weights[name]
+    return given
