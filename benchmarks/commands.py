@@ -1,9 +1,10 @@
-"""Commands of the benchmarks: the demo."""
+"""Commands of the benchmarks: the demo and the bench."""
 
 from __future__ import annotations
 
 import typer
 
+from benchmarks.scenarios import Scenarios
 from hapi.console import console, emit
 from hapi.units import parse_bandwidth
 
@@ -11,6 +12,13 @@ from hapi.units import parse_bandwidth
 def register(app: typer.Typer) -> None:
     """Adds this room's commands to `app`."""
     app.command()(demo)
+    bench = typer.Typer(cls=Scenarios, no_args_is_help=True, help="Measure HAPI beside other systems, on this machine.")
+    bench.callback()(_bench)
+    app.add_typer(bench, name="bench")
+
+
+def _bench() -> None:
+    """Measure HAPI beside other systems, on this machine. Each scenario prints a table, JSON, and a report."""
 
 
 def demo(

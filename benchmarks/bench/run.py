@@ -1,0 +1,187 @@
+"""One run of a scenario: rows are shown as they come; at the end come table, JSON, report and exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import typer
+from rich.markup import escape
+
+from benchmarks.bench import machine
+from benchmarks.bench.rows import CELL, Row, compared
+from benchmarks.bench.table import STANDARD, Column, row_line, rows_table, show_table
+from hapi.console import console, emit, say
+from hapi.errors import HapiError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FAILED = 1
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture of the report: `draw(figure, rows)` fills an empty matplotlib figure; called only for a report."""
+
+    name: str
+    title: str
+    draw: Callable[[Figure, Sequence[Row]], None]
+    caption: str = ""
+    size: tuple[float, float] = (9.0, 4.5)
+    """Inches."""
+
+
+class Trial:
+    """The row that is being measured; `measured` gives it its values."""
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self.is_measured = False
+
+    def measured(self, **values: Any) -> None:
+        """Fields of Row by name; other names become extras. May be called several times."""
+        self.row = self.row.filled(**values)
+        self.is_measured = True
+
+
+class Bench:
+    """Collects the rows of one run.
+
+        with Bench("wire", as_json=as_json, report=report, columns=[...]) as bench:
+            for codec in codecs:
+                with bench.trial(system=codec, model="resnet18") as trial:
+                    trial.measured(seconds=..., bytes=..., ratio=...)
+
+    A trial that raises becomes a failed row, and the next one runs; at the end of the `with` the table is shown, the
+    report written, the JSON printed, and the command ends with status 1 if a row failed. Ctrl-C and SIGTERM are raised
+    where the scenario stands, so that its own `with` and `finally` take down what it started.
+    """
+
+    def __init__(
+        self,
+        scenario: str,
+        *,
+        as_json: bool = False,
+        report: Path | None = None,
+        columns: Sequence[Column] = STANDARD,
+        compare_with: Sequence[str] = (),
+        same: Sequence[str] = CELL,
+        title: str | None = None,
+        plots: Sequence[Plot] = (),
+        finish: Callable[[list[Row]], list[Row]] | None = None,
+    ) -> None:
+        """`compare_with` are the systems to which each row gets a ratio of seconds, within rows that agree in `same`.
+
+        `finish` may add to the rows what can only be said when all are there; it runs before the ratios.
+        """
+        self.scenario, self.title = scenario, title or f"hapi bench {scenario}"
+        self.columns, self.compare_with, self.same = columns, compare_with, same
+        self.rows: list[Row] = []
+        self.remarks: list[str] = []
+        self.plots = list(plots)
+        self.machine = machine.describe()
+        self._as_json, self._report, self._finish = as_json, report, finish
+        self.out = console(as_json)
+        self._signals = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        if self._report is not None:
+            from benchmarks.bench.report import check_folder
+
+            check_folder(self._report)  # before hours of measuring, not after
+        self._signals.enter_context(_terminate_as_interrupt())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._signals.close()
+        self._complete()
+        if self.rows:
+            show_table(self.out, rows_table(self.rows, self.columns))
+        for row in self.rows:
+            if row.note:
+                self.say(f"  {row.system} {row.model}: {row.note}")
+        for remark in self.remarks:
+            self.say(f"  {remark}")
+        if self._report is not None and self.rows:
+            from benchmarks.bench.report import write_report
+
+            self.say(f"report: {write_report(self, self._report)}")
+        if kind is not None:
+            return
+        if self._as_json:
+            emit(self.to_json())
+        if any(row.failed for row in self.rows) or not self.rows:
+            raise typer.Exit(FAILED)
+
+    @contextlib.contextmanager
+    def trial(self, **keys: Any) -> Iterator[Trial]:
+        """Measures one row; `keys` are what is known of it beforehand (system, model, bandwidth, ...)."""
+        trial = Trial(Row(scenario=self.scenario, system=keys.pop("system", "")).filled(**keys))
+        try:
+            yield trial
+            if not trial.is_measured:
+                trial.row = trial.row.filled(failed=True, note="nothing was measured")
+        except Exception as error:
+            if os.environ.get("HAPI_DEBUG") or not isinstance(error, HapiError):
+                traceback.print_exc(file=sys.stderr)
+            told = str(error) if isinstance(error, HapiError) else f"{type(error).__name__}: {error}"
+            trial.row = trial.row.filled(failed=True, note=told)
+        self.add(trial.row)
+
+    def add(self, row: Row) -> None:
+        """Adds a row, and shows it."""
+        self.rows.append(row)
+        self.say(row_line(row, self.columns))
+
+    def say(self, text: str) -> None:
+        """Tells how far the run is."""
+        say(self.out, escape(text))
+
+    def remark(self, text: str) -> None:
+        """Keeps something that must be printed with the result, such as what the testbed cannot do."""
+        if text not in self.remarks:
+            self.remarks.append(text)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `--json`."""
+        return {
+            "scenario": self.scenario,
+            "machine": self.machine,
+            "remarks": self.remarks,
+            "rows": [row.to_json() for row in self.rows],
+        }
+
+    def _complete(self) -> None:
+        if self._finish is not None:
+            self.rows = self._finish(self.rows)
+        for system in self.compare_with:
+            self.rows = compared(self.rows, system, same=self.same)
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, so that everything is taken down as after Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,138 @@
+"""A run: failed rows, the exit status, the JSON document, the report, interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import typer
+
+from benchmarks.bench.rows import Row
+from benchmarks.bench.run import Bench, Plot
+from hapi.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def run_broken() -> None:
+    with Bench("e2e", as_json=True, compare_with=["plain"]) as bench:
+        with bench.trial(system="plain", model="m") as trial:
+            trial.measured(seconds=4.0, bytes=10)
+        with bench.trial(system="peer", model="m"):
+            raise InputError("the peer is [not] installed.")
+        with bench.trial(system="strange", model="m"):
+            raise ZeroDivisionError("by zero")
+        with bench.trial(system="lazy", model="m"):
+            pass
+        with bench.trial(system="mix", model="m") as trial:
+            trial.measured(seconds=1.0, bytes=5, cut="layer4")
+        bench.remark("no delay")
+
+
+def test_a_broken_system_leaves_the_other_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended:
+        run_broken()
+    assert ended.value.exit_code == 1
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert [(row["system"], row["failed"]) for row in document["rows"]] == [
+        ("plain", False),
+        ("peer", True),
+        ("strange", True),
+        ("lazy", True),
+        ("mix", False),
+    ]
+    assert document["rows"][4]["ratio_to_plain"] == 4.0
+    assert document["rows"][4]["cut"] == "layer4"
+    assert document["rows"][1]["note"] == "the peer is [not] installed."
+    assert document["remarks"] == ["no delay"]
+    assert document["machine"]["cpus_usable"] >= 1
+    assert document["machine"]["versions"]["torch"]
+    assert "the peer is [not] installed." in said.err
+    assert "Traceback" in said.err  # of what was nobody's plan
+
+
+def test_a_run_that_succeeds_ends_quietly(capsys: pytest.CaptureFixture[str]) -> None:
+    with Bench("wire") as bench, bench.trial(system="mix") as trial:
+        trial.measured(seconds=1.0)
+    assert "mix" in capsys.readouterr().out
+
+
+def test_a_run_without_rows_has_failed() -> None:
+    with pytest.raises(typer.Exit), Bench("wire"):
+        pass
+
+
+def run_terminated(taken_down: list[bool]) -> None:
+    with Bench("wire", as_json=True) as bench:
+        with bench.trial(system="mix") as trial:
+            trial.measured(seconds=1.0)
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:
+            taken_down.append(True)
+
+
+def test_termination_is_raised_where_the_scenario_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    taken_down: list[bool] = []
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        run_terminated(taken_down)
+    assert taken_down
+    assert signal.getsignal(signal.SIGTERM) is before
+    said = capsys.readouterr()
+    assert said.out == ""  # not a whole document
+    assert "mix" in said.err
+
+
+def draw_seconds(figure: Figure, rows: Sequence[Row]) -> None:
+    figure.subplots().bar([row.system for row in rows], [row.seconds or 0 for row in rows])
+
+
+def run_reported(folder: Path) -> None:
+    with Bench("wire", report=folder, plots=[Plot("s", "Seconds & <more>", draw_seconds)]) as bench:
+        with bench.trial(system="mix") as trial:
+            trial.measured(seconds=1.0)
+        with bench.trial(system="peer"):
+            raise InputError("<b>missing</b>")
+
+
+def test_the_report_is_one_page_without_anything_from_outside(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "out"
+    with pytest.raises(typer.Exit):
+        run_reported(folder)
+    page = (folder / "index.html").read_text()
+    assert page.count("<figure>") == 1
+    assert "Seconds &amp; &lt;more&gt;" in page
+    assert "&lt;b&gt;missing" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert page.count("<table") == page.count("</table>") == 2
+    assert (folder / "s.png").read_bytes().startswith(b"\x89PNG")
+    assert [row["system"] for row in json.loads((folder / "rows.json").read_text())["rows"]] == ["mix", "peer"]
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_measuring(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="not a folder"), Bench("wire", report=tmp_path / "file"):
+        raise AssertionError("measured")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from hapi.cli import build_app\n"
+        "try: build_app()(['bench', '--help'], standalone_mode=False)\n"
+        "finally:\n assert not {'torch', 'scipy', 'matplotlib', 'numpy'} & set(sys.modules), 'heavy'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "decode" in done.stdout
