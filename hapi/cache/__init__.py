@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from hapi.cache.keys import FeatureKeys
+from hapi.cache.memory import MemoryCache
 
-__all__ = ["FeatureKeys"]
+__all__ = ["FeatureKeys", "MemoryCache"]
