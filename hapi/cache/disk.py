@@ -1,0 +1,291 @@
+"""Features in a folder, within a number of bytes. Several processes may share it; a crash damages nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from hapi.cache import layout
+from hapi.cache.packs import DATA, INDEX, PART, RECORD_BYTES, DamagedEntryError, Pack, PackWriter, unlink_pack
+from hapi.errors import InputError
+
+log = logging.getLogger(__name__)
+
+PACKS = 64
+"""About so many packs make up the budget: space is given back by whole packs, the one unused for longest first."""
+USUAL_PACK_BYTES, MOST_PACK_BYTES = 16 * 2**20, 2**30
+REFRESH_SECONDS = 5.0
+"""How often a miss looks for what other processes wrote, and a full cache for room."""
+_LOCK = "lock"
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+class DiskCache:
+    """Tuples of host tensors by 32-byte key, as plain bytes with checksums. Thread-safe.
+
+    A damaged entry is a miss, and removed. When the disk refuses (full, read-only), it says so once and keeps no more.
+    The files of the folder never take more than `budget_bytes`, whoever writes there with that budget. About 250 bytes
+    of memory per entry are needed to find it.
+    """
+
+    def __init__(self, folder: Path, budget_bytes: int, *, keep_used: bool = False) -> None:
+        """`keep_used`: packs that this process used make no room for new ones. Right for jobs that come back to all
+        their samples in turn, where an LRU that is a bit too small would forget each just before it is needed.
+
+        InputError if the folder cannot be made or read.
+        """
+        self.folder, self.budget_bytes = folder, budget_bytes
+        self.pack_bytes = min(MOST_PACK_BYTES, max(budget_bytes // PACKS, min(USUAL_PACK_BYTES, budget_bytes // 4)))
+        self.hits = 0
+        self.misses = 0
+        self._keep_used = keep_used
+        self._packs: dict[Path, Pack] = {}
+        self._numbered: list[Pack | None] = []
+        self._places: dict[int, tuple[int, int]] = {}
+        self._writer: PackWriter | None = None
+        self._lock = threading.RLock()
+        self._refused = False
+        self._looked = self._full_since = -REFRESH_SECONDS
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.refresh()
+        except OSError as error:
+            raise InputError(f"cache directory {folder}: {error.strerror}. Choose another one.") from error
+
+    def get(self, key: bytes) -> Tensors | None:
+        """The tensors kept under `key`, or None. They are the caller's own."""
+        with self._lock:
+            place = self._find(key)
+        if place is None:
+            self.misses += 1
+            return None
+        pack, number = place
+        description_bytes, values_bytes = pack.lengths(number)
+        head = bytearray(description_bytes)
+        values = bytearray(values_bytes)
+        try:
+            pack.read(number, [head, values])
+            tensors = layout.allocate(bytes(head))
+            if sum(tensor.nbytes for tensor in tensors) != values_bytes:
+                raise DamagedEntryError("another length than described")
+        except (DamagedEntryError, ValueError) as error:
+            self._drop(pack, number, error)
+            self.misses += 1
+            return None
+        start = 0
+        for buffer in layout.buffers(tensors):
+            buffer[:] = values[start : start + len(buffer)]
+            start += len(buffer)
+        self._used(pack)
+        return tensors
+
+    def read_into(self, key: bytes, description: bytes, buffers: Sequence[memoryview]) -> bool:
+        """Reads the values under `key` straight into buffers; False if they are not there or described otherwise."""
+        with self._lock:
+            place = self._find(key)
+        if place is None:
+            self.misses += 1
+            return False
+        pack, number = place
+        head = bytearray(len(description))
+        try:
+            if pack.lengths(number) != (len(description), sum(map(len, buffers))):
+                self.misses += 1
+                return False
+            pack.read(number, [head, *buffers])
+        except DamagedEntryError as error:
+            self._drop(pack, number, error)
+            self.misses += 1
+            return False
+        if head != description:
+            self.misses += 1
+            return False
+        self._used(pack)
+        return True
+
+    def put(self, key: bytes, tensors: Tensors) -> None:
+        """Keeps host tensors, unless they are there already, too large for a pack, or the disk does not want them."""
+        values = tuple(tensor.detach().contiguous() for tensor in tensors)
+        self.put_bytes(key, layout.describe(values), layout.buffers(values))
+
+    def put_bytes(self, key: bytes, description: bytes, values: Sequence[memoryview]) -> None:
+        """The same for values that lie in memory as they will on disk."""
+        size = len(description) + sum(map(len, values))
+        with self._lock:
+            if self._refused or self._find(key) is not None:
+                return
+            try:
+                writer = self._writable(size)
+                if writer is not None:
+                    writer.append(key, description, values)
+                    self._learn(self._packs[writer.path])
+            except OSError as error:
+                self._refuse(error)
+
+    def __contains__(self, key: bytes) -> bool:
+        with self._lock:
+            return self._find(key) is not None
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the folder's files."""
+        return sum(size for _, size in self._sizes())
+
+    def refresh(self) -> None:
+        """Looks for what other processes wrote and removed; happens by itself after some time. OSError."""
+        with self._lock:
+            self._looked = time.monotonic()
+            present = set(self.folder.glob(f"*{INDEX}"))
+            for path in [path for path in self._packs if path not in present]:
+                self._forget(path)
+            for path in sorted(present):
+                pack = self._packs.get(path) or self._open(path)
+                if pack is not None:
+                    self._learn(pack)
+
+    def close(self) -> None:
+        """Ends writing; what was written stays. It may be used again."""
+        with self._lock:
+            self._writer = None
+
+    def _find(self, key: bytes) -> tuple[Pack, int] | None:
+        place = self._places.get(_short(key))
+        if place is None and time.monotonic() - self._looked >= REFRESH_SECONDS:
+            with contextlib.suppress(OSError):  # what is not found now is a miss
+                self.refresh()
+            place = self._places.get(_short(key))
+        if place is None:
+            return None
+        pack = self._numbered[place[0]]
+        return (pack, place[1]) if pack is not None and pack.key(place[1]) == key else None
+
+    def _open(self, path: Path) -> Pack | None:
+        try:
+            pack = Pack(path)
+        except FileNotFoundError:  # its index or its data: another process removes it
+            return None
+        except ValueError:
+            log.warning("cache directory %s: %s is damaged and removed", self.folder, path.name)
+            unlink_pack(path)
+            return None
+        self._packs[path] = pack
+        self._numbered.append(pack)
+        return pack
+
+    def _learn(self, pack: Pack) -> None:
+        """Notes the entries that were added to a pack."""
+        numbers = pack.grow()
+        if numbers:
+            which = self._numbered.index(pack)
+            for number, key in pack.keys(numbers):
+                self._places[_short(key)] = (which, number)
+
+    def _forget(self, path: Path) -> None:
+        pack = self._packs.pop(path)
+        which = self._numbered.index(pack)
+        self._numbered[which] = None
+        self._places = {key: place for key, place in self._places.items() if place[0] != which}
+
+    def _used(self, pack: Pack) -> None:
+        self.hits += 1
+        with contextlib.suppress(OSError):  # a read-only folder serves as well
+            pack.touch()
+
+    def _drop(self, pack: Pack, number: int, error: Exception) -> None:
+        log.warning("cache directory %s: a damaged entry is removed (%s)", self.folder, error)
+        with self._lock, contextlib.suppress(OSError):
+            self._places.pop(_short(pack.key(number)), None)
+            pack.remove(number)
+
+    def _writable(self, size: int) -> PackWriter | None:
+        """A pack with room for `size` bytes, or None if there cannot be one now."""
+        writer = self._writer
+        if writer is not None and writer.process != os.getpid():
+            writer = None  # the parent goes on with it
+        if writer is None or not writer.has_room(size):
+            writer = self._begin(size)
+            self._writer = writer or self._writer
+        return writer
+
+    def _begin(self, size: int) -> PackWriter | None:
+        if 2 * RECORD_BYTES + size > self.pack_bytes or time.monotonic() - self._full_since < REFRESH_SECONDS:
+            return None
+        self._writer = None  # its pack is whole, and may make room too
+        with self._alone():
+            self.refresh()
+            if not self._make_room():
+                self._full_since = time.monotonic()
+                return None
+            writer = PackWriter(self.folder, self.pack_bytes)
+        pack = self._open(writer.path)
+        if pack is None:
+            return None
+        pack.is_used = True
+        return writer
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While no other process begins or removes a pack."""
+        with open(self.folder / _LOCK, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _make_room(self) -> bool:
+        """Removes packs until another one fits into the budget; False if those in use leave no room."""
+        for path in [*self.folder.glob(f"*{PART}"), *self.folder.glob(f"*{DATA}")]:
+            if path.suffix == PART or not path.with_suffix(INDEX).exists():
+                path.unlink(missing_ok=True)  # of a process that died
+        taken: dict[Path, int] = {}
+        for path, pack in self._packs.items():
+            size = _size(path) + _size(path.with_suffix(DATA))
+            taken[path] = max(size, pack.limit_bytes) if pack.is_being_written() else size
+        total = sum(taken.values())
+        for path in sorted(taken, key=_modified):
+            if total + self.pack_bytes <= self.budget_bytes:
+                break
+            pack = self._packs[path]
+            if pack.is_being_written() or (self._keep_used and pack.is_used):
+                continue
+            pack.unlink()
+            self._forget(path)
+            total -= taken[path]
+        return total + self.pack_bytes <= self.budget_bytes
+
+    def _refuse(self, error: OSError) -> None:
+        self._refused, self._writer = True, None
+        log.warning("cache directory %s: %s; no more features are kept there", self.folder, error.strerror)
+
+    def _sizes(self) -> Iterator[tuple[Path, int]]:
+        for path in self.folder.iterdir():
+            yield path, _size(path)
+
+
+def _short(key: bytes) -> int:
+    """64 bits of a key: enough to find it; the pack knows it whole."""
+    return int.from_bytes(key[:8], "little")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

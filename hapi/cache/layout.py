@@ -1,0 +1,52 @@
+"""Tensors as plain bytes: a short description, then the values of each, one after the other."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import torch
+
+DTYPES = {
+    name: getattr(torch, name)
+    for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MAX_DIMENSIONS = 16
+
+
+def describe(tensors: tuple[torch.Tensor, ...]) -> bytes:
+    """Dtypes and shapes, as JSON; KeyError for a dtype that is not kept."""
+    kinds = [[_NAMES[tensor.dtype], list(tensor.shape)] for tensor in tensors]
+    return json.dumps(kinds, separators=(",", ":")).encode()
+
+
+def described_bytes(description: bytes) -> int:
+    """How many bytes of values follow; ValueError for a description that `describe` did not write."""
+    return sum(math.prod(shape) * dtype.itemsize for dtype, shape in _kinds(description))
+
+
+def allocate(description: bytes) -> tuple[torch.Tensor, ...]:
+    """Tensors of these dtypes and shapes, to be filled; ValueError as above."""
+    return tuple(torch.empty(shape, dtype=dtype) for dtype, shape in _kinds(description))
+
+
+def buffers(tensors: tuple[torch.Tensor, ...]) -> list[memoryview]:
+    """The memory of contiguous host tensors, to be read from or written to."""
+    return [tensor.reshape(-1).view(torch.uint8).numpy().data for tensor in tensors]
+
+
+def _kinds(description: bytes) -> list[tuple[torch.dtype, list[int]]]:
+    document: Any = json.loads(description)
+    if not isinstance(document, list):
+        raise ValueError("not a list")
+    kinds = []
+    for item in document:
+        if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], list)):
+            raise ValueError("not a dtype and a shape")
+        name, shape = item
+        if name not in DTYPES or len(shape) > MAX_DIMENSIONS or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"no tensor is {name} {shape}")
+        kinds.append((DTYPES[name], shape))
+    return kinds

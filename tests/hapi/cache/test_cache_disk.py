@@ -1,0 +1,291 @@
+"""The disk tier: found again after a crash, shared by processes, within its bytes, and never wrong."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hapi.cache import DiskCache, FeatureCache, MemoryCache, layout
+from hapi.errors import InputError
+
+BUDGET = 2**20
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(8, "little") * 4
+
+
+def value(number: int, size: int = 20) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(number)
+    return torch.randn(size, generator=generator), torch.randint(0, 100, (2, 3), generator=generator)
+
+
+def same(found: tuple[torch.Tensor, ...] | None, number: int, size: int = 20) -> bool:
+    return found is not None and all(map(torch.equal, found, value(number, size)))
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def test_what_was_kept_is_found_again(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path / "below" / "here", BUDGET)
+    for number in range(50):
+        cache.put(key(number), value(number))
+    again = DiskCache(cache.folder, BUDGET)
+    for found in (cache, again):
+        assert len(found) == 50
+        assert all(same(found.get(key(number)), number) for number in range(50))
+        assert found.get(key(50)) is None
+        assert (found.hits, found.misses) == (50, 1)
+        assert found.nbytes == folder_bytes(cache.folder) <= BUDGET
+    assert len(list(cache.folder.glob("*.data"))) == 1  # not a file per entry
+
+
+@given(st.lists(st.sampled_from(sorted(layout.DTYPES)), max_size=3), st.lists(st.integers(0, 3), max_size=3))
+def test_tensors_of_every_kind_come_back(tmp_path_factory: pytest.TempPathFactory, kinds: list, shape: list) -> None:
+    tensors = tuple(torch.randint(0, 2, shape).to(layout.DTYPES[kind]) for kind in kinds)
+    cache = DiskCache(tmp_path_factory.mktemp("kinds"), BUDGET)
+    cache.put(key(1), tuple(tensor.mT if tensor.ndim > 1 else tensor for tensor in tensors))
+    found = cache.get(key(1))
+    assert found is not None
+    assert [(tensor.dtype, tensor.shape) for tensor in found] == [
+        (tensor.dtype, (tensor.mT if tensor.ndim > 1 else tensor).shape) for tensor in tensors
+    ]
+    assert all(torch.equal(a, b.mT if b.ndim > 1 else b) for a, b in zip(found, tensors, strict=True))
+
+
+@pytest.mark.parametrize("description", [b"", b"{}", b"[[1, 2]]", b'[["float32", [-1]]]', b'[["object", [1]]]', b"[3]"])
+def test_other_descriptions_are_refused(description: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - also json's own
+        layout.allocate(description)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(4_000, 60_000), st.lists(st.tuples(st.integers(0, 30), st.integers(0, 1500)), max_size=60))
+def test_the_budget_holds_after_every_step(
+    tmp_path_factory: pytest.TempPathFactory, budget: int, steps: list[tuple[int, int]]
+) -> None:
+    folder = tmp_path_factory.mktemp("budget")
+    cache = DiskCache(folder, budget)
+    for number, size in steps:
+        cache.put(key(number), value(number, size))
+        assert folder_bytes(folder) <= budget
+        found = cache.get(key(number))
+        assert found is None or torch.equal(found[0], value(number, len(found[0]))[0])
+
+
+def test_the_pack_unused_for_longest_makes_room(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, 40_000)  # packs of 10,000 bytes
+    number = 0
+    while len(list(tmp_path.glob("*.index"))) < 4:
+        cache.put(key(number), value(number, 500))
+        number += 1
+    first, second, *_ = sorted(tmp_path.glob("*.index"))
+    os.utime(second, (1, 1))  # as if it was used long ago
+    kept = DiskCache(tmp_path, 40_000)
+    assert same(kept.get(key(0)), 0, 500)
+    del cache
+    for extra in range(number, number + 5):
+        kept.put(key(extra), value(extra, 500))
+    assert first.exists()
+    assert not second.exists()
+    assert same(kept.get(key(0)), 0, 500)
+
+
+def test_a_job_that_returns_to_its_samples_keeps_the_first(tmp_path: Path) -> None:
+    """With an LRU a cycle through more than fits would find nothing at all."""
+    cache = DiskCache(tmp_path, 40_000, keep_used=True)
+    found = [0, 0, 0]
+    for epoch in range(3):
+        for number in range(40):
+            if cache.get(key(number)) is not None:
+                found[epoch] += 1
+            else:
+                cache.put(key(number), value(number, 500))
+    assert found[0] == 0
+    assert found[1] == found[2] >= 12
+    assert folder_bytes(tmp_path) <= 40_000
+    following = DiskCache(tmp_path, 40_000, keep_used=True)  # another job: what nobody uses makes room
+    following.put(key(99), value(99, 500))
+    assert same(following.get(key(99)), 99, 500)
+
+
+def test_whatever_is_cut_off_nothing_wrong_is_found(tmp_path: Path) -> None:
+    """Both files cut at every byte of the last entries, and every byte of a small pack changed."""
+    whole = tmp_path / "whole"
+    cache = DiskCache(whole, BUDGET)
+    for number in range(3):
+        cache.put(key(number), (torch.full((4,), float(number)),))
+    cache.close()
+    files = [next(whole.glob("*.index")), next(whole.glob("*.data"))]
+    for file in files:
+        content = file.read_bytes()
+        for length in range(len(content)):
+            flipped = content[:length] + bytes([content[length] ^ 0xFF]) + content[length + 1 :]
+            for damaged in (content[:length], flipped):
+                copy = tmp_path / "copy"
+                shutil.copytree(whole, copy)
+                (copy / file.name).write_bytes(damaged)
+                _still_right(copy)
+                shutil.rmtree(copy)
+
+
+def _still_right(folder: Path) -> None:
+    for _ in range(2):  # damage that was met is gone the second time, and can be written anew
+        cache = DiskCache(folder, BUDGET)
+        for number in range(3):
+            found = cache.get(key(number))
+            assert found is None or torch.equal(found[0], torch.full((4,), float(number)))
+            if found is None:
+                cache.put(key(number), (torch.full((4,), float(number)),))
+                assert cache.get(key(number)) is not None
+        cache.close()
+    assert cache.misses == 0
+
+
+def test_a_writer_that_died_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, BUDGET)
+    cache.put(key(1), value(1))
+    cache.close()
+    (tmp_path / "1-a.part").write_bytes(b"x")
+    (tmp_path / "1-a.data").write_bytes(b"x" * 100)
+    cache.put(key(2), value(2))
+    assert not list(tmp_path.glob("1-a*"))
+    assert same(cache.get(key(1)), 1)
+    assert same(cache.get(key(2)), 2)
+
+
+WORK = """
+import sys, torch
+from pathlib import Path
+from hapi.cache import DiskCache
+from tests.hapi.cache.test_cache_disk import key, same, value
+cache = DiskCache(Path(sys.argv[1]), int(sys.argv[2]))
+for number in range(int(sys.argv[3]), int(sys.argv[4])):
+    cache.put(key(number), value(number))
+    cache.refresh()
+    for other in range(0, 120, 7):
+        found = cache.get(key(other))
+        assert found is None or same(found, other)
+    if number % 20 == 0:
+        print(sum(path.stat().st_size for path in Path(sys.argv[1]).iterdir() if path.exists()))
+"""
+
+
+def test_processes_share_a_folder_and_its_budget(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[3]
+    budget = 12_000
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORK, str(tmp_path), str(budget), str(first), str(first + 80)],
+            cwd=root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for first in (0, 40)
+    ]
+    for worker in workers:
+        sizes, trouble = worker.communicate(timeout=250)
+        assert worker.returncode == 0, trouble
+        assert all(0 < int(size) <= budget for size in sizes.split())
+    cache = DiskCache(tmp_path, budget)
+    found = [number for number in range(120) if cache.get(key(number)) is not None]
+    assert found
+    assert all(same(cache.get(key(number)), number) for number in found)
+
+
+def test_what_another_process_writes_is_seen_by_and_by(tmp_path: Path) -> None:
+    reader, writer = DiskCache(tmp_path, BUDGET), DiskCache(tmp_path, BUDGET)
+    for number in range(3):
+        writer.put(key(number), value(number))
+        reader.refresh()
+        assert same(reader.get(key(number)), number)
+    other = DiskCache(tmp_path, BUDGET)
+    other.put(key(9), value(9))
+    assert len(list(tmp_path.glob("*.index"))) == 2
+    for path in sorted(tmp_path.glob("*"))[:2]:
+        path.unlink()
+    reader.refresh()
+    assert reader.get(key(0)) is None
+
+
+def test_a_child_process_writes_a_pack_of_its_own(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, BUDGET)
+    cache.put(key(1), value(1))
+    assert cache._writer is not None
+    cache._writer.process = -1  # what a forked child sees: a writer of another process
+    cache.put(key(2), value(2))
+    assert len(list(tmp_path.glob("*.index"))) == 2
+    again = DiskCache(tmp_path, BUDGET)
+    assert same(again.get(key(1)), 1)
+    assert same(again.get(key(2)), 2)
+
+
+def test_a_full_disk_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = DiskCache(tmp_path, BUDGET)
+    cache.put(key(1), value(1))
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched, caplog.at_level(logging.WARNING):
+        patched.setattr(os, "writev", full)
+        for number in range(2, 5):
+            cache.put(key(number), value(number))
+    assert [record.message for record in caplog.records] == [
+        f"cache directory {tmp_path}: No space left on device; no more features are kept there"
+    ]
+    cache.put(key(5), value(5))
+    assert same(cache.get(key(1)), 1)
+    assert len(cache) == len(DiskCache(tmp_path, BUDGET)) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match=r"cache directory .*file.* Choose another"):
+        DiskCache(tmp_path / "file", BUDGET)
+
+
+def test_reading_into_memory_takes_what_is_described_alike_only(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, BUDGET)
+    cache.put(key(1), value(1))
+    room = tuple(torch.empty_like(tensor) for tensor in value(1))
+    assert cache.read_into(key(1), layout.describe(room), layout.buffers(room))
+    assert same(room, 1)
+    other = (torch.empty(20, dtype=torch.int32), torch.empty(2, 3, dtype=torch.int64))
+    assert not cache.read_into(key(1), layout.describe(other), layout.buffers(other))
+    assert not cache.read_into(key(2), layout.describe(room), layout.buffers(room))
+    assert not cache.read_into(key(1), layout.describe(room[:1]), layout.buffers(room[:1]))
+
+
+def test_tiers_look_in_memory_first(tmp_path: Path) -> None:
+    disk = DiskCache(tmp_path, BUDGET)
+    cache = FeatureCache(MemoryCache(10_000), disk)
+    assert cache.get(key(1)) is None
+    cache.put(key(1), value(1))
+    assert same(cache.get(key(1)), 1)
+    assert (disk.hits, cache.hits, cache.misses) == (0, 1, 1)
+    later = FeatureCache(MemoryCache(10_000), DiskCache(tmp_path, BUDGET))
+    for _ in range(3):
+        assert same(later.get(key(1)), 1)
+    assert later.disk is not None
+    assert (later.disk.hits, later.hits) == (1, 3)
+    assert later.nbytes > 0
+    for alone in (FeatureCache(None, disk), FeatureCache(MemoryCache(10_000)), FeatureCache(None)):
+        alone.put(key(2), value(2))
+        assert (alone.get(key(2)) is None) == (alone.memory is alone.disk)
+        alone.close()
