@@ -49,8 +49,9 @@ class _Backlog:
 class StorageNode:
     """One storage server: a device that serves one piece at a time, the least served waiting tenant first.
 
-    `uplink` is its network interface, which all its answers share. The rule is that of the server itself (storage_server.scheduling.fair): a tenant that comes anew starts at the least
-    service that any waiting tenant has had, so it neither waits for the others' history nor profits from its own.
+    `uplink` is its network interface, which all its answers share. The rule is that of the server itself
+    (storage_server.scheduling.fair): a tenant that comes anew starts at the least service that any waiting tenant has
+    had, so it neither waits for the others' history nor profits from its own.
     """
 
     def __init__(self, environment: simpy.Environment, number: int, bandwidth_bits_per_s: float) -> None:

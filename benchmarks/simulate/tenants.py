@@ -46,7 +46,8 @@ class JobSpec:
         """The job's time with node and link to itself, by the planner's own model of a pipeline."""
         costs = {cut.name: cut for cut in self.profile.cuts}
         server = sum(share.share * costs[share.name].server_seconds for share in self.plan.cuts)
-        link = sum(share.share * costs[share.name].out_bytes for share in self.plan.cuts) * 8 / self.bandwidth_bits_per_s
+        bits = 8 * sum(share.share * costs[share.name].out_bytes for share in self.plan.cuts)
+        link = bits / self.bandwidth_bits_per_s
         client = sum(share.share * costs[share.name].client_seconds for share in self.plan.cuts)
         first = min(self.span, self.samples)
         cold = (self.samples - first) * max(server, link, client) + first * (server + link + client)

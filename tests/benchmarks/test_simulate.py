@@ -1,4 +1,4 @@
-"""The simulator against what must hold: bounds by work, agreement with the planner's model, nothing lost in failures."""
+"""What must hold of simulations: bounds by work, the planner's model for one tenant, nothing lost in failures."""
 
 from __future__ import annotations
 
