@@ -57,7 +57,7 @@ class Outcome:
         bytes: that left the nodes.
         retries: spans that were asked for again.
         busy: part of the nodes' up time in which their device worked.
-        queue_seconds: mean wait of a span for the device.
+        queue_seconds: mean wait of a batch for the device.
         most_nodes: up at the same time.
     """
 
@@ -108,8 +108,9 @@ class _Simulation:
             node_hours=(up + self._starting_seconds) / 3600,
             bytes=sum(tenant.bytes for tenant in self._tenants),
             retries=sum(tenant.retries for tenant in self._tenants),
-            busy=sum(node.busy_seconds for node in nodes) / up if up else 0.0,
-            queue_seconds=sum(node.waiting_seconds for node in nodes) / max(1, sum(node.pieces_done for node in nodes)),
+            busy=sum(node.device.busy_seconds for node in nodes) / up if up else 0.0,
+            queue_seconds=sum(node.device.waiting_seconds for node in nodes)
+            / max(1, sum(node.device.pieces_done for node in nodes)),
             most_nodes=self._most,
         )
 
@@ -144,7 +145,7 @@ class _Simulation:
         while True:
             yield self._environment.timeout(rule.interval_seconds)
             up = [node for node in self._nodes if node.is_up]
-            mean = sum(node.backlog_seconds for node in up) / max(1, len(up))
+            mean = sum(node.device.backlog_seconds for node in up) / max(1, len(up))
             if mean > rule.high_seconds and len(self._nodes) < rule.most_nodes:
                 starting = min(len(self._nodes), rule.most_nodes - len(self._nodes))  # at most twice as many
                 self._starting_seconds += starting * rule.start_seconds

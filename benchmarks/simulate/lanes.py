@@ -1,4 +1,4 @@
-"""Things that serve one piece of work after another: a link or a processor, and a storage node with a fair queue."""
+"""Things that serve one piece of work after another: links, processors, and the fair queues of a storage node."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Line:
 
 @dataclass(eq=False)
 class Piece:
-    """Work for a storage node. `done` succeeds with True, or with False when the node failed before the end."""
+    """Work of a tenant. `done` succeeds with True, or with False when the node failed before the end."""
 
     tenant: int
     seconds: float
@@ -46,30 +46,22 @@ class _Backlog:
     served: float = 0.0
 
 
-class StorageNode:
-    """One storage server: a device that serves one piece at a time, the least served waiting tenant first.
+class FairServer:
+    """Serves one piece at a time, the least served waiting tenant first.
 
-    `uplink` is its network interface, which all its answers share. The rule is that of the server itself
-    (storage_server.scheduling.fair): a tenant that comes anew starts at the least service that any waiting tenant has
-    had, so it neither waits for the others' history nor profits from its own.
+    The rule is that of the server itself (storage_server.scheduling.fair): a tenant that comes anew starts at the least
+    service that any waiting tenant has had, so it neither waits for the others' history nor profits from its own.
     """
 
-    def __init__(self, environment: simpy.Environment, number: int, bandwidth_bits_per_s: float) -> None:
-        self.number = number
-        self.bandwidth_bits_per_s = bandwidth_bits_per_s
-        self.uplink = Line(environment)
-        self.is_up = True
-        self.started = environment.now
-        self.up_seconds = 0.0
+    def __init__(self, environment: simpy.Environment) -> None:
         self.busy_seconds = 0.0
         self.waiting_seconds = 0.0
         self.pieces_done = 0
         self._environment = environment
         self._backlogs: dict[int, _Backlog] = {}
         self._clock = 0.0
-        self._wake = environment.event()
         self._serving: Piece | None = None
-        self._process = environment.process(self._serve())
+        self.start()
 
     @property
     def backlog_seconds(self) -> float:
@@ -82,11 +74,8 @@ class StorageNode:
         return not self._backlogs and self._serving is None
 
     def submit(self, tenant: int, seconds: float) -> simpy.Event:
-        """Adds a piece; its event tells whether it was served (True) or lost with the node (False)."""
+        """Adds a piece; its event tells whether it was served (True) or lost (False)."""
         piece = Piece(tenant, seconds, self._environment.event(), self._environment.now)
-        if not self.is_up:
-            piece.done.succeed(False)
-            return piece.done
         backlog = self._backlogs.get(tenant)
         if backlog is None:
             backlog = self._backlogs[tenant] = _Backlog(served=self._clock)
@@ -95,25 +84,22 @@ class StorageNode:
             self._wake.succeed()
         return piece.done
 
+    def start(self) -> None:
+        """Begins, empty."""
+        self._serving = None
+        self._wake = self._environment.event()
+        self._process = self._environment.process(self._serve())
+
     def stop(self) -> None:
-        """The node is gone: everything on it is lost."""
-        if not self.is_up:
-            return
-        self.is_up = False
-        self.up_seconds += self._environment.now - self.started
+        """Everything on it is lost."""
         lost = [piece for backlog in self._backlogs.values() for piece in backlog.pieces]
         if self._serving is not None:
             lost.append(self._serving)
         self._backlogs.clear()
+        self._serving = None
         self._process.interrupt()
         for piece in lost:
             piece.done.succeed(False)
-
-    def start(self) -> None:
-        """The node is back, empty."""
-        self.is_up, self.started, self._serving = True, self._environment.now, None
-        self._wake = self._environment.event()
-        self._process = self._environment.process(self._serve())
 
     def _serve(self) -> Steps:
         try:
@@ -136,3 +122,34 @@ class StorageNode:
                 piece.done.succeed(True)
         except simpy.Interrupt:
             return
+
+
+class StorageNode:
+    """One storage server: its device, its readers (stored objects do not wait for the device) and its uplink."""
+
+    def __init__(self, environment: simpy.Environment, number: int, bandwidth_bits_per_s: float) -> None:
+        self.number = number
+        self.bandwidth_bits_per_s = bandwidth_bits_per_s
+        self.device, self.readers, self.uplink = FairServer(environment), FairServer(environment), Line(environment)
+        self.is_up = True
+        self.up_seconds = 0.0
+        self._started = environment.now
+        self._environment = environment
+
+    @property
+    def is_idle(self) -> bool:
+        return self.device.is_idle and self.readers.is_idle
+
+    def stop(self) -> None:
+        """The node is gone, with everything on it."""
+        if self.is_up:
+            self.is_up = False
+            self.up_seconds += self._environment.now - self._started
+            self.device.stop()
+            self.readers.stop()
+
+    def start(self) -> None:
+        """The node is back, empty."""
+        self.is_up, self._started = True, self._environment.now
+        self.device.start()
+        self.readers.start()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import Any
 
 import simpy
 
 from benchmarks.simulate.lanes import Line, Steps, StorageNode
 from compute_client.spans import Dealer
-from hapi.plan import Plan, Profile
+from hapi.plan import INPUT, Plan, Profile
 
 IN_FLIGHT = 4
 """Spans that a client asks for at once (the default of hapi.DataLoader)."""
+BATCHES_PER_SPAN = 2
+"""A span of 64 samples in batches of 32, the most that a server on a CPU takes at once."""
 RETRY_SECONDS = 1.0
 """After this long a client asks another node for what a failed one owed."""
 
@@ -107,7 +110,7 @@ class Tenant:
         while True:
             yield self._environment.timeout(self.job.latency_seconds)
             node = self._choose(self.number, number, attempt)
-            if node is not None and (yield node.submit(self.number, size * cost.server_seconds)):
+            if node is not None and (yield from self._served(node, cut, size * cost.server_seconds)):
                 break
             attempt += 1
             self.retries += 1
@@ -117,6 +120,15 @@ class Tenant:
         yield self._carried(node, load)
         window.release(turn)  # what has arrived waits for the client in its buffer, not at the server
         yield self._client.serve(size * cost.client_seconds)
+
+    def _served(self, node: StorageNode, cut: str, seconds: float) -> Generator[simpy.Event, Any, bool]:
+        """Whether the node lived to serve it. Batches, not spans, take turns on its device."""
+        if cut == INPUT:
+            return bool((yield node.readers.submit(self.number, seconds)))
+        for _ in range(BATCHES_PER_SPAN):
+            if not node.is_up or not (yield node.device.submit(self.number, seconds / BATCHES_PER_SPAN)):
+                return False
+        return True
 
     def _carried(self, node: StorageNode, load: float) -> simpy.Event:
         """Through the node's interface and the tenant's own link at once: the slower one is what it takes."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import simpy
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from benchmarks.simulate.cluster import Autoscaling, ClusterSpec, Failures, simulate
 from benchmarks.simulate.lanes import Line, StorageNode
 from benchmarks.simulate.tenants import JobSpec
+from hapi import cli
 from hapi.plan import CutCost, Link, Plan, Profile, Share
 from profiler.planner import plan
 
@@ -100,21 +103,45 @@ def test_a_line_serves_in_order() -> None:
     assert line.busy_seconds == 6.0
 
 
-def test_a_stopped_node_loses_what_it_held_and_refuses_more() -> None:
+def test_a_stopped_node_loses_what_it_held_and_comes_back_empty() -> None:
     environment = simpy.Environment()
     node = StorageNode(environment, 0, 1e9)
-    held = [node.submit(0, 5.0), node.submit(1, 5.0)]
+    held = [node.device.submit(0, 5.0), node.device.submit(1, 5.0), node.readers.submit(0, 5.0)]
     environment.run(until=2.0)
     node.stop()
-    late = node.submit(0, 1.0)
     environment.run(until=3.0)
-    assert [event.value for event in (*held, late)] == [False, False, False]
+    assert [event.value for event in held] == [False, False, False]
+    assert node.is_idle
     node.start()
-    served = node.submit(0, 1.0)
+    served = node.device.submit(0, 1.0)
     assert environment.run(until=served) is True
+    assert node.up_seconds == 2.0
 
 
 def test_a_mix_deals_its_spans_by_share() -> None:
     chosen = Plan("mix", (Share("input", 0.5), Share("output", 0.5)), None, None)
     outcome = simulate(ClusterSpec(1), [job(plan=chosen)])
     assert outcome.bytes == pytest.approx(1000 * 105e3, rel=0.05)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["hapi", "bench", "simulate", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code or 0
+
+
+def test_the_command_simulates_a_profile_from_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "profile.json"
+    file.write_text(json.dumps(PROFILE.to_json()))
+    assert run(monkeypatch, "--profile", str(file), "--cell", "2:6", "--samples", "128", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {(row["system"], row["weather"]) for row in rows} >= {("none", "calm"), ("mix", "calm"), ("mix", "failures")}
+    assert all(not row["failed"] and row["seconds"] > 0 for row in rows)
+
+
+def test_a_cell_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "--cell", "two") == 2
+    assert "10:200" in capsys.readouterr().err
