@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -153,17 +154,19 @@ class _Answer:
         return list(self._missing)
 
     def add(self, batch: FeatureBatch) -> None:
+        rows = np.empty(len(batch), np.int64)
         for position, index in enumerate(batch.indices.tolist()):
             row = self._missing.pop(index, None)
             if row is None:
                 raise WireError(f"feature stream: sample {index} was not asked for, or came twice.")
-            self.labels[row] = batch.labels[position]
-            if position in batch.errors:
-                self.errors[row] = batch.errors[position]
-            else:
-                self.put(row, batch, position)
+            rows[position] = row
+        self.labels[rows] = batch.labels
+        for position, reason in batch.errors.items():
+            self.errors[int(rows[position])] = reason
+        self.put(rows, batch)
 
-    def put(self, row: int, batch: FeatureBatch, position: int) -> None:
+    def put(self, rows: np.ndarray, batch: FeatureBatch) -> None:
+        """Takes over a message whose row i is the span's row `rows[i]`, failed samples included."""
         raise NotImplementedError
 
     def stage(self) -> Stage:
@@ -177,18 +180,22 @@ class _Tensors(_Answer):
         super().__init__(span)
         self._tensors: tuple[torch.Tensor, ...] = ()
 
-    def put(self, row: int, batch: FeatureBatch, position: int) -> None:
+    def put(self, rows: np.ndarray, batch: FeatureBatch) -> None:
         if not batch.tensors:
             raise WireError(f"feature stream: cut {self.span.cut!r} came without tensors.")
         if not self._tensors:
+            if np.array_equal(rows, np.arange(len(self.span))):  # the whole span at once, and in order
+                self._tensors = batch.tensors
+                return
             self._tensors = tuple(
                 torch.empty((len(self.span), *tensor.shape[1:]), dtype=tensor.dtype) for tensor in batch.tensors
             )
         kinds = [(tensor.shape[1:], tensor.dtype) for tensor in self._tensors]
         if kinds != [(tensor.shape[1:], tensor.dtype) for tensor in batch.tensors]:
             raise WireError(f"feature stream: the tensors of cut {self.span.cut!r} changed between two answers.")
+        where = _places(rows)
         for whole, part in zip(self._tensors, batch.tensors, strict=True):
-            whole[row] = part[position]
+            whole[where] = part
 
     def stage(self) -> Stage:
         rows = np.array([row for row in range(len(self.span)) if row not in self.errors], np.int64)
@@ -206,11 +213,26 @@ class _Objects(_Answer):
         self._decoder, self._cancel = decoder, cancel
         self._futures: dict[int, Future[torch.Tensor]] = {}
 
-    def put(self, row: int, batch: FeatureBatch, position: int) -> None:
+    def put(self, rows: np.ndarray, batch: FeatureBatch) -> None:
         if batch.objects is None:
             raise WireError("feature stream: cut 'input' came without objects.")
-        data = batch.objects[position]
-        self._futures[row] = self._decoder.submit(lambda: data, self.span.indices[row], self.span.epoch, self._cancel)
+        for position, row in enumerate(rows.tolist()):
+            if position not in batch.errors:
+                read = partial(_same, batch.objects[position])
+                index = self.span.indices[row]
+                self._futures[row] = self._decoder.submit(read, index, self.span.epoch, self._cancel)
 
     def stage(self) -> Stage:
         return self._decoder.collect(self.labels, self._futures, self.errors)
+
+
+def _places(rows: np.ndarray) -> slice | torch.Tensor:
+    """Rows as what a tensor is indexed with: those in a row as a slice, which is copied at once."""
+    first = int(rows[0]) if len(rows) else 0
+    if np.array_equal(rows, np.arange(first, first + len(rows))):
+        return slice(first, first + len(rows))
+    return torch.from_numpy(rows)
+
+
+def _same(data: bytes) -> bytes:
+    return data

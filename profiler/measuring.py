@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from time import perf_counter
 
 import numpy as np
@@ -86,16 +85,14 @@ def cut_bytes(cut: Cut, codec: Codec) -> int:
     """Bytes per sample that a cut ships in a codec, before compression. At `input` the tensor's, not the object's."""
     if cut.name == INPUT:
         return cut.bytes_per_sample
-    return sum(
-        math.prod(shape) * codec.bytes_per_value(dtype) for shape, dtype in zip(cut.shapes, cut.dtypes, strict=True)
-    )
+    return sum(codec.bytes_per_row(shape, dtype) for shape, dtype in zip(cut.shapes, cut.dtypes, strict=True))
 
 
 def wire_seconds_per_byte(codec: Codec, repeats: int = 3) -> tuple[float, float]:
     """(encode, decode) seconds per byte on the wire, the best of a few turns with 4 MiB of float32 features."""
     values = torch.randn(16, _WIRE_VALUES // 16)
     batch = FeatureBatch(np.arange(16), np.zeros(16, np.int64), (values,))
-    shipped = values.numel() * codec.bytes_per_value(torch.float32)
+    shipped = len(values) * codec.bytes_per_row(values.shape[1:])
     encoder = StreamEncoder([values.shape[1:]], [torch.float32], codec.name)
     encode, decode = [], []
     for _ in range(repeats):

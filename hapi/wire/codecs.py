@@ -1,7 +1,13 @@
-"""Codecs: how the tensors of a cut are written into Arrow columns, and read back.
+"""Codecs: how the tensors of a cut are written into Arrow columns.
 
 A column is Arrow's canonical fixed-shape tensor, so any Arrow reader understands it. Two kinds of values have no Arrow
 type of their own and travel as their bits, with the field's metadata saying so: bfloat16 as uint16, bool as uint8.
+With `int8` a column `features` of uint8 is followed by `features_scale` and `features_offset` (float32, of a shape that
+broadcasts): the values are features * scale + offset.
+
+Bytes are not shuffled before compression. Measured on photographs through MobileNetV2 and SqueezeNet, zstd makes
+float32 features after a ReLU (60 to 75 % zeros) 2.4 to 3.9 times smaller as they are and 2.2 to 3.2 times with their
+bytes in planes, since runs of zeros are cut up; elsewhere planes gain 2 to 10 % for twice the time.
 """
 
 from __future__ import annotations
@@ -13,18 +19,21 @@ from dataclasses import dataclass
 import pyarrow as pa
 import torch
 
-from hapi.errors import InputError, WireError
+from hapi.errors import InputError
+from hapi.wire.quantised import quantise, scale_shape
 
 DTYPE_KEY = b"hapi.dtype"
 """Field metadata: dtype of the tensor that the reader gets."""
 STORED_KEY = b"hapi.stored"
 """Field metadata: dtype of the values on the wire, when the codec made them narrower."""
+SCALE_SUFFIX, OFFSET_SUFFIX = "_scale", "_offset"
+"""Names of the two columns that follow one whose floating-point values travel as uint8."""
 
 MAX_DIMENSIONS = 16
 MAX_VALUES_PER_SAMPLE = 2**31 - 1
 """Arrow's fixed-size lists count with 32 bits."""
 
-_ARROW_TYPES = {
+ARROW_TYPES = {
     torch.float64: pa.float64(),
     torch.float32: pa.float32(),
     torch.float16: pa.float16(),
@@ -37,16 +46,17 @@ _ARROW_TYPES = {
     torch.bool: pa.uint8(),
 }
 _CARRIERS = {torch.bfloat16: torch.uint16, torch.bool: torch.uint8}
-_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in _ARROW_TYPES}
+DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in ARROW_TYPES}
 
 
 @dataclass(frozen=True)
 class Codec:
-    """One way to write tensors. `narrow` is what wider floating-point values are cast to; None keeps every dtype.
+    """One way to write tensors. `narrow` is what wider floating-point values become; None keeps every dtype.
 
-    Only floating-point tensors wider than `narrow` are cast; integers, masks and tensors that are already that narrow
-    travel as they are. NaN and infinity survive every codec. float16 holds magnitudes up to 65504: larger ones become
-    infinity, so prefer bfloat16 for backbones whose activations are not bounded.
+    Only floating-point tensors wider than `narrow` are changed; integers, masks and tensors that are already that
+    narrow travel as they are. NaN and infinity survive float16 and bfloat16. float16 holds magnitudes up to 65504:
+    larger ones become infinity, so prefer bfloat16 for backbones whose activations are not bounded. `int8` (narrow is
+    uint8) is described in `quantised`.
     """
 
     name: str
@@ -63,45 +73,57 @@ class Codec:
             return self.narrow
         return dtype
 
-    def bytes_per_value(self, dtype: torch.dtype = torch.float32) -> int:
-        """Bytes on the wire of one value of a tensor of `dtype`, before compression."""
-        return self.stored(dtype).itemsize
+    def is_scaled(self, dtype: torch.dtype) -> bool:
+        """Whether a tensor of `dtype` travels as steps, with scale and offset."""
+        return dtype.is_floating_point and not self.stored(dtype).is_floating_point
 
-    def field(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> pa.Field:
-        """The Arrow field of a column holding tensors of `shape` (no batch dimension) and `dtype`; InputError."""
-        if dtype not in _ARROW_TYPES:
-            raise InputError(f"tensors of {dtype} cannot travel; a cut may carry: {', '.join(sorted(_NAMES))}.")
+    def bytes_per_row(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> int:
+        """Bytes on the wire of one sample's tensor (shape without the batch dimension), before compression."""
+        scales = 2 * 4 * math.prod(scale_shape(shape)) if self.is_scaled(dtype) else 0
+        return math.prod(shape) * self.stored(dtype).itemsize + scales
+
+    def fields(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> list[pa.Field]:
+        """The Arrow fields for tensors of `shape` (no batch dimension) and `dtype`, one or three; InputError."""
+        if dtype not in ARROW_TYPES:
+            raise InputError(f"tensors of {dtype} cannot travel; a cut may carry: {', '.join(sorted(DTYPE_NAMES))}.")
         values = math.prod(shape)
         if not 0 < values <= MAX_VALUES_PER_SAMPLE or any(size < 1 for size in shape):
             raise InputError(
                 f"a tensor of shape {tuple(shape)} per sample cannot travel: it must hold 1 to 2^31 values."
             )
         stored = self.stored(dtype)
-        metadata = {DTYPE_KEY: _name(dtype), STORED_KEY: _name(stored)}
-        return pa.field(name, pa.fixed_shape_tensor(_ARROW_TYPES[stored], tuple(shape)), False, metadata)
+        found = [_field(name, shape, dtype, stored)]
+        if self.is_scaled(dtype):
+            narrow = scale_shape(shape)
+            found += [
+                _field(name + suffix, narrow, torch.float32, torch.float32) for suffix in (SCALE_SUFFIX, OFFSET_SUFFIX)
+            ]
+        return found
 
-    def encode(self, tensor: torch.Tensor) -> pa.ExtensionArray:
-        """A CPU tensor (n, *shape) as an Arrow array of n fixed-shape tensors.
+    def encode(self, tensor: torch.Tensor) -> list[pa.ExtensionArray]:
+        """A CPU tensor (n, *shape) as Arrow arrays of n fixed-shape tensors, in the order of `fields`.
 
         No copy if the tensor is contiguous and the codec keeps its dtype, one copy else: so the tensor must not be
-        written to until the array has been used.
+        written to until the arrays have been used.
         """
         if tensor.device.type != "cpu":
             raise InputError(
                 f"only tensors in host memory can be encoded, this one is on {tensor.device}. Move it first."
             )
-        shape = tuple(tensor.shape[1:])
-        column = self.field("features", shape, tensor.dtype).type
-        stored = self.stored(tensor.dtype)
-        flat = tensor.detach().to(stored).contiguous().view(-1)
-        flat = flat.view(_CARRIERS.get(stored, stored))
-        values = pa.Array.from_buffers(_ARROW_TYPES[stored], flat.numel(), [None, pa.py_buffer(flat.numpy())])
-        return pa.ExtensionArray.from_storage(column, pa.FixedSizeListArray.from_arrays(values, math.prod(shape)))
+        fields = self.fields("features", tuple(tensor.shape[1:]), tensor.dtype)
+        tensor = tensor.detach()
+        stored = quantise(tensor) if self.is_scaled(tensor.dtype) else (tensor.to(self.stored(tensor.dtype)),)
+        return [_array(field, values) for field, values in zip(fields, stored, strict=True)]
 
 
 CODECS = {
     codec.name: codec
-    for codec in (Codec("float32"), Codec("float16", torch.float16), Codec("bfloat16", torch.bfloat16))
+    for codec in (
+        Codec("float32"),
+        Codec("float16", torch.float16),
+        Codec("bfloat16", torch.bfloat16),
+        Codec("int8", torch.uint8),
+    )
 }
 """By name. `float32` is the exact codec: it keeps every tensor's own dtype, whatever that is."""
 
@@ -113,40 +135,17 @@ def get_codec(name: str) -> Codec:
     return CODECS[name]
 
 
-@dataclass(frozen=True)
-class Column:
-    """What a tensor column's field says: the per-sample shape, the dtype the reader gets, and the one on the wire."""
+def _field(name: str, shape: Sequence[int], dtype: torch.dtype, stored: torch.dtype) -> pa.Field:
+    metadata = {DTYPE_KEY: _name(dtype), STORED_KEY: _name(stored)}
+    return pa.field(name, pa.fixed_shape_tensor(ARROW_TYPES[stored], tuple(shape)), False, metadata)
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    stored: torch.dtype
 
-    @classmethod
-    def of(cls, field: pa.Field) -> Column:
-        """Reads a field that somebody else wrote, refusing what `Codec.field` would not write (WireError)."""
-        kind, metadata = field.type, field.metadata or {}
-        if not isinstance(kind, pa.FixedShapeTensorType) or kind.permutation not in (None, []):
-            raise WireError(f"feature stream: column {field.name!r} is {kind}, not a fixed-shape tensor.")
-        shape = tuple(kind.shape)
-        if len(shape) > MAX_DIMENSIONS or any(size < 1 for size in shape) or math.prod(shape) > MAX_VALUES_PER_SAMPLE:
-            raise WireError(f"feature stream: column {field.name!r} has the impossible shape {shape}.")
-        dtype = _NAMES.get(metadata.get(DTYPE_KEY, b"").decode("ascii", "replace"))
-        stored = _NAMES.get(metadata.get(STORED_KEY, b"").decode("ascii", "replace"))
-        if dtype is None or stored is None or _ARROW_TYPES[stored] != kind.value_type:
-            raise WireError(f"feature stream: column {field.name!r} does not say which dtype its values have.")
-        if stored != dtype and not (stored.is_floating_point and dtype.is_floating_point):
-            raise WireError(f"feature stream: column {field.name!r} casts {stored} to {dtype}, which no codec does.")
-        return cls(shape, dtype, stored)
-
-    def decode(self, array: pa.ExtensionArray) -> torch.Tensor:
-        """The tensor (n, *shape). It shares the array's memory if no cast was needed; the caller owns both."""
-        if array.null_count or array.storage.values.null_count:
-            raise WireError("feature stream: a tensor column has nulls; failed samples are named by `error` instead.")
-        if len(array) == 0:
-            return torch.empty((0, *self.shape), dtype=self.dtype)
-        # DLPack and not torch.from_numpy: that would warn of memory that Arrow marks read-only, but which is ours alone
-        flat = torch.from_dlpack(array.storage.flatten())
-        return flat.view(self.stored).view(len(array), *self.shape).to(self.dtype)
+def _array(field: pa.Field, tensor: torch.Tensor) -> pa.ExtensionArray:
+    flat = tensor.contiguous().view(-1)
+    flat = flat.view(_CARRIERS.get(tensor.dtype, tensor.dtype))
+    values = pa.Array.from_buffers(ARROW_TYPES[tensor.dtype], flat.numel(), [None, pa.py_buffer(flat.numpy())])
+    lists = pa.FixedSizeListArray.from_arrays(values, math.prod(tensor.shape[1:]))
+    return pa.ExtensionArray.from_storage(field.type, lists)
 
 
 def _name(dtype: torch.dtype) -> str:

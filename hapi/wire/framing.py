@@ -19,6 +19,7 @@ from hapi.errors import TruncatedStreamError, WireError
 CONTINUATION = b"\xff\xff\xff\xff"
 END_OF_STREAM = CONTINUATION + b"\0\0\0\0"
 _PREFIX = 8
+_LARGE_PIECE = 16 * 2**10
 
 # slots of the flatbuffer tables Message and RecordBatch, and the tag of a record batch (format/Message.fbs)
 _MESSAGE_KIND, _MESSAGE_HEADER, _MESSAGE_BODY_LENGTH = 1, 2, 3
@@ -44,22 +45,28 @@ class Frames:
         self._limits = limits or StreamLimits()
         self._reset()
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of a frame that is not complete."""
+        return self._size
+
     def feed(self, chunk: bytes | bytearray | memoryview) -> Iterator[bytearray]:
         """Yields each frame (prefix, metadata and body in one writable buffer) that `chunk` completes.
 
-        A generator: it must be run to its end. Raises WireError at the first byte that cannot be right.
+        A generator: it must be run to its end. A chunk must not change afterwards: large ones are not copied until
+        their frame is complete. Raises WireError at the first byte that cannot be right.
         """
         rest = memoryview(chunk).cast("B")
         self.received_bytes += len(rest)
         while len(rest):
             if self.ended:
                 raise WireError(f"feature stream: {len(rest)} bytes after the end marker.")
-            taken = rest[: self._wanted - len(self._frame)]
-            self._frame += taken
+            taken = rest[: self._wanted - self._size]
+            self._keep(taken)
             rest = rest[len(taken) :]
-            while len(self._frame) == self._wanted:
+            while self._size == self._wanted:
                 if self._whole:
-                    frame = self._frame
+                    frame = self._joined()
                     self._reset()
                     yield frame
                 else:
@@ -74,13 +81,32 @@ class Frames:
             )
 
     def _reset(self) -> None:
-        self._frame = bytearray()
+        self._parts: list[bytearray | memoryview] = []
+        self._size = 0
         self._wanted = _PREFIX
         self._whole = False
 
+    def _keep(self, piece: memoryview) -> None:
+        """Adds to the frame: large pieces as they are, small ones joined, so that a list of them never costs more."""
+        self._size += len(piece)
+        if len(piece) >= _LARGE_PIECE:
+            self._parts.append(piece)
+        elif self._parts and isinstance(self._parts[-1], bytearray):
+            self._parts[-1] += piece
+        else:
+            self._parts.append(bytearray(piece))
+
+    def _joined(self) -> bytearray:
+        """What is there of the frame, in one buffer of its own."""
+        first = self._parts[0]
+        if len(self._parts) > 1 or not isinstance(first, bytearray):
+            first = bytearray().join(self._parts)
+            self._parts = [first]
+        return first
+
     def _extend(self) -> None:
         """Reads from the part of the frame that is here how much of it is still to come."""
-        frame = self._frame
+        frame = self._joined()
         if len(frame) == _PREFIX:
             length = struct.unpack_from("<i", frame, 4)[0]
             if frame[:4] != CONTINUATION:

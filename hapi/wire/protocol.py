@@ -17,7 +17,7 @@ MAX_SPAN = 65_536
 """Most samples that one extract request may name."""
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256, lower-case hexadecimal")]
-CodecName = Literal["float32", "float16", "bfloat16"]
+CodecName = Literal["float32", "float16", "bfloat16", "int8"]
 CompressionName = Literal["none", "lz4", "zstd"]
 
 _DIGEST = "5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import torch
 
 from hapi.errors import WireError
 from hapi.plan import INPUT
-from hapi.wire.codecs import Column
+from hapi.wire.columns import Column, read_columns
 from hapi.wire.framing import Frames, StreamLimits, check_buffers
 from hapi.wire.stream import ERROR, INDEX, LABEL, NO_LABEL, OBJECT, PROTOCOL, FeatureBatch, tensor_column
 
@@ -41,6 +43,11 @@ class StreamDecoder:
     def received_bytes(self) -> int:
         return self._frames.received_bytes
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of a message that is not complete."""
+        return self._frames.held_bytes
+
     def feed(self, chunk: bytes | bytearray | memoryview) -> Iterator[FeatureBatch]:
         """Yields each batch that `chunk` completes. A generator: run it to its end before the next chunk.
 
@@ -52,7 +59,8 @@ class StreamDecoder:
             else:
                 check_buffers(frame, self._limits)
                 assert self.header is not None
-                batch = _parse(partial(_read_batch, schema=self._schema, header=self.header), frame)
+                read = partial(_read_batch, schema=self._schema, header=self.header, limits=self._limits)
+                batch = _parse(read, frame)
                 self.batches += 1
                 yield batch
 
@@ -86,9 +94,15 @@ def _read_schema(message: Any) -> tuple[pa.Schema, StreamHeader]:
     return schema, _read_header(schema)
 
 
-def _read_batch(message: Any, schema: pa.Schema, header: StreamHeader) -> FeatureBatch:
+def _read_batch(message: Any, schema: pa.Schema, header: StreamHeader, limits: StreamLimits) -> FeatureBatch:
     record = pa.ipc.read_record_batch(message, schema)
     record.validate(full=True)
+    decoded = len(record) * sum(column.bytes_per_row for column in header.columns)
+    if decoded > limits.body_bytes:
+        raise WireError(
+            f"feature stream: a message of {len(record)} rows decodes to {decoded} bytes of tensors, over the limit of "
+            f"{limits.body_bytes}."
+        )
     return _to_features(record, header)
 
 
@@ -109,9 +123,7 @@ def _read_header(schema: pa.Schema) -> StreamHeader:
         if [(field.name, field.type) for field in payload] != [(OBJECT, pa.large_binary())]:
             raise WireError(f"feature stream: cut 'input' must carry one column {OBJECT!r}, found {schema.names}.")
     else:
-        if [field.name for field in payload] != [tensor_column(position) for position in range(len(payload))]:
-            raise WireError(f"feature stream: unexpected columns {schema.names}.")
-        columns = tuple(Column.of(field) for field in payload)
+        columns = read_columns(payload, [tensor_column(position) for position in range(len(payload))])
     return StreamHeader(cut, metadata.get(b"hapi.codec", b"").decode("utf-8", "replace"), columns)
 
 
@@ -125,7 +137,13 @@ def _to_features(record: pa.RecordBatch, header: StreamHeader) -> FeatureBatch:
     return FeatureBatch(
         indices=record.column(INDEX).to_numpy().copy(),
         labels=record.column(LABEL).fill_null(NO_LABEL).to_numpy().copy(),
-        tensors=tuple(column.decode(array) for column, array in zip(header.columns, payload, strict=False)),
+        tensors=_tensors(header.columns, payload),
         objects=None if header.columns else payload[0].to_pylist(),
         errors={row: reason for row, reason in enumerate(errors.to_pylist()) if reason is not None},
     )
+
+
+def _tensors(columns: tuple[Column, ...], arrays: list[pa.Array]) -> tuple[torch.Tensor, ...]:
+    """Each column takes as many of the arrays as it is wide."""
+    rest = iter(arrays)
+    return tuple(column.decode(*islice(rest, column.width)) for column in columns)

@@ -1,7 +1,8 @@
 """A feature stream: one Arrow IPC stream with the answer to one extract request.
 
 Columns: `index` int64; `label` int64, null if the sample has none; `features`, `features_1`, ... one fixed-shape tensor
-per tensor of the cut (or `object`, the stored bytes, at cut `input`); `error` string, null unless this sample failed,
+per tensor of the cut (or `object`, the stored bytes, at cut `input`; with codec `int8` each tensor is followed by its
+`_scale` and `_offset`, see `quantised`); `error` string, null unless this sample failed,
 in which case its row of features is zeros (or no bytes). The schema's metadata names protocol, codec and cut.
 `pyarrow.ipc.open_stream` reads it; `reader` in addition notices truncation and bounds memory.
 """
@@ -57,7 +58,7 @@ class StreamEncoder:
     Args:
         shapes: per tensor of the cut, its shape without the batch dimension; empty for cut `input`.
         dtypes: per tensor of the cut, its dtype.
-        codec: `float32` (exact), `float16` or `bfloat16`.
+        codec: `float32` (exact), `float16`, `bfloat16` or `int8`.
         compression: `none`, `lz4` or `zstd`, over Arrow's buffers. Stored objects are never compressed again.
         cut: name of the cut; `input` makes a stream of stored objects.
     """
@@ -81,10 +82,8 @@ class StreamEncoder:
         self._codec = get_codec(codec)
         self._expected = [(tuple(shape), dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
         payload = [pa.field(OBJECT, pa.large_binary(), False)] if cut == INPUT else []
-        payload += [
-            self._codec.field(tensor_column(position), shape, dtype)
-            for position, (shape, dtype) in enumerate(self._expected)
-        ]
+        for position, (shape, dtype) in enumerate(self._expected):
+            payload += self._codec.fields(tensor_column(position), shape, dtype)
         self._schema = pa.schema(
             [pa.field(INDEX, pa.int64(), False), pa.field(LABEL, pa.int64()), *payload, pa.field(ERROR, pa.string())],
             {"hapi.protocol": PROTOCOL, "hapi.codec": codec, "hapi.cut": cut},
@@ -103,6 +102,10 @@ class StreamEncoder:
 
     def encode(self, batch: FeatureBatch) -> bytes:
         """The messages of one batch, one copy of its tensors; InputError if they are not what the stream announced."""
+        return b"".join(self.encode_parts(batch))
+
+    def encode_parts(self, batch: FeatureBatch) -> list[Any]:
+        """`encode` without the copy: buffers to be sent one after the other, some of them the tensors' own memory."""
         arrays = self._payload(batch)
         labels = pa.array(batch.labels, pa.int64(), mask=np.asarray(batch.labels) == NO_LABEL)
         errors = [batch.errors.get(row) for row in range(len(batch))]
@@ -133,7 +136,7 @@ class StreamEncoder:
         wanted = [((rows, *shape), dtype) for shape, dtype in self._expected]
         if found != wanted:
             raise InputError(f"a batch carries tensors {found}, the stream announced {wanted}.")
-        return [self._codec.encode(tensor) for tensor in batch.tensors]
+        return [array for tensor in batch.tensors for array in self._codec.encode(tensor)]
 
 
 def tensor_column(position: int) -> str:
@@ -142,7 +145,7 @@ def tensor_column(position: int) -> str:
 
 
 class _Sink:
-    """A file for Arrow's writer that keeps what is written, without copying, until `take` joins it."""
+    """A file for Arrow's writer that keeps what is written, without copying, until it is taken."""
 
     closed = False
 
@@ -159,7 +162,6 @@ class _Sink:
     def close(self) -> None:
         """Nothing to close."""
 
-    def take(self) -> bytes:
-        data = b"".join(self._parts)
-        self._parts.clear()
-        return data
+    def take(self) -> list[Any]:
+        parts, self._parts = self._parts, []
+        return parts

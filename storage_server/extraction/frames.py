@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class FrameWriter:
         self._frame_bytes = frame_bytes
         self._encoder = StreamEncoder(self._shapes, self._dtypes, codec, compression, cut=cut.name if cut else INPUT)
         self._row_bytes = sum(
-            math.prod(shape) * get_codec(codec).bytes_per_value(dtype)
+            get_codec(codec).bytes_per_row(shape, dtype)
             for shape, dtype in zip(self._shapes, self._dtypes, strict=True)
         )
         self._header = self._encoder.header()
@@ -64,15 +64,15 @@ class FrameWriter:
 
     def take(self) -> tuple[bytes, list[int]]:
         """About a frame of what there is, and the indices of the rows in it; the first one begins with the header."""
-        parts = [self._header]
+        parts: list[Any] = [self._header]
         self._header = b""
         done: list[int] = []
         size = 0
         while self.has_rows and size < self._frame_bytes:
             indices, data = self._take_features(size) if self._features else self._take_single()
             done += indices
-            parts.append(data)
-            size += len(data)
+            parts += data
+            size += sum(map(len, data))
         self._bytes = max(0, self._bytes - size) if self.has_rows else 0
         return b"".join(parts), done
 
@@ -80,7 +80,7 @@ class FrameWriter:
         """The end marker."""
         return self._encoder.end()
 
-    def _take_features(self, used: int) -> tuple[Sequence[int], bytes]:
+    def _take_features(self, used: int) -> tuple[Sequence[int], list[Any]]:
         """As many rows of the first piece as a frame still has room for, one at least."""
         indices, tensors = self._features.popleft()
         rows = max(1, (self._frame_bytes - used) // max(1, self._row_bytes))
@@ -89,7 +89,7 @@ class FrameWriter:
         now = indices[:rows]
         return now, self._encode(now, tuple(tensor[:rows] for tensor in tensors))
 
-    def _take_single(self) -> tuple[Sequence[int], bytes]:
+    def _take_single(self) -> tuple[Sequence[int], list[Any]]:
         """Objects, or failed samples with zeros for features, about a frame of them in one message."""
         held: list[tuple[int, bytes, str | None]] = []
         size = 0
@@ -110,9 +110,9 @@ class FrameWriter:
         tensors: tuple[torch.Tensor, ...],
         objects: list[bytes] | None = None,
         errors: dict[int, str] | None = None,
-    ) -> bytes:
+    ) -> list[Any]:
         labels = [self._manifest.sample(index).label for index in indices]
-        return self._encoder.encode(
+        return self._encoder.encode_parts(
             FeatureBatch(
                 indices=np.asarray(indices, np.int64),
                 labels=np.asarray([NO_LABEL if label is None else label for label in labels], np.int64),

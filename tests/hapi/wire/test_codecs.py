@@ -7,7 +7,8 @@ import torch
 
 from hapi.errors import InputError
 from hapi.wire import CODECS, get_codec
-from hapi.wire.codecs import Codec, Column
+from hapi.wire.codecs import Codec
+from hapi.wire.columns import Column
 
 SPECIAL = torch.tensor([[0.0, -0.0, 1.0, 1e-40], [float("inf"), -float("inf"), float("nan"), 3.4e38]])
 ALL_DTYPES = [
@@ -25,8 +26,8 @@ ALL_DTYPES = [
 
 
 def travel(codec: Codec, tensor: torch.Tensor) -> torch.Tensor:
-    field = codec.field("features", tensor.shape[1:], tensor.dtype)
-    return Column.of(field).decode(codec.encode(tensor))
+    fields = codec.fields("features", tensor.shape[1:], tensor.dtype)
+    return Column.of(*fields).decode(*codec.encode(tensor))
 
 
 def assert_bits_equal(got: torch.Tensor, wanted: torch.Tensor) -> None:
@@ -62,8 +63,8 @@ def test_only_float16_overflows() -> None:
     assert travel(get_codec("bfloat16"), big).isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["float16", "bfloat16"])
-@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8, torch.int8], ids=str)
 def test_narrow_codecs_leave_the_rest_alone(name: str, dtype: torch.dtype) -> None:
     values = torch.randint(0, 2, (3, 4)).to(dtype)
     assert_bits_equal(travel(get_codec(name), values), values)
@@ -89,19 +90,23 @@ def test_layout_does_not_matter(tensor: torch.Tensor) -> None:
 
 def test_a_contiguous_tensor_is_not_copied() -> None:
     tensor = torch.zeros(4, 8)
-    array = get_codec("float32").encode(tensor)
+    (array,) = get_codec("float32").encode(tensor)
     assert array.storage.flatten().buffers()[1].address == tensor.data_ptr()
-    assert Column.of(get_codec("float32").field("f", (8,), torch.float32)).decode(array).data_ptr() == tensor.data_ptr()
+    assert (
+        Column.of(*get_codec("float32").fields("f", (8,), torch.float32)).decode(array).data_ptr() == tensor.data_ptr()
+    )
 
 
-def test_bytes_per_value() -> None:
-    assert {name: codec.bytes_per_value() for name, codec in CODECS.items()} == {
-        "float32": 4,
-        "float16": 2,
-        "bfloat16": 2,
+def test_bytes_per_row() -> None:
+    assert {name: codec.bytes_per_row((6, 5, 5)) for name, codec in CODECS.items()} == {
+        "float32": 600,
+        "float16": 300,
+        "bfloat16": 300,
+        "int8": 150 + 6 * 8,
     }
-    assert get_codec("float16").bytes_per_value(torch.int64) == 8
-    assert [codec.exact for codec in CODECS.values()] == [True, False, False]
+    assert get_codec("float16").bytes_per_row((3,), torch.int64) == 24
+    assert get_codec("int8").bytes_per_row((3,), torch.int64) == 24
+    assert [codec.exact for codec in CODECS.values()] == [True, False, False, False]
 
 
 def test_what_cannot_travel_is_named() -> None:
@@ -111,5 +116,5 @@ def test_what_cannot_travel_is_named() -> None:
         get_codec("float32").encode(torch.zeros(2, 0))
     with pytest.raises(InputError, match="meta"):
         get_codec("float32").encode(torch.zeros(2, 2, device="meta"))
-    with pytest.raises(InputError, match=r"int8.*there are: bfloat16, float16, float32"):
-        get_codec("int8")
+    with pytest.raises(InputError, match=r"int4.*there are: bfloat16, float16, float32, int8"):
+        get_codec("int4")
