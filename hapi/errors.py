@@ -181,9 +181,30 @@ class BusyError(ServiceError):
 
 
 class MemoryBudgetError(ServiceError):
-    """A prefix does not fit in the memory budget even with a batch of one."""
+    """A prefix does not fit in the memory budget even with a batch of one.
+
+    Attributes:
+        needed_bytes, available_bytes: what it takes and what there is, where known.
+        fits: name of the deepest cut of the same model that does fit, None if none does or nobody looked.
+        fits_bytes: what that cut takes with a batch of one.
+    """
 
     kind = "does-not-fit"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        needed_bytes: int | None = None,
+        available_bytes: int | None = None,
+        fits: str | None = None,
+        fits_bytes: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.available_bytes = available_bytes
+        self.fits = fits
+        self.fits_bytes = fits_bytes
 
 
 class TooLargeError(ServiceError):

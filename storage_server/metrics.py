@@ -14,7 +14,7 @@ SECONDS_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
 
 
 class Metrics:
-    """The counters of one server. Thread-safe; labels are few (stages, outcomes, error kinds), and name no tenant."""
+    """The counters of one server. Thread-safe; labels are few: stages, outcomes, error kinds."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -28,9 +28,13 @@ class Metrics:
         self.stage_errors = self._counter("stage_errors", "Samples that failed", "stage", "kind")
         self.batch_size = self._histogram("batch_samples", "Samples in one pass of a prefix", BATCH_BUCKETS)
         self.out_of_memory = self._counter("out_of_memory", "Batches halved after running out of memory")
+        self.short_of_memory = self._counter("short_of_memory", "Work done again after running out of memory", "stage")
+        self.cache_hits = self._gauge("feature_cache_hits", "Samples found in the cache of features")
+        self.cache_bytes = self._gauge("feature_cache_bytes", "Bytes of features that are kept")
+        self.backlog_seconds = self._gauge("backlog_seconds", "Predicted seconds of all that runs or waits")
         self.active = self._gauge("requests_active", "Extract and profile requests that run")
         self.waiting = self._gauge("requests_waiting", "Extract and profile requests that wait for their turn")
-        self.queue_depth = self._gauge("device_queue", "Batches that wait for the device")
+        self.queue_depth = self._gauge("device_queue", "Samples and calls that wait for the device")
         self.queued_bytes = self._gauge("queued_bytes", "Bytes of samples and features between reading and sending")
         self.model_bytes = self._gauge("model_bytes", "Bytes promised to the weights of loaded models")
         self.budget_bytes = self._gauge("budget_bytes", "The memory budget")

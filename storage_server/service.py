@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Generator
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
+import psutil
+
 import hapi
+from hapi.cache import FeatureKeys, MemoryCache
 from hapi.cancel import Cancel
 from hapi.data import Manifest, TransformSpec, open_store
-from hapi.errors import InputError
+from hapi.errors import BusyError, InputError, MemoryBudgetError
 from hapi.files import write_whole
 from hapi.plan import INPUT, OUTPUT
 from hapi.settings import StoreSettings
@@ -20,29 +23,54 @@ from profiler import TierProfile, measure, measure_loading
 from profiler.measuring import CPU_BATCH, DEVICE_BATCH
 from storage_server.access.auth import Tenant, check_binding, load_tokens
 from storage_server.access.roots import Roots
-from storage_server.admission import Admission
-from storage_server.extraction.batching import BatchSizer
+from storage_server.extraction.batching import Batches
+from storage_server.extraction.engine import Prefix
 from storage_server.extraction.executor import DeviceExecutor
+from storage_server.extraction.fitting import check_fits, with_remedy
+from storage_server.extraction.inflight import Flights
+from storage_server.extraction.lanes import Lanes
 from storage_server.extraction.loading import SampleLoader, Source
+from storage_server.extraction.patience import Patience
 from storage_server.extraction.pipeline import Extraction, Job, Stages
+from storage_server.extraction.running import Running
+from storage_server.extraction.sizing import BatchPolicy, KneePolicy
+from storage_server.extraction.threads import WorkerThreads
 from storage_server.library.archives import ArchiveStore
 from storage_server.library.datasets import DatasetStore
-from storage_server.library.models import ModelStore
-from storage_server.memory.budget import MemoryBudget, QueueBudget
+from storage_server.library.models import Lease, ModelStore
+from storage_server.memory.budget import MemoryBudget
 from storage_server.metrics import Metrics
+from storage_server.reporting import Report, StatusCollector
+from storage_server.scheduling.admission import Admission
+from storage_server.scheduling.fair import SERVER
+from storage_server.scheduling.holding import QueueBytes
+from storage_server.scheduling.rates import LEAST_SECONDS, Rates
+from storage_server.scheduling.remembered import Remembered
 from storage_server.settings import ServerSettings
+from storage_server.status import Board
 
 log = logging.getLogger(__name__)
 
 PROFILE_SECONDS = 10.0
 """A profile holds the device for about so long; other requests wait meanwhile."""
+CACHE_BYTES = 256 * 2**20
+"""Most bytes of finished features that are kept, unless the settings say otherwise."""
 
 
 class Service:
     """One server's state: tenants, models, datasets, memory, threads."""
 
-    def __init__(self, settings: ServerSettings, store_settings: StoreSettings | None = None) -> None:
-        """Checks the settings (InputError) and starts the threads; `close` ends them."""
+    def __init__(
+        self,
+        settings: ServerSettings,
+        store_settings: StoreSettings | None = None,
+        *,
+        policy: BatchPolicy | None = None,
+    ) -> None:
+        """Checks the settings (InputError) and starts the threads; `close` ends them.
+
+        `policy` decides batch sizes instead of our own (storage_server.extraction.sizing), to compare with.
+        """
         store_settings = store_settings or StoreSettings.load()
         readers = max(store_settings.readers, settings.read_threads)
         self.store_settings = store_settings.model_copy(update={"readers": readers})
@@ -53,18 +81,57 @@ class Service:
         check_binding(settings.host, self.tokens)
         check_device(settings.device)
         self.metrics = Metrics()
-        self.budget = MemoryBudget(settings.device, settings.memory_budget, settings.queue_bytes)
+        kept_bytes = CACHE_BYTES if settings.feature_cache_bytes is None else settings.feature_cache_bytes
+        buffers = settings.queue_bytes + kept_bytes
+        self.budget = MemoryBudget(settings.device, settings.memory_budget, buffers)
         self.metrics.budget_bytes.set(self.budget.total_bytes)
-        self.queue = QueueBudget(self.budget.queue_bytes)
-        self.admission = Admission(settings.max_requests, settings.max_waiting, self.metrics)
+        self.queue = QueueBytes(self.budget.queue_bytes * settings.queue_bytes // buffers)
+        self.kept = MemoryCache(self.budget.queue_bytes - self.queue.total_bytes)
         check_folder(settings.cache_dir)
+        self.remembered = Remembered(settings.cache_dir / "learned.json")
         self.datasets = DatasetStore(settings.cache_dir / "datasets", self.store_settings)
         archives = ArchiveStore(settings.cache_dir / "models", settings.max_model_bytes, settings.max_cache_bytes)
         self.models = ModelStore(archives, self.budget, settings.device, self.metrics)
-        self.sizer = BatchSizer(self.budget, settings.batch_limit)
-        self.device = DeviceExecutor(settings.device, settings.threads)
-        self.loader = SampleLoader(settings.read_threads, settings.workers, self.metrics)
-        self._stages = Stages(self.loader, self.device, self.sizer, self.metrics, self.queue, settings.frame_bytes)
+        self.policy = policy or KneePolicy(self.budget, settings.batch_limit, self.remembered)
+        self.rates = Rates()
+        self.board = Board()
+        self._running = Running()
+        self._build_stages()
+        self.admission = Admission(
+            settings.max_requests,
+            settings.max_waiting,
+            self.metrics,
+            lambda: self._running.backlog_seconds(self._sample_seconds),
+            is_shared=not self.tokens.is_open,
+        )
+        self.report = Report(self.board, self.admission, self.queue, self.device.waiting)
+        names_tenants = self.tokens.is_open or self.tokens.metrics_digest is not None
+        self.metrics.registry.register(StatusCollector(self.report, with_tenants=names_tenants))
+
+    def _build_stages(self) -> None:
+        """The threads, and what the requests share of them."""
+        settings, metrics = self.settings, self.metrics
+        patience = Patience(settings.device, metrics)
+        self._finisher = WorkerThreads(1, "hapi-finish")
+        batches = Batches(
+            self.policy, self.rates, self.board, metrics, patience, partial(self._finisher.submit, SERVER)
+        )
+        lanes = Lanes(self.policy, self.rates, self._running.waiting, self.board.decided)
+        self.device = DeviceExecutor(lanes, batches.run, settings.device, settings.threads, self.board.spent)
+        self._running.on_change = self.device.requests_changed
+        self.loader = SampleLoader(settings.read_threads, settings.workers, metrics, patience)
+        self.flights = Flights(self.loader, self.device, self.kept)
+        self._stages = Stages(
+            self.loader,
+            self.device,
+            self.flights,
+            self._running,
+            self.board,
+            metrics,
+            self.queue,
+            patience,
+            settings.frame_bytes,
+        )
 
     def check_roots(self) -> None:
         """Looks into every root once: a store's error says what is wrong with the first that cannot be listed."""
@@ -88,30 +155,63 @@ class Service:
         highest = max(request.indices)
         if highest >= len(manifest):
             raise InputError(f"sample {highest} was asked for; {manifest.uri} has {len(manifest)}, numbered from 0.")
-        with ExitStack() as stack:
-            prefix, transform = None, None
-            if request.cut != INPUT:
-                assert request.model is not None  # the request's own validation
-                transform = TransformSpec.from_json(list(request.transform or ()))
-                prefix = stack.enter_context(self.models.lease(request.model)).prefix(request.cut)
-                self.sizer.admit(prefix)
-            source = Source(manifest, self.datasets.store(manifest), transform, request.seed, request.epoch)
-            job = Job(source, request.indices, prefix, request.codec, request.compression)
-            extraction = Extraction(job, self._stages, cancel)
-            yield from stack.enter_context(contextlib.closing(extraction.chunks()))
+        source_of = partial(Source, manifest, self.datasets.store(manifest), seed=request.seed, epoch=request.epoch)
+        if request.cut == INPUT:
+            yield from self._run(Job(source_of(), request.indices, None, flow=tenant.flow), cancel)
+            return
+        assert request.model is not None  # the request's own validation
+        transform = TransformSpec.from_json(list(request.transform or ()))
+        with self.models.lease(request.model) as lease:
+            prefix = self._fitting(lease, request.cut)
+            self.rates.introduce(prefix)
+            keys = FeatureKeys(
+                manifest,
+                transform,
+                seed=request.seed,
+                epoch=request.epoch,
+                model_digest=request.model,
+                cut=prefix.cut.name,
+            )
+            source = source_of(transform)
+            job = Job(source, request.indices, prefix, request.codec, request.compression, tenant.flow, keys)
+            yield from self._run(job, cancel)
+
+    def _run(self, job: Job, cancel: Cancel) -> Generator[bytes, None, None]:
+        with contextlib.closing(Extraction(job, self._stages, cancel).chunks()) as chunks:
+            yield from chunks
+
+    def _fitting(self, lease: Lease, cut: str) -> Prefix:
+        """The prefix, if it can ever be computed here: MemoryBudgetError says what could. BusyError: not now."""
+        try:
+            prefix = lease.prefix(cut)
+            check_fits(prefix, self.budget, self.queue.total_bytes)
+        except MemoryBudgetError as error:
+            raise with_remedy(error, lease.graph, self.budget, self.queue.total_bytes) from None
+        except BusyError as error:
+            raise BusyError(str(error), self.admission.retry_seconds) from None
+        return prefix
+
+    def predicted_seconds(self, request: ExtractRequest) -> float:
+        """How long the server will work on a request; a guess for prefixes that it does not know."""
+        key = None if request.model is None or request.cut == INPUT else (request.model, request.cut)
+        return len(request.indices) * self._sample_seconds(key)
+
+    def _sample_seconds(self, key: tuple[str, ...] | None) -> float:
+        """Of one sample, in the stage that is the narrowest for it."""
+        seconds = [threads.seconds.value / threads.count for threads in (self.loader.readers, self.loader.decoders)]
+        return max(LEAST_SECONDS, seconds[0]) if key is None else max(*seconds, self.rates.seconds(key))
 
     def profile(self, request: ProfileRequest, tenant: Tenant, cancel: Cancel) -> TierProfile:
         """Measures a model on this server's device, and reading and decoding samples of a dataset."""
         manifest = self.datasets.manifest(request.dataset, tenant)
         transform = TransformSpec.from_json(list(request.transform))
         with self.models.lease(request.model) as lease:
-            whole = lease.prefix(OUTPUT)
-            self.sizer.admit(whole)
+            whole = self._fitting(lease, OUTPUT)
             threads = max(self.settings.read_threads, self.settings.workers)
             store = self.datasets.store(manifest)
             load = measure_loading(store, manifest, transform, samples=request.samples, workers=threads)
             device = self.settings.device
-            batch = min(self.sizer.size(whole), CPU_BATCH if device == "cpu" else DEVICE_BATCH)
+            batch = min(self.device.decision(whole).samples, CPU_BATCH if device == "cpu" else DEVICE_BATCH)
             return self.device.call(
                 lambda: measure(
                     lease.graph,
@@ -124,6 +224,7 @@ class Service:
                     input_bytes=load.input_bytes,
                 ),
                 cancel,
+                tenant.flow,
             )
 
     def status(self, tenant: Tenant) -> ServerStatus:
@@ -132,26 +233,36 @@ class Service:
             version=hapi.__version__,
             device=self.settings.device,
             budget_bytes=self.budget.total_bytes,
-            used_bytes=self.budget.weight_bytes + self.queue.used_bytes,
+            used_bytes=self.budget.weight_bytes + self.queue.used_bytes + self.kept.nbytes,
             requests_active=self.admission.running,
             requests_queued=self.admission.waiting,
             samples_done=self.metrics.samples_done,
             models=self.models.loaded(),
             roots=list(tenant.roots.uris),
             draining=self.admission.draining,
+            backlog_seconds=self.admission.backlog_seconds,
+            queue_bytes=self.queue.total_bytes,
+            rss_bytes=psutil.Process().memory_info().rss,
+            prefixes=self.report.prefixes(),
+            tenants=self.report.tenants(None if tenant.is_operator else tenant.name),
         )
 
     def render_metrics(self) -> bytes:
         """The metrics as Prometheus reads them, gauges as they are now."""
         self.metrics.queue_depth.set(self.device.depth)
         self.metrics.queued_bytes.set(self.queue.used_bytes)
+        self.metrics.cache_hits.set(self.kept.hits)
+        self.metrics.cache_bytes.set(self.kept.nbytes)
+        self.metrics.backlog_seconds.set(self.admission.backlog_seconds)
         return self.metrics.render()
 
     def close(self) -> None:
         """Ends the threads and closes connections; requests must have ended before."""
         self.loader.close()
         self.device.close()
+        self._finisher.close()
         self.datasets.close()
+        self.remembered.save()
 
 
 def check_folder(folder: Path) -> None:

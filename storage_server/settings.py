@@ -64,10 +64,15 @@ class ServerSettings(BaseSettings):
     """Most bytes of samples and features of all requests between reading and sending; at most a quarter of the
     memory budget is taken for it when the device is the CPU."""
 
-    max_requests: int = Field(default=8, ge=1, le=1024)
-    """Extract and profile requests that run at the same time; each has an equal part of the queue bytes."""
+    feature_cache_bytes: Bytes | None = Field(default=None, ge=0)
+    """Most bytes of finished features that are kept in memory for whoever asks for the same; 0 keeps none. None is an
+    eighth of the memory budget, 256 MiB at most. Where the device is the CPU they are part of the memory budget."""
+
+    max_requests: int = Field(default=32, ge=1, le=1024)
+    """Extract and profile requests that run at the same time; each tenant has its part of them."""
     max_waiting: int = Field(default=64, ge=0, le=65536)
-    """Requests that may wait for their turn; more are told to come back later (429)."""
+    """Requests that may wait for their turn; more are told to come back later (429). A tenant without any there may
+    always have one, so that no other can fill the line."""
     max_body_bytes: Bytes = Field(default=4 * MIB, ge=1024)
     """Largest JSON request."""
     max_model_bytes: Bytes = Field(default=4 * 2**30, ge=1024)

@@ -112,8 +112,12 @@ class StreamEncoder:
         columns = [pa.array(batch.indices, pa.int64()), labels, *arrays, pa.array(errors, pa.string())]
         record = pa.RecordBatch.from_arrays(columns, schema=self._schema)
         rows = max(1, self._message_bytes * max(1, len(batch)) // max(1, record.nbytes))
-        for start in range(0, len(batch), rows):
-            self._writer.write_batch(record.slice(start, rows))
+        try:
+            for start in range(0, len(batch), rows):
+                self._writer.write_batch(record.slice(start, rows))
+        except BaseException:
+            self._sink.take()  # memory ran out half-way: whoever tries again begins with a clean message
+            raise
         return self._sink.take()
 
     def end(self) -> bytes:

@@ -26,6 +26,7 @@ from typing import Any
 
 from hapi.errors import InputError, UnauthorizedError
 from storage_server.access.roots import Roots
+from storage_server.scheduling.fair import Flow
 
 MIN_TOKEN_LENGTH = 16
 MIN_SHARE, MAX_SHARE = 0.01, 100.0
@@ -42,6 +43,11 @@ class Tenant:
     roots: Roots
     share: float = 1.0
     is_operator: bool = False
+
+    @property
+    def flow(self) -> Flow:
+        """Under which its work is scheduled."""
+        return Flow(self.name, self.share)
 
 
 @dataclass(frozen=True)

@@ -1,119 +1,105 @@
-"""How many samples go through a prefix at once: as many as fit, fewer after running out of memory all the same."""
+"""A batch through a prefix: at once, or in halves and quarters if memory runs out; and every row to those it is for."""
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections import OrderedDict
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 
-from hapi.cancel import Cancel
-from hapi.errors import BusyError, MemoryBudgetError
-from hapi.units import format_bytes
+from hapi.cancel import CancelledWork
 from storage_server.extraction.engine import Prefix
-from storage_server.memory.budget import MemoryBudget
-from storage_server.memory.outofmemory import is_out_of_memory, release_memory
+from storage_server.extraction.lanes import Batch, Row
+from storage_server.extraction.patience import Patience, attempt
+from storage_server.extraction.sizing import BatchPolicy
+from storage_server.memory.outofmemory import release_memory
 from storage_server.metrics import Metrics
+from storage_server.scheduling.rates import Rates
+from storage_server.status import Board
 
 log = logging.getLogger(__name__)
 
-REMEMBERED = 1024
-"""Prefixes whose largest batch is remembered."""
+Tensors = tuple[torch.Tensor, ...]
+Finish = Callable[[Callable[[], Any]], Any]
 
 
-class BatchSizer:
-    """Batch sizes by the memory model, and what out-of-memory errors taught. Thread-safe."""
+class Batches:
+    """Runs batches on the device's thread; `finish` takes what is to be done with the results to another thread."""
 
-    def __init__(self, budget: MemoryBudget, max_batch: int) -> None:
-        self._budget = budget
-        self._max_batch = max_batch
-        self._ceilings: OrderedDict[tuple[str, str], int] = OrderedDict()
-        self._lock = threading.Lock()
+    def __init__(
+        self, policy: BatchPolicy, rates: Rates, board: Board, metrics: Metrics, patience: Patience, finish: Finish
+    ) -> None:
+        self._policy = policy
+        self._rates = rates
+        self._board = board
+        self._metrics = metrics
+        self._patience = patience
+        self._finish = finish
 
-    def admit(self, prefix: Prefix) -> None:
-        """Refuses, before anything runs, a prefix of which not one sample fits.
+    def run(self, batch: Batch) -> None:
+        """Computes the rows and delivers each, whatever happens: its tensors or what went wrong."""
+        rows, size, dropped = batch.rows, len(batch.rows), batch.dropped
+        while rows:
+            part, rows = rows[:size], rows[size:]
+            dropped += [row for row in part if not row.is_wanted()]
+            part = [row for row in part if row not in dropped]
+            try:
+                if part and not self._run_part(batch.prefix, part):
+                    size = self._policy.failed(batch.prefix, len(part))
+                    log.warning("%s: out of memory with %d samples, now %d", batch.prefix.what, len(part), size)
+                    rows = part + rows
+            except Exception as error:
+                self._finish(partial(_fail, part, error))
+        if dropped:
+            self._finish(partial(_fail, dropped, CancelledWork("nobody wants it any longer")))
 
-        MemoryBudgetError if it never will, with the numbers; BusyError if it would next to fewer other models.
-        """
-        memory, room = prefix.memory, self._budget.room_bytes
-        what = f"{prefix.model} up to {prefix.cut.name}"
-        if memory.predicted(1) > room:
-            raise MemoryBudgetError(
-                f"{what} needs {format_bytes(memory.weight_bytes)} for weights and "
-                f"{format_bytes(memory.predicted(1) - memory.weight_bytes)} for a batch of one sample; this server may "
-                f"use {format_bytes(room)}. Choose an earlier cut, or give the server a larger --memory-budget."
-            )
-        free = self._budget.batch_bytes()
-        if memory.live_bytes(1) > free:
-            raise BusyError(
-                f"{what} needs {format_bytes(memory.live_bytes(1))} for a batch of one sample, "
-                f"{format_bytes(free)} are free at the moment. Try again later.",
-                retry_after_seconds=5.0,
-            )
+    def _run_part(self, prefix: Prefix, rows: list[Row]) -> bool:
+        """Whether memory sufficed. A single row is tried with patience, and then raises MemoryBudgetError."""
+        started = time.perf_counter()
+        with self._metrics.stage("prefix"):
+            if len(rows) == 1:
+                tensors = self._patience(f"{prefix.what}, a batch of one,", lambda _: _pass(prefix, rows), "prefix")
+            else:
+                tried = attempt(lambda: _pass(prefix, rows))
+                if not tried.has_value:
+                    self._metrics.out_of_memory.inc()
+                    self._board.ran_out(prefix)
+                    release_memory(prefix.device)
+                    return False
+                tensors = tried.get()
+        seconds = time.perf_counter() - started
+        self._metrics.batch_size.observe(len(rows))
+        self._rates.learned(prefix.key, len(rows), seconds)
+        self._policy.succeeded(prefix, len(rows), seconds)
+        self._board.computed(prefix, len(rows), seconds)
+        self._finish(partial(self._deliver, prefix, rows, tensors))
+        return True
 
-    def size(self, prefix: Prefix) -> int:
-        """Most samples for the next batch, at least 1."""
-        fits = prefix.memory.largest_batch(self._budget.batch_bytes() + prefix.memory.weight_bytes)
-        return max(1, min(self._max_batch, fits, self._ceilings.get(prefix.key, self._max_batch)))
-
-    def lower(self, prefix: Prefix, failed: int) -> int:
-        """Remembers that `failed` samples were too many; answers half of them."""
-        with self._lock:
-            ceiling = min(max(1, failed // 2), self._ceilings.get(prefix.key, self._max_batch))
-            self._ceilings[prefix.key] = ceiling
-            self._ceilings.move_to_end(prefix.key)
-            if len(self._ceilings) > REMEMBERED:
-                self._ceilings.popitem(last=False)
-        return ceiling
-
-
-@dataclass(frozen=True)
-class Piece:
-    """The cut's tensors for rows `start` ... `start + len(tensors[0])` of a batch."""
-
-    start: int
-    tensors: tuple[torch.Tensor, ...]
-
-
-def run_batch(prefix: Prefix, batch: torch.Tensor, sizer: BatchSizer, metrics: Metrics, cancel: Cancel) -> list[Piece]:
-    """Runs a batch (n, ...) through the prefix: at once, or in halves and quarters if memory runs out.
-
-    Runs on the device's thread. MemoryBudgetError if even one sample is too much; CancelledWork between pieces.
-    """
-    pieces: list[Piece] = []
-    start, size = 0, len(batch)
-    while start < len(batch):
-        cancel.check()
-        part = batch[start : start + size]
-        with metrics.stage("prefix"):
-            tensors, trouble = _attempt(prefix, part)
-        if tensors is not None:
-            metrics.batch_size.observe(len(part))
-            pieces.append(Piece(start, tensors))
-            start += len(part)
-            continue
-        release_memory(prefix.device)
-        if len(part) == 1:
-            raise MemoryBudgetError(
-                f"{prefix.model} up to {prefix.cut.name} ran out of memory with a single sample ({trouble}). "
-                "Choose an earlier cut, or a server with more memory."
-            )
-        metrics.out_of_memory.inc()
-        size = sizer.lower(prefix, len(part))
-        log.warning("%s up to %s: out of memory with %d samples, going on with %d", *prefix.key, len(part), size)
-    return pieces
+    def _deliver(self, prefix: Prefix, rows: list[Row], tensors: Tensors) -> None:
+        """Each row gets memory of its own: a slice would keep the whole batch alive for a caller that reads slowly."""
+        for position, row in enumerate(rows):
+            try:
+                take = partial(_own, tensors, position)
+                row.deliver(self._patience(f"{prefix.what}, one row,", take, "copy", row.is_wanted))
+            except Exception as error:
+                row.deliver(error)
 
 
-def _attempt(prefix: Prefix, part: torch.Tensor) -> tuple[tuple[torch.Tensor, ...] | None, str]:
-    """The tensors, or None and what was said when memory ran out.
+def _pass(prefix: Prefix, rows: list[Row]) -> Tensors:
+    """The cut's tensors (n, *shape) of n rows."""
+    return prefix.run(torch.stack([row.tensor for row in rows]))
 
-    Leaves no reference to the exception: its traceback would keep the failed pass's tensors alive through the retry.
-    """
-    try:
-        return prefix.run(part), ""
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        return None, str(error).partition("\n")[0][:200]
+
+def _own(tensors: Tensors, position: int, attempt: int) -> Tensors:
+    return tuple(
+        tensor[0] if len(tensor) == 1 else tensor[position].clone(memory_format=torch.contiguous_format)
+        for tensor in tensors
+    )
+
+
+def _fail(rows: list[Row], error: Exception) -> None:
+    for row in rows:
+        row.deliver(error)

@@ -9,6 +9,7 @@ import torch
 from hapi.errors import InputError
 from hapi.model import Cut, Graph, Program, TensorSpec
 from profiler.memory import MemoryModel, prefix_memory
+from storage_server.scheduling.rates import approximate_flops
 
 
 @dataclass
@@ -21,6 +22,7 @@ class Prefix:
         cut: what `run` answers, per sample.
         input: the one tensor per sample that `run` takes.
         memory: weights and peak bytes per sample.
+        engine: what runs it.
     """
 
     key: tuple[str, str]
@@ -31,6 +33,17 @@ class Prefix:
     device: str
     _program: Program = field(repr=False)
     _placed: bool = False
+    engine: str = "eager"
+
+    @property
+    def what(self) -> str:
+        """The model and the cut, for people."""
+        return f"{self.model} up to {self.cut.name}"
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of one sample, roughly."""
+        return approximate_flops(self._program)
 
     @classmethod
     def of(cls, graph: Graph, cut_name: str, device: str, digest: str) -> Prefix:

@@ -7,11 +7,16 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from hapi.cancel import Cancel, CancelledWork
+from storage_server.extraction.engine import Prefix
+from storage_server.extraction.lanes import Batch, Call, Lanes, Row
+from storage_server.extraction.sizing import Decision
+from storage_server.scheduling.fair import SERVER, Flow
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -19,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Outcome(Generic[T]):
-    """What became of a task: its value or the exception that ended it."""
+    """What became of a call: its value or the exception that ended it."""
 
     value: T | None = None
     error: BaseException | None = None
@@ -28,77 +33,137 @@ class Outcome(Generic[T]):
         """The value, or raises the exception."""
         if self.error is not None:
             raise self.error
-        return self.value  # type: ignore[return-value]  # a task without an error has its value, None included
-
-
-@dataclass(frozen=True)
-class Task(Generic[T]):
-    """One piece of torch work. `deliver` is called on the device's thread, exactly once, with the outcome."""
-
-    run: Callable[[], T]
-    deliver: Callable[[Outcome[T]], Any]
-    cancel: Cancel
+        return self.value  # type: ignore[return-value]  # a call without an error has its value, None included
 
 
 class DeviceExecutor:
-    """Runs tasks one after the other, in the order in which they came; tasks of cancelled requests are not run.
+    """Runs batches and calls, one after the other, as the lanes order them. Thread-safe.
 
-    The queue needs no bound of its own: a request has at most two batches in it, and requests are counted at the door.
+    The lanes need no bound of their own: requests bound what they have on its way.
     """
 
-    def __init__(self, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        lanes: Lanes,
+        compute: Callable[[Batch], Any],
+        device: str = "cpu",
+        threads: int | None = None,
+        on_spent: Callable[[dict[Flow, float]], Any] = dict,
+    ) -> None:
+        """`compute` runs a batch and sees to it that every row of it is delivered; `on_spent` learns of its seconds."""
         self.device = device
-        self._threads = threads
-        self._tasks: queue.SimpleQueue[Task[Any] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._loop, name=f"hapi-{device}", daemon=True)
-        self._lock = threading.Lock()
+        self._lanes = lanes
+        self._compute = compute
+        self._on_spent = on_spent
+        self._changed = threading.Condition()
         self._closed = False
+        self._thread = threading.Thread(target=self._loop, args=(threads,), name=f"hapi-{device}", daemon=True)
         self._thread.start()
 
     @property
     def depth(self) -> int:
-        """Tasks that wait."""
-        return self._tasks.qsize()
+        """Rows and calls that wait."""
+        with self._changed:
+            return sum(self._lanes.waiting.values()) + self._lanes.calls
 
-    def submit(self, task: Task[Any]) -> None:
-        """Puts the task at the end of the queue; after `close` it is delivered as cancelled."""
-        with self._lock:
-            if not self._closed:
-                self._tasks.put(task)
-                return
-        task.deliver(Outcome(error=CancelledWork("the server has stopped")))
+    def waiting(self) -> dict[tuple[str, ...], int]:
+        """Rows that wait, by prefix."""
+        with self._changed:
+            return dict(self._lanes.waiting)
 
-    def call(self, run: Callable[[], T], cancel: Cancel | None = None) -> T:
-        """Runs one piece of work and waits for it; must not be called from the device's own thread."""
+    def decision(self, prefix: Prefix) -> Decision:
+        """The present batch size for a prefix."""
+        with self._changed:
+            return self._lanes.decision(prefix)
+
+    def requests_changed(self) -> None:
+        """Requests came or went."""
+        with self._changed:
+            self._lanes.decide_anew()
+            self._changed.notify_all()
+
+    def expect(self, prefix: Prefix, count: int = 1) -> None:
+        """Rows are on their way; negative: they are not, after all."""
+        with self._changed:
+            self._lanes.expect(prefix, count)
+            self._changed.notify_all()
+
+    def submit(self, row: Row) -> None:
+        """An expected row is here."""
+        with self._changed:
+            self._lanes.add(row)
+            self._lanes.expect(row.prefix, -1)
+            self._changed.notify_all()
+
+    def share(self, row: Row, flow: Flow) -> None:
+        """Somebody else waits for the row, too."""
+        with self._changed:
+            self._lanes.share(row, flow)
+
+    def unshare(self, row: Row, flow: Flow) -> None:
+        """Nobody of `flow` waits for the row any longer."""
+        with self._changed:
+            self._lanes.unshare(row, flow)
+            self._changed.notify_all()
+
+    def call(self, run: Callable[[], T], cancel: Cancel | None = None, flow: Flow = SERVER) -> T:
+        """Runs one piece of work and waits for it; must not be called from the device's own thread.
+
+        CancelledWork if `cancel` was set before it began, or if the executor is closed.
+        """
         outcomes: queue.SimpleQueue[Outcome[T]] = queue.SimpleQueue()
-        self.submit(Task(run, outcomes.put, cancel or Cancel()))
+        with self._changed:
+            if self._closed:
+                raise CancelledWork("the server has stopped")
+            self._lanes.add_call(Call(flow, partial(_perform, run, cancel or Cancel(), outcomes.put)))
+            self._changed.notify_all()
         return outcomes.get().get()
 
     def close(self) -> None:
-        """Ends the thread after the tasks that are there; those of cancelled requests are not run."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._tasks.put(None)
+        """Ends the thread after the calls that are there; those of cancelled requests are not run."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
         self._thread.join()
 
-    def _loop(self) -> None:
-        _prepare(self.device, self._threads)
-        while (task := self._tasks.get()) is not None:
-            self._perform(task)
-            del task  # nothing of a finished request stays alive while the thread waits
+    def _loop(self, threads: int | None) -> None:
+        _prepare(self.device, threads)
+        while self._one():
+            pass
 
-    def _perform(self, task: Task[Any]) -> None:
-        outcome: Outcome[Any]
+    def _one(self) -> bool:
+        """Does one thing; a frame of its own keeps nothing of a finished request alive while the thread waits."""
+        with self._changed:
+            while (work := self._lanes.next()) is None:
+                if self._closed and not self._lanes.calls:
+                    return False
+                due = self._lanes.due()
+                self._changed.wait(None if due is None else max(0.0, due - self._lanes.clock()))
+        started = self._lanes.clock()
         try:
-            task.cancel.check()
-            outcome = Outcome(task.run())
-        except BaseException as error:
-            outcome = Outcome(error=error)
-        try:
-            task.deliver(outcome)
+            if isinstance(work, Batch):
+                self._compute(work)
+            else:
+                work.run()
         except Exception:
-            log.exception("a result could not be delivered")
+            log.exception("work on the device failed")
+        seconds = self._lanes.clock() - started
+        with self._changed:
+            if isinstance(work, Batch):
+                spent = self._lanes.settle(work, seconds)
+            else:
+                self._lanes.settle_call(work, seconds)
+                spent = {work.flow: seconds}
+        self._on_spent(spent)
+        return True
+
+
+def _perform(run: Callable[[], T], cancel: Cancel, deliver: Callable[[Outcome[T]], Any]) -> None:
+    try:
+        cancel.check()
+        deliver(Outcome(run()))
+    except BaseException as error:
+        deliver(Outcome(error=error))
 
 
 def _prepare(device: str, threads: int | None) -> None:

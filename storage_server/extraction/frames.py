@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from hapi.wire.stream import NO_LABEL, FeatureBatch, StreamEncoder
 class FrameWriter:
     """Takes rows, and gives them back encoded as an Arrow IPC stream, about `frame_bytes` at a time.
 
-    Rows are encoded only when they are taken, so that a large batch is not in memory twice.
+    Rows are encoded only when they are taken, so that they are not in memory twice.
     """
 
     def __init__(self, manifest: Manifest, cut: Cut | None, codec: str, compression: str, frame_bytes: int) -> None:
@@ -33,7 +34,7 @@ class FrameWriter:
             for shape, dtype in zip(self._shapes, self._dtypes, strict=True)
         )
         self._header = self._encoder.header()
-        self._features: deque[tuple[Sequence[int], tuple[torch.Tensor, ...]]] = deque()
+        self._features: deque[tuple[int, tuple[torch.Tensor, ...]]] = deque()
         self._single: deque[tuple[int, bytes, str | None]] = deque()
         self._bytes = 0
 
@@ -47,10 +48,10 @@ class FrameWriter:
         """Whether there is enough for a frame."""
         return self._bytes >= self._frame_bytes
 
-    def add_features(self, indices: Sequence[int], tensors: tuple[torch.Tensor, ...]) -> None:
-        """Rows of the cut's tensors (n, *shape)."""
-        self._features.append((indices, tensors))
-        self._bytes += len(indices) * self._row_bytes
+    def add_features(self, index: int, tensors: tuple[torch.Tensor, ...]) -> None:
+        """A row of the cut's tensors, each of its `shape`."""
+        self._features.append((index, tensors))
+        self._bytes += self._row_bytes
 
     def add_object(self, index: int, data: bytes) -> None:
         """A row of cut `input`."""
@@ -62,47 +63,58 @@ class FrameWriter:
         self._single.append((index, b"", reason))
         self._bytes += self._row_bytes + len(reason)
 
-    def take(self) -> tuple[bytes, list[int]]:
-        """About a frame of what there is, and the indices of the rows in it; the first one begins with the header."""
-        parts: list[Any] = [self._header]
+    def take(self, parts: int = 1) -> tuple[bytes, list[int]]:
+        """About a frame (or one of `parts` of it, where memory is short) of what there is, and the indices of its rows.
+
+        The first one begins with the header. If memory runs out nothing is lost: it can be called again.
+        """
+        size = self._frame_bytes // parts
+        if self._features:
+            rows = list(islice(self._features, max(1, size // max(1, self._row_bytes))))
+            indices = [index for index, _ in rows]
+            columns = zip(*(tensors for _, tensors in rows), strict=True)
+            data = b"".join([self._header, *self._encode(indices, tuple(map(_stacked, columns)))])
+            taken = len(rows) * self._row_bytes
+            self._drop(self._features, len(rows))
+        else:
+            single = self._single_rows(size)
+            indices = [index for index, _, _ in single]
+            data = b"".join([self._header, *self._encode_single(single)])
+            taken = sum(len(data) + (self._row_bytes + len(said) if said else 0) for _, data, said in single)
+            self._drop(self._single, len(single))
         self._header = b""
-        done: list[int] = []
-        size = 0
-        while self.has_rows and size < self._frame_bytes:
-            indices, data = self._take_features(size) if self._features else self._take_single()
-            done += indices
-            parts += data
-            size += sum(map(len, data))
-        self._bytes = max(0, self._bytes - size) if self.has_rows else 0
-        return b"".join(parts), done
+        self._bytes -= taken
+        return data, indices
 
     def end(self) -> bytes:
         """The end marker."""
         return self._encoder.end()
 
-    def _take_features(self, used: int) -> tuple[Sequence[int], list[Any]]:
-        """As many rows of the first piece as a frame still has room for, one at least."""
-        indices, tensors = self._features.popleft()
-        rows = max(1, (self._frame_bytes - used) // max(1, self._row_bytes))
-        if rows < len(indices):
-            self._features.appendleft((indices[rows:], tuple(tensor[rows:] for tensor in tensors)))
-        now = indices[:rows]
-        return now, self._encode(now, tuple(tensor[:rows] for tensor in tensors))
+    @staticmethod
+    def _drop(rows: deque[tuple[int, tuple[torch.Tensor, ...]]] | deque[tuple[int, bytes, str | None]], n: int) -> None:
+        for _ in range(n):
+            rows.popleft()
 
-    def _take_single(self) -> tuple[Sequence[int], list[Any]]:
-        """Objects, or failed samples with zeros for features, about a frame of them in one message."""
-        held: list[tuple[int, bytes, str | None]] = []
-        size = 0
-        while self._single and size < self._frame_bytes:
-            held.append(self._single.popleft())
-            size += len(held[-1][1]) + self._row_bytes
-        errors = {row: reason for row, (_, _, reason) in enumerate(held) if reason is not None}
+    def _single_rows(self, size: int) -> list[tuple[int, bytes, str | None]]:
+        """The first objects or failed samples, about `size` bytes, one at least."""
+        rows: list[tuple[int, bytes, str | None]] = []
+        used = 0
+        for row in self._single:
+            if rows and used >= size:
+                break
+            rows.append(row)
+            used += len(row[1]) + self._row_bytes
+        return rows
+
+    def _encode_single(self, rows: Sequence[tuple[int, bytes, str | None]]) -> list[Any]:
+        """Objects, or failed samples with zeros for features, in one message."""
+        errors = {row: reason for row, (_, _, reason) in enumerate(rows) if reason is not None}
         zeros = tuple(
-            torch.zeros((len(held), *shape), dtype=dtype)
+            torch.zeros((len(rows), *shape), dtype=dtype)
             for shape, dtype in zip(self._shapes, self._dtypes, strict=True)
         )
-        indices = [index for index, _, _ in held]
-        return indices, self._encode(indices, zeros, None if self._shapes else [data for _, data, _ in held], errors)
+        indices = [index for index, _, _ in rows]
+        return self._encode(indices, zeros, None if self._shapes else [data for _, data, _ in rows], errors)
 
     def _encode(
         self,
@@ -121,3 +133,8 @@ class FrameWriter:
                 errors=errors or {},
             )
         )
+
+
+def _stacked(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One row needs no copy."""
+    return rows[0][None] if len(rows) == 1 else torch.stack(tuple(rows))

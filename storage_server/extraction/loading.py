@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 
-from hapi.cancel import Cancel
-from hapi.data import Manifest, ObjectStore, Sample, TransformSpec, load_sample, read_sample
-from hapi.errors import HapiError, StoreUnavailableError
+from hapi.cancel import CancelledWork
+from hapi.data import Manifest, ObjectStore, TransformSpec, load_sample, read_sample
+from hapi.errors import HapiError, InputError, StoreUnavailableError
+from storage_server.extraction.engine import Prefix
+from storage_server.extraction.patience import Patience
 from storage_server.extraction.threads import WorkerThreads
 from storage_server.metrics import Metrics
 
 log = logging.getLogger(__name__)
+
+Wanted = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -30,88 +32,73 @@ class Source:
     epoch: int = 0
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """One sample that was read, or why not.
-
-    `failed` is this sample's own trouble, and becomes its row's `error`; `error` is trouble that ends the request.
-    """
-
-    index: int
-    tensor: torch.Tensor | None = None
-    data: bytes | None = None
-    failed: str | None = None
-    error: BaseException | None = None
-
-
-Deliver = Callable[[Loaded], Any]
+class SampleTrouble(Exception):
+    """One sample that cannot be had; it says why. The others of its request go on."""
 
 
 class SampleLoader:
     """Threads that read and threads that decode, shared by all requests. Requests bound what they ask for."""
 
-    def __init__(self, read_threads: int, workers: int, metrics: Metrics) -> None:
+    def __init__(self, read_threads: int, workers: int, metrics: Metrics, patience: Patience) -> None:
         self._metrics = metrics
-        self._readers = WorkerThreads(read_threads, "hapi-read")
-        self._workers = WorkerThreads(workers, "hapi-decode", _one_thread)
-        self.read_threads = read_threads
+        self._patience = patience
+        self.readers = WorkerThreads(read_threads, "hapi-read")
+        self.decoders = WorkerThreads(workers, "hapi-decode", _one_thread)
 
-    def load(self, source: Source, index: int, cancel: Cancel, deliver: Deliver) -> None:
-        """Reads sample `index` and calls `deliver` from another thread; never, once the request is cancelled."""
-        self._readers.submit(partial(self._read, source, index, cancel, deliver))
+    @property
+    def read_threads(self) -> int:
+        return self.readers.count
 
     def close(self) -> None:
         """Ends the threads; work that has not begun is dropped."""
-        self._readers.close()
-        self._workers.close()
+        self.readers.close()
+        self.decoders.close()
 
-    def _read(self, source: Source, index: int, cancel: Cancel, deliver: Deliver) -> None:
-        if cancel.is_set:
-            return
+    def read(self, source: Source, index: int, is_wanted: Wanted) -> bytes:
+        """The stored bytes of a sample. SampleTrouble; StoreUnavailableError if the store is down."""
         sample = source.manifest.sample(index)
         try:
             with self._metrics.stage("read"):
-                data = read_sample(source.store, sample)
-            self._metrics.received_bytes.inc(len(data))
-            if source.transform is None:
-                deliver(Loaded(index, data=data))
-            else:
-                decode = partial(self._decode, source, source.transform, index, sample, data, cancel, deliver)
-                self._workers.submit(decode)
-        except BaseException as error:
-            deliver(self._failure(index, sample, "read", error))
+                data = self._patience(
+                    f"reading {sample.key}", lambda _: read_sample(source.store, sample), "read", is_wanted
+                )
+        except Exception as error:
+            raise self._trouble(sample.key, "read", error) from None
+        self._metrics.received_bytes.inc(len(data))
+        return data
 
-    def _decode(
-        self,
-        source: Source,
-        transform: TransformSpec,
-        index: int,
-        sample: Sample,
-        data: bytes,
-        cancel: Cancel,
-        deliver: Deliver,
-    ) -> None:
-        if cancel.is_set:
-            return
+    def decode(self, source: Source, index: int, data: bytes, prefix: Prefix, is_wanted: Wanted) -> torch.Tensor:
+        """The input tensor of a sample. SampleTrouble; InputError if the transform is not the model's."""
+        key, transform = source.manifest.sample(index).key, source.transform
+        assert transform is not None
+
+        def work(attempt: int) -> torch.Tensor:
+            return load_sample(data, transform, seed=source.seed, epoch=source.epoch, index=index)
+
         try:
             with self._metrics.stage("decode"):
-                tensor = load_sample(data, transform, seed=source.seed, epoch=source.epoch, index=index)
-            deliver(Loaded(index, tensor=tensor))
-        except BaseException as error:
-            deliver(self._failure(index, sample, "decode", error))
+                tensor = self._patience(f"decoding {key}", work, "decode", is_wanted)
+        except Exception as error:
+            raise self._trouble(key, "decode", error) from None
+        if (tuple(tensor.shape), tensor.dtype) != (prefix.input.shape, prefix.input.dtype):
+            raise InputError(
+                f"the transform makes {tuple(tensor.shape)} {tensor.dtype} of {key}, but {prefix.model} takes "
+                f"{prefix.input.shape} {prefix.input.dtype} per sample. Use the transform that belongs to the model."
+            )
+        return tensor
 
-    def _failure(self, index: int, sample: Sample, stage: str, error: BaseException) -> Loaded:
-        """One sample that cannot be had fails alone; a store that is down, or lack of memory, ends the request."""
-        if isinstance(error, StoreUnavailableError | MemoryError) or not isinstance(error, Exception):
-            return Loaded(index, error=error)
+    def _trouble(self, key: str, stage: str, error: Exception) -> Exception:
+        """One sample that cannot be had fails alone; a store that is down ends the request."""
+        if isinstance(error, StoreUnavailableError | CancelledWork):
+            return error
         kind = error.kind if isinstance(error, HapiError) else "failed"
         self._metrics.stage_errors.labels(stage, kind).inc()
         if isinstance(error, HapiError):
             reason = str(error)
         else:
-            log.error("sample %d (%s) could not be prepared", index, sample.key, exc_info=error)
+            log.error("sample %s could not be prepared", key, exc_info=error)
             reason = f"{type(error).__name__}: {error}"
-        return Loaded(index, failed=reason if sample.key in reason else f"{sample.key}: {reason}")
+        return SampleTrouble(reason if key in reason else f"{key}: {reason}")
 
 
 def _one_thread() -> None:

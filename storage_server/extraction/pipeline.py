@@ -2,9 +2,9 @@
 
 The request is one actor: a generator that a thread of its own drives, and a mailbox into which readers, decoders and
 the device put what they finished. What is between reading and sending is bounded by one number of bytes, of which each
-running request has an equal share: a sample is charged for its object, its input tensor and its features when its
-reading is ordered, and the charge ends when its row is encoded. So the queues between the stages need no bounds of
-their own, nothing can deadlock on them, and a caller that reads slowly simply stops the ordering.
+running request has a fair part: a sample is charged for its object, its input tensor and its features when it is
+ordered, and the charge ends when its row is encoded. So the queues between the stages need no bounds of their own,
+nothing can deadlock on them, and a caller that reads slowly simply stops the ordering.
 """
 
 from __future__ import annotations
@@ -13,37 +13,42 @@ import queue
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-import torch
-
+from hapi.cache import FeatureKeys
 from hapi.cancel import Cancel
-from hapi.errors import InputError
-from storage_server.extraction.batching import BatchSizer, Piece, run_batch
+from hapi.units import format_bytes
 from storage_server.extraction.engine import Prefix
-from storage_server.extraction.executor import DeviceExecutor, Outcome, Task
+from storage_server.extraction.executor import DeviceExecutor
+from storage_server.extraction.fitting import queued_bytes
 from storage_server.extraction.frames import FrameWriter
-from storage_server.extraction.loading import Loaded, SampleLoader, Source
-from storage_server.memory.budget import QueueBudget
+from storage_server.extraction.inflight import Arrival, Flights, Ticket
+from storage_server.extraction.loading import SampleLoader, Source
+from storage_server.extraction.patience import Patience
+from storage_server.extraction.running import Running
+from storage_server.extraction.sizing import BATCHES_AHEAD, Waiting
 from storage_server.metrics import Metrics
+from storage_server.scheduling.fair import SERVER, Flow
+from storage_server.scheduling.holding import Holding, QueueBytes
+from storage_server.status import Board
 
-BATCHES_ON_DEVICE = 2
-"""Per request, one that runs and one that waits: the device is never idle between them."""
-BATCHES_AHEAD = 3
-"""Samples in flight, in batches: two on the device, one being filled."""
 FILL_SECONDS = 0.02
 """How long rows wait for others to share a frame with."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one request asks for, with every name resolved. Without a prefix the stored objects are shipped."""
+    """What one request asks for, with every name resolved. Without a prefix the stored objects are shipped.
+
+    `flow` is whose request it is; `keys` name its features, None where none can be shared.
+    """
 
     source: Source
     indices: Sequence[int]
     prefix: Prefix | None
     codec: str = "float32"
     compression: str = "none"
+    flow: Flow = SERVER
+    keys: FeatureKeys | None = None
 
 
 @dataclass(frozen=True)
@@ -52,16 +57,13 @@ class Stages:
 
     loader: SampleLoader
     device: DeviceExecutor
-    sizer: BatchSizer
+    flights: Flights
+    running: Running
+    board: Board
     metrics: Metrics
-    queue: QueueBudget
+    queue: QueueBytes
+    patience: Patience
     frame_bytes: int
-
-
-@dataclass(frozen=True)
-class _Computed:
-    indices: list[int]
-    outcome: Outcome[list[Piece]]
 
 
 class Extraction:
@@ -73,34 +75,49 @@ class Extraction:
 
     def __init__(self, job: Job, stages: Stages, cancel: Cancel | None = None) -> None:
         self.cancel = cancel or Cancel()
-        self._job = job
+        self.job = job
         self._stages = stages
         cut = job.prefix.cut if job.prefix else None
         self._frames = FrameWriter(job.source.manifest, cut, job.codec, job.compression, stages.frame_bytes)
+        self._costs = dict(zip(job.indices, self._cost_of_each(), strict=True))
         self._pending = deque(job.indices)
-        self._mailbox: queue.SimpleQueue[Loaded | _Computed | None] = queue.SimpleQueue()
-        self._ready: list[Loaded] = []
-        self._loading = 0
-        self._on_device = 0
+        self._mailbox: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()
+        self._tickets: dict[int, Ticket] = {}
         self._unsent = len(job.indices)
-        self._held = 0  # bytes of the queue budget
-        self._size = self._batch_size()
+        self._holding: Holding | None = None
+
+    @property
+    def samples_left(self) -> int:
+        """Samples that are not done."""
+        return len(self._pending) + len(self._tickets)
+
+    def waiting(self) -> Waiting | None:
+        """What batch sizes depend on; None for stored objects."""
+        if self.job.prefix is None or self._holding is None:
+            return None
+        sample_bytes = max(1, self._costs[self.job.indices[0]])
+        return Waiting(self.job.flow.name, self.job.prefix, len(self._costs), sample_bytes, self._holding.share_bytes)
 
     def chunks(self) -> Generator[bytes, None, None]:
         """The answer in pieces of about a frame; smaller ones when the next rows are not there yet."""
-        self._stages.queue.join()
+        total = self._stages.queue.total_bytes
+        fitting = [cost for cost in self._costs.values() if cost <= total]
+        least, want = max(fitting, default=0), sum(fitting)
         try:
-            with self.cancel.calling(lambda: self._mailbox.put(None)):
+            with (
+                self._stages.queue.joined(self.job.flow, least, want, self.cancel) as self._holding,
+                self._stages.running.one(self),
+                self.cancel.calling(lambda: self._mailbox.put(None)),
+            ):
                 while self._unsent:
                     self._accept_what_came()
-                    self._dispatch()
                     self._order()
                     if self._should_send():
                         yield self._frame()
         finally:
             self.cancel.set("the answer has ended")  # whatever ended it, nothing of it may go on costing
-            self._stages.queue.leave(self._held)
-            self._ready.clear()
+            for ticket in self._tickets.values():
+                self._stages.flights.leave(ticket)
 
     def _accept_what_came(self) -> None:
         while not self._mailbox.empty():
@@ -108,10 +125,7 @@ class Extraction:
 
     def _should_send(self) -> bool:
         """Whether to send now. Waits for the next message otherwise: for long if there is nothing to send yet."""
-        if self._frames.is_full:
-            return True
-        in_flight = self._loading + self._on_device + len(self._ready)
-        if self._frames.has_rows and not in_flight:
+        if self._frames.is_full or (self._frames.has_rows and not self._tickets):
             return True
         try:
             self._accept(self._mailbox.get(timeout=FILL_SECONDS if self._frames.has_rows else None))
@@ -120,100 +134,81 @@ class Extraction:
         return False
 
     def _frame(self) -> bytes:
-        """About a frame of rows; the end marker follows the last ones."""
+        """About a frame of rows, less where memory is short; the end marker follows the last ones."""
         with self._stages.metrics.stage("encode"):
-            data, indices = self._frames.take()
-        self._done(indices)
+            data, indices = self._stages.patience(
+                "encoding features", lambda attempt: self._frames.take(1 << attempt), "encode", self._is_wanted
+            )
+        self._unsent -= len(indices)
+        assert self._holding is not None
+        self._holding.give(sum(map(self._costs.__getitem__, indices)))
         if not self._unsent:
             data += self._frames.end()
         self._stages.metrics.sent_bytes.inc(len(data))
         return data
 
+    def _is_wanted(self) -> bool:
+        return not self.cancel.is_set
+
     def _order(self) -> None:
-        """Orders samples to be read while the queues have room; always one when it has none."""
-        ahead = max(2 * self._stages.loader.read_threads, BATCHES_AHEAD * self._size)
-        while self._pending:
+        """Orders samples while the queues have room; always one when it has none."""
+        assert self._holding is not None
+        while self._pending and self._unsent - len(self._pending) < self._ahead():
             self.cancel.check()
-            cost = self._cost(self._pending[0])
-            in_flight = self._unsent - len(self._pending)
-            if in_flight >= ahead or not self._stages.queue.take(cost, self._held):
+            cost = self._costs[self._pending[0]]
+            if cost > self._stages.queue.total_bytes:
+                self._refuse(self._pending.popleft(), cost)
+            elif self._holding.take(cost):
+                self._begin(self._pending.popleft())
+            else:
                 return
-            self._held += cost
-            self._loading += 1
-            index = self._pending.popleft()
-            self._stages.loader.load(self._job.source, index, self.cancel, self._mailbox.put)
 
-    def _dispatch(self) -> None:
-        """Sends full batches to the device, and a smaller one when no more samples are on their way."""
-        if self._job.prefix is None or not self._ready:
-            return
-        while self._ready and self._on_device < BATCHES_ON_DEVICE:
-            if len(self._ready) < self._size and self._loading:
-                return
-            rows, self._ready = self._ready[: self._size], self._ready[self._size :]
-            with self._stages.metrics.stage("batch"):
-                batch = torch.stack([row.tensor for row in rows if row.tensor is not None])
-            self._on_device += 1
-            work = partial(run_batch, self._job.prefix, batch, self._stages.sizer, self._stages.metrics, self.cancel)
-            deliver = partial(self._computed, [row.index for row in rows])
-            self._stages.device.submit(Task(work, deliver, self.cancel))
-            self._size = self._batch_size()
+    def _ahead(self) -> int:
+        """Samples that may be on their way at once."""
+        prefix, readers = self.job.prefix, 2 * self._stages.loader.read_threads
+        if prefix is None:
+            return readers
+        return max(readers, BATCHES_AHEAD * self._stages.device.decision(prefix).samples)
 
-    def _computed(self, indices: list[int], outcome: Outcome[list[Piece]]) -> None:
-        self._mailbox.put(_Computed(indices, outcome))
+    def _begin(self, index: int) -> None:
+        job = self.job
+        ticket = self._tickets[index] = Ticket(index, job.flow, self.cancel, self._mailbox.put)
+        key = job.keys.of(index) if job.keys is not None else None
+        kept = self._stages.flights.join(ticket, job.source, job.prefix, key)
+        if kept is not None:
+            self._accept(kept)
 
-    def _accept(self, message: Loaded | _Computed | None) -> None:
+    def _refuse(self, index: int, cost: int) -> None:
+        """One sample that is more than all queues together fails alone; nothing is held for it."""
+        self._costs[index] = 0
+        self._frames.add_failed(
+            index,
+            f"{self.job.source.manifest.sample(index).key} takes {format_bytes(cost)} between reading and sending, and "
+            f"this server's queues have {format_bytes(self._stages.queue.total_bytes)}. Raise HAPI_SERVER_QUEUE_BYTES.",
+        )
+        self._count(is_failed=True)
+
+    def _accept(self, message: Arrival | None) -> None:
         self.cancel.check()
-        if isinstance(message, Loaded):
-            self._loading -= 1
-            self._accept_loaded(message)
-        elif isinstance(message, _Computed):
-            self._on_device -= 1
-            for piece in message.outcome.get():
-                indices = message.indices[piece.start : piece.start + len(piece.tensors[0])]
-                self._frames.add_features(indices, piece.tensors)
-            self._stages.metrics.rows("ok", len(message.indices))
-
-    def _accept_loaded(self, loaded: Loaded) -> None:
-        if loaded.error is not None:
-            raise loaded.error
-        if loaded.failed is not None:
-            self._frames.add_failed(loaded.index, loaded.failed)
-            self._stages.metrics.rows("failed", 1)
-        elif loaded.data is not None:
-            self._frames.add_object(loaded.index, loaded.data)
-            self._stages.metrics.rows("ok", 1)
+        if message is None:
+            return
+        del self._tickets[message.index]
+        if message.error is not None:
+            raise message.error
+        if message.failed is not None:
+            self._frames.add_failed(message.index, message.failed)
+        elif message.data is not None:
+            self._frames.add_object(message.index, message.data)
         else:
-            self._check_input(loaded)
-            self._ready.append(loaded)
+            assert message.tensors is not None
+            self._frames.add_features(message.index, message.tensors)
+        self._count(is_failed=message.failed is not None, is_shared=message.is_shared, waited=message.waited)
 
-    def _check_input(self, loaded: Loaded) -> None:
-        prefix, tensor = self._job.prefix, loaded.tensor
-        assert prefix is not None
-        assert tensor is not None
-        if (tuple(tensor.shape), tensor.dtype) != (prefix.input.shape, prefix.input.dtype):
-            key = self._job.source.manifest.sample(loaded.index).key
-            raise InputError(
-                f"the transform makes {tuple(tensor.shape)} {tensor.dtype} of {key}, but {prefix.model} takes "
-                f"{prefix.input.shape} {prefix.input.dtype} per sample. Use the transform that belongs to the model."
-            )
+    def _count(self, *, is_failed: bool, is_shared: bool = False, waited: float | None = None) -> None:
+        self._stages.metrics.rows("failed" if is_failed else "ok", 1)
+        self._stages.board.arrived(self.job.flow, is_failed=is_failed, is_shared=is_shared, waited=waited)
 
-    def _done(self, indices: Sequence[int]) -> None:
-        """These rows are encoded: their charge ends."""
-        self._unsent -= len(indices)
-        cost = sum(self._cost(index) for index in indices)
-        self._held -= cost
-        self._stages.queue.give(cost)
-
-    def _batch_size(self) -> int:
-        """What fits the memory, but no more than lets several batches be on their way within the queues' bytes."""
-        if self._job.prefix is None:
-            return 1
-        fits = self._stages.queue.share_bytes // (BATCHES_AHEAD * self._cost(self._job.indices[0]))
-        return max(1, min(self._stages.sizer.size(self._job.prefix), fits))
-
-    def _cost(self, index: int) -> int:
-        """Most bytes that a sample takes between reading and sending; the batch is a second copy of its inputs."""
-        stored = self._job.source.manifest.sample(index).length
-        prefix = self._job.prefix
-        return max(1, stored + (2 * prefix.input.bytes + prefix.cut.bytes_per_sample if prefix else 0))
+    def _cost_of_each(self) -> list[int]:
+        """Most bytes that each sample takes between reading and sending."""
+        computed = queued_bytes(self.job.prefix) if self.job.prefix else 0
+        return [max(1, sample.length + computed) for sample in self.job.source.manifest.samples(self.job.indices)]

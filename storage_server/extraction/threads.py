@@ -1,13 +1,15 @@
-"""A fixed number of threads that take work in order."""
+"""A fixed number of threads that take work by turns: fairly among tenants, in order within each."""
 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
+
+from storage_server.scheduling.fair import FairQueue, Flow
+from storage_server.scheduling.rates import Mean
 
 log = logging.getLogger(__name__)
 
@@ -15,14 +17,19 @@ Work = Callable[[], Any]
 
 
 class WorkerThreads:
-    """Like a thread pool, but its end does not wait for a thread that hangs in a read from a store that is gone.
+    """Like a thread pool, but fair, and its end does not wait for a thread that hangs in a read from a dead store.
 
-    Work must not raise; what it raises all the same is logged. The queue is bounded by those who submit.
+    A piece of work is charged what the last ones took, and then what it took itself. Work must not raise; what it
+    raises all the same is logged. The queue is bounded by those who submit.
     """
 
     def __init__(self, count: int, name: str, prepare: Work | None = None) -> None:
-        self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self.count = count
+        self.seconds = Mean()
+        """What one piece of work takes. Pieces that had nothing to do (nobody waits any longer) do not count."""
         self._prepare = prepare
+        self._queue: FairQueue[Work] = FairQueue()
+        self._changed = threading.Condition()
         self._closed = False
         self._threads = [
             threading.Thread(target=self._loop, name=f"{name}-{number}", daemon=True) for number in range(count)
@@ -30,15 +37,18 @@ class WorkerThreads:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, work: Work) -> None:
-        """Adds work at the end; after `close` it is dropped."""
-        self._work.put(work)
+    def submit(self, flow: Flow, work: Work) -> None:
+        """Adds work at the end of the flow's line; after `close` it is dropped. Work that answers False did nothing."""
+        with self._changed:
+            if not self._closed:
+                self._queue.push(flow, work, self.seconds.value)
+                self._changed.notify()
 
     def close(self, wait_seconds: float = 5.0) -> None:
         """Drops what has not begun, and waits for what has, but not for longer than `wait_seconds`."""
-        self._closed = True
-        for _ in self._threads:
-            self._work.put(None)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
         until = time.monotonic() + wait_seconds
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
@@ -46,11 +56,28 @@ class WorkerThreads:
     def _loop(self) -> None:
         if self._prepare is not None:
             self._prepare()
-        while (work := self._work.get()) is not None:
-            if self._closed:
-                continue
-            try:
-                work()
-            except Exception:
-                log.exception("work on %s failed", threading.current_thread().name)
-            del work  # keeps nothing of a finished request alive while it waits
+        while self._one():
+            pass
+
+    def _one(self) -> bool:
+        """Does one piece of work; a frame of its own keeps nothing of a finished request alive while a thread waits."""
+        with self._changed:
+            while not self._closed and not self._queue:
+                self._changed.wait()
+            popped = None if self._closed else self._queue.pop()
+            predicted = self.seconds.value
+        if popped is None:
+            return False
+        flow, work = popped
+        started = time.perf_counter()
+        idle = False
+        try:
+            idle = work() is False
+        except Exception:
+            log.exception("work on %s failed", threading.current_thread().name)
+        seconds = 0.0 if idle else time.perf_counter() - started
+        with self._changed:
+            if not idle:
+                self.seconds.add(seconds)
+            self._queue.correct(flow, seconds - predicted)
+        return True

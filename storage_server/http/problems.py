@@ -9,7 +9,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from hapi import errors
-from hapi.errors import BusyError, HapiError
+from hapi.errors import BusyError, HapiError, MemoryBudgetError
 from hapi.wire.protocol import PROBLEM_JSON
 
 STATUS: Mapping[type[HapiError], int] = {
@@ -59,9 +59,12 @@ def status_of(error: HapiError) -> int:
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
-def problem(kind: str, status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """A problem+json answer."""
+def problem(
+    kind: str, status: int, detail: str, headers: Mapping[str, str] | None = None, **members: Any
+) -> JSONResponse:
+    """A problem+json answer; `members` that are not None are added to it."""
     body = {"type": kind, "title": TITLES.get(status, "Failed"), "status": status, "detail": detail}
+    body |= {name: value for name, value in members.items() if value is not None}
     return ProblemResponse(body, status, headers)
 
 
@@ -75,7 +78,15 @@ def from_error(error: HapiError, status: int | None = None) -> JSONResponse:
         headers["Retry-After"] = "5"
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return problem(error.kind, status, str(error), headers)
+    return problem(error.kind, status, str(error), headers, **_numbers(error))
+
+
+def _numbers(error: HapiError) -> dict[str, Any]:
+    """What a caller may want to act on without reading the sentence."""
+    if isinstance(error, MemoryBudgetError):
+        names = ("needed_bytes", "available_bytes", "fits", "fits_bytes")
+        return {name: getattr(error, name) for name in names}
+    return {"retry_after_seconds": error.retry_after_seconds} if isinstance(error, BusyError) else {}
 
 
 def sentence(faults: Iterable[Mapping[str, Any]], most: int = 3) -> str:

@@ -34,7 +34,7 @@ from storage_server.access.auth import Tenant
 from storage_server.http.slots import Slots
 from storage_server.http.streaming import AnswerStream, watched
 from storage_server.http.uploads import store_upload
-from storage_server.service import Service
+from storage_server.service import PROFILE_SECONDS, Service
 
 T = TypeVar("T")
 LINK_PIECE = 2**20
@@ -177,7 +177,10 @@ def router() -> APIRouter:
         def begin(cancel: Cancel) -> Any:
             return service.extract(body, tenant, cancel)
 
-        return AnswerStream(begin, shell.answers, service.admission, service.metrics, ARROW_STREAM)
+        seconds = service.predicted_seconds(body)
+        return AnswerStream(
+            begin, shell.answers, service.admission, service.metrics, ARROW_STREAM, tenant.flow, seconds
+        )
 
     @api.post(
         "/profile",
@@ -190,7 +193,7 @@ def router() -> APIRouter:
     )
     async def post_profile(body: ProfileRequest, request: Request, tenant: Caller, shell: Room) -> Response:
         service = shell.service
-        async with watched(request.receive) as cancel, service.admission.turn(cancel):
+        async with watched(request.receive) as cancel, service.admission.turn(cancel, tenant.flow, PROFILE_SECONDS):
             loop = asyncio.get_running_loop()
             measured = await loop.run_in_executor(shell.answers, service.profile, body, tenant, cancel)
         return JSONResponse(measured.to_json())

@@ -14,8 +14,9 @@ from starlette.responses import Response
 
 from hapi.cancel import Cancel, CancelledWork
 from hapi.errors import BusyError, HapiError
-from storage_server.admission import Admission
 from storage_server.metrics import Metrics
+from storage_server.scheduling.admission import Admission
+from storage_server.scheduling.fair import Flow
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -39,20 +40,25 @@ class AnswerStream(Response):
         admission: Admission,
         metrics: Metrics,
         media_type: str,
+        flow: Flow,
+        seconds: float,
     ) -> None:
+        """`flow` is whose request it is, `seconds` what is predicted for it."""
         super().__init__(media_type=media_type)
         del self.headers["content-length"]
         self._begin = begin
         self._threads = threads
         self._admission = admission
         self._metrics = metrics
+        self._flow = flow
+        self._seconds = seconds
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.monotonic()
         outcome = "ok"
         try:
-            async with watched(receive) as cancel, self._admission.turn(cancel):
+            async with watched(receive) as cancel, self._admission.turn(cancel, self._flow, self._seconds):
                 await self._stream(cancel, send)
         except CancelledWork as error:
             outcome = "cancelled"

@@ -8,8 +8,8 @@ import pytest
 
 from hapi.cancel import Cancel, CancelledWork
 from hapi.errors import BusyError
-from storage_server.admission import Admission
 from storage_server.metrics import Metrics
+from storage_server.scheduling.admission import Admission
 
 
 class Request:
@@ -36,7 +36,7 @@ async def settle() -> None:
 
 def test_turns_are_passed_on_in_order_and_never_exceed_the_limit() -> None:
     async def story() -> None:
-        admission = Admission(2, 8, Metrics())
+        admission = Admission(2, 8, Metrics(), is_shared=False)
         requests = [Request(admission) for _ in range(5)]
         await settle()
         assert [request.begun.is_set() for request in requests] == [True, True, False, False, False]
@@ -54,7 +54,7 @@ def test_turns_are_passed_on_in_order_and_never_exceed_the_limit() -> None:
 
 def test_a_full_server_says_when_to_come_back() -> None:
     async def story() -> None:
-        admission = Admission(1, 1, Metrics())
+        admission = Admission(1, 1, Metrics(), is_shared=False)
         requests = [Request(admission) for _ in range(2)]
         await settle()
         with pytest.raises(BusyError, match="1 requests run and 1 wait") as caught:
@@ -70,7 +70,7 @@ def test_a_full_server_says_when_to_come_back() -> None:
 
 def test_who_leaves_while_waiting_gives_the_place_free() -> None:
     async def story() -> None:
-        admission = Admission(1, 2, Metrics())
+        admission = Admission(1, 2, Metrics(), is_shared=False)
         first, second, third = (Request(admission) for _ in range(3))
         await settle()
         second.cancel.set("left")
@@ -88,7 +88,7 @@ def test_who_leaves_while_waiting_gives_the_place_free() -> None:
 
 def test_a_turn_that_comes_as_the_caller_leaves_is_passed_on() -> None:
     async def story() -> None:
-        admission = Admission(1, 2, Metrics())
+        admission = Admission(1, 2, Metrics(), is_shared=False)
         first, second, third = (Request(admission) for _ in range(3))
         await settle()
         first.end.set()
@@ -107,7 +107,7 @@ def test_a_turn_that_comes_as_the_caller_leaves_is_passed_on() -> None:
 
 def test_draining_refuses_newcomers_and_waits_for_those_that_run() -> None:
     async def story() -> None:
-        admission = Admission(1, 4, Metrics())
+        admission = Admission(1, 4, Metrics(), is_shared=False)
         running, waiting = Request(admission), Request(admission)
         await settle()
         drained = asyncio.create_task(admission.drain(60))
@@ -126,7 +126,7 @@ def test_draining_refuses_newcomers_and_waits_for_those_that_run() -> None:
 
 def test_after_the_grace_time_what_runs_is_ended() -> None:
     async def story() -> None:
-        admission = Admission(1, 4, Metrics())
+        admission = Admission(1, 4, Metrics(), is_shared=False)
         running = Request(admission)
         await settle()
         await admission.drain(0)

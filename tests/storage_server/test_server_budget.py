@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hapi.errors import InputError
-from storage_server.memory.budget import MemoryBudget, QueueBudget
+from storage_server.memory.budget import MemoryBudget
 
 
 def test_the_budget_is_the_least_of_setting_and_free_memory() -> None:
@@ -44,27 +42,3 @@ def test_a_batch_never_takes_more_than_is_free_in_fact() -> None:
     budget = MemoryBudget("cpu", 1000, free=lambda device: free)
     free = 500
     assert budget.batch_bytes() == 450
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 400)), max_size=60))
-def test_queues_stay_within_their_bytes_but_for_one_sample_each(steps: list[tuple[int, int]]) -> None:
-    queue = QueueBudget(1000)
-    held = [0, 0, 0, 0]
-    largest = 0
-    for _ in held:
-        queue.join()
-    for request, count in steps:
-        had = held[request]
-        if queue.take(count, had):
-            held[request] += count
-            largest = max(largest, count)
-            assert had == 0 or held[request] <= 250
-        else:
-            assert had, "a request that holds nothing is never refused"
-            queue.give(had)
-            held[request] = 0
-        assert queue.used_bytes == sum(held) <= 1000 + 4 * largest
-    for had in held:
-        queue.leave(had)
-    assert queue.used_bytes == 0
-    assert queue.share_bytes == 1000

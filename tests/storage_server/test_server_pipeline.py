@@ -19,8 +19,10 @@ from hapi.errors import InputError, MemoryBudgetError, StoreUnavailableError
 from hapi.model import Graph
 from hapi.wire import FeatureBatch, read_stream
 from storage_server.extraction.engine import Prefix
+from storage_server.extraction.fitting import queued_bytes
 from storage_server.extraction.loading import Source
 from storage_server.extraction.pipeline import Extraction, Job
+from storage_server.scheduling.fair import SERVER
 from storage_server.service import Service
 
 GOOD = 12
@@ -144,7 +146,9 @@ def test_narrow_queues_still_bring_every_sample(
     make_service: Callable[..., Service], manifest: Manifest, archive: Archive, transform: TransformSpec
 ) -> None:
     service = make_service()
-    service.queue.total_bytes = 1  # each request may then hold one sample at a time
+    prefix = Prefix.of(archive.graph, "stem.2", "cpu", archive.digest)
+    largest = max(manifest.sample(index).length for index in range(13)) + queued_bytes(prefix)
+    service.queue.total_bytes = largest  # a request may then hold one sample at a time
     work = extraction(service, manifest, gated(manifest), archive, transform, "stem.2")
     assert sorted(rows(list(read_stream(work.chunks())))) == list(range(13))
     assert service.queue.used_bytes == 0
@@ -188,7 +192,7 @@ def wait_for_readers(service: Service) -> None:
     """Returns when everything that was ordered from the readers before has been done or dropped."""
     barrier = threading.Barrier(service.loader.read_threads + 1)
     for _ in range(service.loader.read_threads):
-        service.loader._readers.submit(lambda: barrier.wait(60))
+        service.loader.readers.submit(SERVER, lambda: barrier.wait(60))
     barrier.wait(60)
 
 
@@ -266,7 +270,7 @@ def test_a_slow_caller_stops_the_reading(make_service: Callable[..., Service], m
     service = make_service(read_threads=8)
     store = gated(manifest)
     largest = max(manifest.sample(index).length for index in range(13))
-    service.queue.total_bytes = 3 * largest
+    service.queue.total_bytes = 6 * largest  # half of it is kept for whoever comes next
     chunks = extraction(service, manifest, store, None, None).chunks()
     assert next(chunks)
     wait_for_readers(service)

@@ -1,0 +1,263 @@
+"""Samples on their way, each once, for all who want it.
+
+A flight is one sample on its way through reading, decoding and the device. Requests hold tickets for it. The first
+brings it about; whoever asks for the same (an equal feature key) while it is under way gets a ticket, too, and the work
+then stands in the lines of both tenants: whichever's turn comes first, it is done for all. A flight belongs to nobody:
+it goes on as long as one ticket is left, so that no follower has to begin anew when the first request goes away.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+
+from hapi.cancel import Cancel, CancelledWork
+from storage_server.extraction.engine import Prefix
+from storage_server.extraction.executor import DeviceExecutor
+from storage_server.extraction.lanes import Row
+from storage_server.extraction.loading import SampleLoader, SampleTrouble, Source
+from storage_server.scheduling.fair import Flow
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+class Kept(Protocol):
+    """Where finished rows are kept. Thread-safe. `in` may say yes to what `get` then does not have."""
+
+    def get(self, key: bytes) -> Tensors | None: ...
+
+    def put(self, key: bytes, tensors: Tensors) -> None: ...
+
+    def __contains__(self, key: bytes) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One sample that is done, or why not.
+
+    `failed` is this sample's own trouble, and becomes its row's `error`; `error` is trouble that ends the request.
+    `is_shared`: it was computed for somebody else. `waited`: seconds in line for the device, None if it was not there.
+    """
+
+    index: int
+    tensors: Tensors | None = None
+    data: bytes | None = None
+    failed: str | None = None
+    error: BaseException | None = None
+    is_shared: bool = False
+    waited: float | None = None
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One request's claim to one sample. `deliver` is called at most once, from another thread."""
+
+    index: int
+    flow: Flow
+    cancel: Cancel
+    deliver: Callable[[Arrival], Any]
+    flight: Flight | None = None
+
+
+class _Stage(Enum):
+    ORDERED = auto()
+    READING = auto()
+    READ = auto()
+    DECODING = auto()
+    READY = auto()
+    DONE = auto()
+
+
+@dataclass(eq=False)
+class Flight:
+    """One sample at one cut. Guarded by the lock of the table that it is in."""
+
+    source: Source
+    index: int
+    prefix: Prefix | None
+    key: bytes | None
+    tickets: dict[Ticket, None] = field(default_factory=dict)
+    stage: _Stage = _Stage.ORDERED
+    data: bytes | None = None
+    row: Row | None = None
+
+    def is_wanted(self) -> bool:
+        """Whether anybody still waits for it."""
+        return any(not ticket.cancel.is_set for ticket in tuple(self.tickets))
+
+    @property
+    def flows(self) -> set[Flow]:
+        return {ticket.flow for ticket in self.tickets}
+
+
+class Flights:
+    """The table of what is on its way. Thread-safe."""
+
+    def __init__(self, loader: SampleLoader, device: DeviceExecutor, kept: Kept) -> None:
+        self._loader = loader
+        self._device = device
+        self._kept = kept
+        self._by_key: dict[bytes, Flight] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def join(self, ticket: Ticket, source: Source, prefix: Prefix | None, key: bytes | None) -> Arrival | None:
+        """Brings the sample about, or joins those who wait for it. What is kept is answered at once.
+
+        Without a key (stored objects) nothing is shared.
+        """
+        for is_last_look in (False, True):
+            with self._lock:
+                flight = self._by_key.get(key) if key is not None else None
+                landed_meanwhile = flight is None and key is not None and not is_last_look and key in self._kept
+                if not landed_meanwhile:
+                    self._board(ticket, flight or self._depart(ticket, source, prefix, key))
+                    return None
+            if key is not None and (tensors := self._kept.get(key)) is not None:
+                return Arrival(ticket.index, tensors, is_shared=True)
+        raise AssertionError("unreachable: the last look boards")
+
+    def leave(self, ticket: Ticket) -> None:
+        """The ticket's request no longer waits; what nobody waits for is given up."""
+        with self._lock:
+            flight = ticket.flight
+            if flight is None or ticket not in flight.tickets:
+                return
+            del flight.tickets[ticket]
+            if flight.row is not None and ticket.flow not in flight.flows:
+                self._device.unshare(flight.row, ticket.flow)
+            if not flight.tickets:
+                self._end(flight)
+
+    def _depart(self, ticket: Ticket, source: Source, prefix: Prefix | None, key: bytes | None) -> Flight:
+        flight = Flight(source, ticket.index, prefix, key)
+        if key is not None:
+            self._by_key[key] = flight
+        if prefix is not None:
+            self._device.expect(prefix)
+        return flight
+
+    def _board(self, ticket: Ticket, flight: Flight) -> None:
+        """Adds the ticket, and puts the work into its flow's line as well."""
+        is_known = ticket.flow in flight.flows
+        ticket.flight = flight
+        flight.tickets[ticket] = None
+        if not is_known:
+            self._line_up(flight, ticket.flow)
+
+    def _line_up(self, flight: Flight, flow: Flow) -> None:
+        if flight.stage is _Stage.ORDERED:
+            self._loader.readers.submit(flow, partial(self._read, flight))
+        elif flight.stage is _Stage.READ:
+            self._loader.decoders.submit(flow, partial(self._decode, flight))
+        elif flight.stage is _Stage.READY and flight.row is not None:
+            self._device.share(flight.row, flow)
+
+    def _read(self, flight: Flight) -> bool:
+        """On a reader's thread. False if there was nothing to do: another line's turn came first, or nobody waits."""
+        if not self._claim(flight, _Stage.ORDERED, _Stage.READING):
+            return False
+        try:
+            data = self._loader.read(flight.source, flight.index, flight.is_wanted)
+        except BaseException as error:
+            self._land_failed(flight, error)
+            return True
+        if flight.prefix is None:
+            self._land(flight, data=data)
+            return True
+        with self._lock:
+            if flight.tickets:
+                flight.data, flight.stage = data, _Stage.READ
+                for flow in flight.flows:
+                    self._line_up(flight, flow)
+        return True
+
+    def _decode(self, flight: Flight) -> bool:
+        """On a decoder's thread; see `_read`."""
+        if not self._claim(flight, _Stage.READ, _Stage.DECODING):
+            return False
+        data, flight.data = flight.data, None
+        assert data is not None
+        assert flight.prefix is not None
+        try:
+            tensor = self._loader.decode(flight.source, flight.index, data, flight.prefix, flight.is_wanted)
+        except BaseException as error:
+            self._land_failed(flight, error)
+            return True
+        del data
+        with self._lock:
+            if flight.tickets:
+                deliver = partial(self._computed, flight)
+                flight.row = Row(flight.prefix, tensor, flight.flows, flight.is_wanted, deliver)
+                flight.stage = _Stage.READY
+                self._device.submit(flight.row)
+        return True
+
+    def _computed(self, flight: Flight, outcome: Tensors | BaseException) -> None:
+        if isinstance(outcome, BaseException):
+            self._land_failed(flight, outcome)
+            return
+        if flight.key is not None:
+            self._kept.put(flight.key, outcome)  # before it leaves the table: nobody finds it in neither
+        self._land(flight, tensors=outcome)
+
+    def _claim(self, flight: Flight, before: _Stage, after: _Stage) -> bool:
+        with self._lock:
+            if flight.stage is not before or not flight.tickets:
+                return False
+            flight.stage = after
+            return True
+
+    def _land_failed(self, flight: Flight, error: BaseException) -> None:
+        if isinstance(error, CancelledWork):
+            self._again_if_wanted(flight)
+        elif isinstance(error, SampleTrouble):
+            self._land(flight, failed=str(error))
+        else:
+            self._land(flight, error=error)
+
+    def _again_if_wanted(self, flight: Flight) -> None:
+        """The work was given up because nobody waited; somebody who came just then has it done from the beginning."""
+        with self._lock:
+            if not flight.is_wanted():
+                self._end(flight)
+                return
+            if flight.row is not None and flight.prefix is not None:
+                self._device.expect(flight.prefix)
+            flight.stage, flight.row = _Stage.ORDERED, None
+            for flow in flight.flows:
+                self._line_up(flight, flow)
+
+    def _land(
+        self,
+        flight: Flight,
+        *,
+        tensors: Tensors | None = None,
+        data: bytes | None = None,
+        failed: str | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        """Ends the flight and tells all who wait."""
+        with self._lock:
+            tickets = tuple(flight.tickets)
+            waited = flight.row.waited if flight.row is not None else None
+            self._end(flight)
+        for position, ticket in enumerate(tickets):
+            ticket.deliver(Arrival(ticket.index, tensors, data, failed, error, position > 0, waited))
+
+    def _end(self, flight: Flight) -> None:
+        if flight.key is not None and self._by_key.get(flight.key) is flight:
+            del self._by_key[flight.key]
+        if flight.prefix is not None and flight.row is None and flight.stage is not _Stage.DONE:
+            self._device.expect(flight.prefix, -1)
+        flight.stage = _Stage.DONE
+        flight.data = flight.row = None
+        flight.tickets.clear()

@@ -1,0 +1,271 @@
+"""Rows that wait for the device, in one lane per prefix, whoever they are for; and which batch is next.
+
+The tenant that was served least chooses: the lane of its oldest row. The batch is filled with its rows first, then with
+others' rows of the same lane, and each tenant is charged for its own. A lane is ripe when it has a whole batch, when no
+further rows are on their way to it, or when its oldest row has waited as long as a batch takes; if nothing is ripe, the
+device sleeps until something is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from storage_server.extraction.engine import Prefix
+from storage_server.extraction.sizing import BatchPolicy, Decision, Waiting
+from storage_server.scheduling.fair import Flow, Ledger
+from storage_server.scheduling.rates import Rates
+
+Key = tuple[str, ...]
+
+
+@dataclass(eq=False)
+class Row:
+    """One sample's input tensor (*prefix.input.shape), ready for the device.
+
+    Attributes:
+        flows: whom it is for; it stands in the line of each, and each pays its part.
+        is_wanted: asked when a batch is formed; rows that nobody wants are not computed.
+        deliver: called once, from another thread, with the cut's tensors of this sample or with what went wrong;
+            CancelledWork if it was not computed because nobody wanted it.
+    """
+
+    prefix: Prefix
+    tensor: torch.Tensor
+    flows: set[Flow]
+    is_wanted: Callable[[], bool]
+    deliver: Callable[[tuple[torch.Tensor, ...] | BaseException], Any]
+    since: float = 0.0
+    waited: float = 0.0
+
+
+@dataclass(eq=False)
+class Call:
+    """A piece of the device's time that is no batch, for one flow."""
+
+    flow: Flow
+    run: Callable[[], Any]
+
+
+@dataclass(eq=False)
+class Batch:
+    """Rows of one lane that are to be computed now."""
+
+    prefix: Prefix
+    rows: list[Row]
+    row_seconds: float
+    """What each was charged."""
+    dropped: list[Row] = field(default_factory=list)
+    """Rows that nobody wanted, found on the way."""
+
+
+@dataclass(eq=False)
+class Lane:
+    """The rows that wait for one prefix, per flow in order of arrival."""
+
+    prefix: Prefix
+    lines: dict[Flow, dict[Row, None]] = field(default_factory=dict)
+    rows: dict[Row, None] = field(default_factory=dict)
+    expected: int = 0
+    """Rows on their way."""
+    decision: Decision | None = None
+
+    @property
+    def oldest(self) -> float:
+        """Since when its first row waits."""
+        return next(iter(self.rows)).since
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.rows and not self.expected
+
+
+class Lanes:
+    """All lanes of one device. Not thread-safe: the executor's lock guards it."""
+
+    def __init__(
+        self,
+        policy: BatchPolicy,
+        rates: Rates,
+        requests: Callable[[], Sequence[Waiting]],
+        on_decision: Callable[[Prefix, Decision], Any] = lambda prefix, decision: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`requests` tells of all that run, for the policy."""
+        self._policy = policy
+        self._rates = rates
+        self._requests = requests
+        self._on_decision = on_decision
+        self.clock = clock
+        self._lanes: dict[Key, Lane] = {}
+        self._calls: dict[Flow, deque[Call]] = {}
+        self._standing: Counter[Flow] = Counter()
+        self._ledger = Ledger()
+
+    @property
+    def waiting(self) -> Counter[Key]:
+        """Rows that wait, by prefix."""
+        return Counter({key: len(lane.rows) for key, lane in self._lanes.items()})
+
+    @property
+    def calls(self) -> int:
+        """Calls that wait."""
+        return sum(map(len, self._calls.values()))
+
+    def decision(self, prefix: Prefix) -> Decision:
+        """The present batch size for a prefix."""
+        lane = self._lanes.get(prefix.key)
+        return self._policy.decide(prefix, self._requests()) if lane is None else self._decided(lane)
+
+    def decide_anew(self) -> None:
+        """Requests came or went: sizes may be others."""
+        for lane in self._lanes.values():
+            lane.decision = None
+
+    def expect(self, prefix: Prefix, count: int) -> None:
+        """So many more rows (or, negative, fewer) are on their way."""
+        lane = self._lane(prefix)
+        lane.expected += count
+        self._drop_if_empty(lane)
+
+    def add(self, row: Row) -> None:
+        """A row is here."""
+        row.since = self.clock()
+        lane = self._lane(row.prefix)
+        lane.rows[row] = None
+        for flow in row.flows:
+            self._stand(lane, row, flow)
+
+    def share(self, row: Row, flow: Flow) -> None:
+        """The row is for `flow` as well; too late if it has been taken."""
+        lane = self._lanes.get(row.prefix.key)
+        if lane is not None and row in lane.rows and flow not in row.flows:
+            row.flows.add(flow)
+            self._stand(lane, row, flow)
+
+    def unshare(self, row: Row, flow: Flow) -> None:
+        """The row is no longer for `flow`, and goes when it is for nobody."""
+        lane = self._lanes.get(row.prefix.key)
+        if lane is None or row not in lane.rows:
+            return
+        if flow in row.flows:
+            self._step_out(lane, row, flow)
+            row.flows.discard(flow)
+        if not row.flows:
+            del lane.rows[row]
+            self._drop_if_empty(lane)
+
+    def add_call(self, call: Call) -> None:
+        """A call waits."""
+        self._calls.setdefault(call.flow, deque()).append(call)
+        self._count(call.flow, 1)
+
+    def next(self) -> Batch | Call | None:
+        """What the device does next, if there is something that should not wait."""
+        now = self.clock()
+        ripe = {key for key, lane in self._lanes.items() if lane.rows and self._due(lane) <= now}
+        for flow in self._ledger.order():
+            if self._calls.get(flow):
+                return self._take_call(flow)
+            mine = [lane for key in ripe if flow in (lane := self._lanes[key]).lines]
+            if mine:
+                lane = min(mine, key=lambda lane: next(iter(lane.lines[flow])).since)
+                return self._form(lane, flow)
+        return None
+
+    def due(self) -> float | None:
+        """When, by the clock, something will be ripe if nothing happens until then."""
+        return min((self._due(lane) for lane in self._lanes.values() if lane.rows), default=None)
+
+    def settle(self, batch: Batch, seconds: float) -> dict[Flow, float]:
+        """The batch took so long: charges are corrected. Answers the seconds of each flow."""
+        spent: dict[Flow, float] = {}
+        for row in batch.rows:
+            for flow in row.flows:
+                spent[flow] = spent.get(flow, 0.0) + seconds / len(batch.rows) / len(row.flows)
+                self._ledger.charge(flow, (seconds / len(batch.rows) - batch.row_seconds) / len(row.flows))
+        lane = self._lanes.get(batch.prefix.key)
+        if lane is not None:
+            lane.decision = None
+        return spent
+
+    def settle_call(self, call: Call, seconds: float) -> None:
+        """The call took so long."""
+        self._ledger.charge(call.flow, seconds)
+
+    def _form(self, lane: Lane, first: Flow) -> Batch:
+        """A batch of rows that are wanted: those of `first`, then of others, the least served first."""
+        size, row_seconds = self._decided(lane).samples, self._rates.seconds(lane.prefix.key)
+        batch = Batch(lane.prefix, [], row_seconds)
+        self._ledger.serve(first, 0.0)
+        while lane.rows and len(batch.rows) < size:
+            flow = first if first in lane.lines else self._ledger.order(lane.lines)[0]
+            row = next(iter(lane.lines[flow]))
+            self._remove(lane, row)
+            if not row.is_wanted():
+                batch.dropped.append(row)
+            else:
+                row.waited = self.clock() - row.since
+                batch.rows.append(row)
+                for payer in row.flows:
+                    self._ledger.charge(payer, row_seconds / len(row.flows))
+        self._drop_if_empty(lane)
+        return batch
+
+    def _take_call(self, flow: Flow) -> Call:
+        call = self._calls[flow].popleft()
+        if not self._calls[flow]:
+            del self._calls[flow]
+        self._ledger.serve(flow, 0.0)
+        self._count(flow, -1)
+        return call
+
+    def _due(self, lane: Lane) -> float:
+        """When the lane is ripe: at once, or when its oldest row has waited as long as a batch takes."""
+        size = self._decided(lane).samples
+        if len(lane.rows) >= size or not lane.expected:
+            return lane.oldest
+        return lane.oldest + size * self._rates.seconds(lane.prefix.key)
+
+    def _decided(self, lane: Lane) -> Decision:
+        if lane.decision is None:
+            lane.decision = self._policy.decide(lane.prefix, self._requests())
+            self._on_decision(lane.prefix, lane.decision)
+        return lane.decision
+
+    def _lane(self, prefix: Prefix) -> Lane:
+        return self._lanes.setdefault(prefix.key, Lane(prefix))
+
+    def _drop_if_empty(self, lane: Lane) -> None:
+        """A lane that nobody uses would keep its model in memory."""
+        if lane.is_empty:
+            self._lanes.pop(lane.prefix.key, None)
+
+    def _remove(self, lane: Lane, row: Row) -> None:
+        for flow in row.flows:
+            self._step_out(lane, row, flow)
+        del lane.rows[row]
+
+    def _stand(self, lane: Lane, row: Row, flow: Flow) -> None:
+        lane.lines.setdefault(flow, {})[row] = None
+        self._count(flow, 1)
+
+    def _step_out(self, lane: Lane, row: Row, flow: Flow) -> None:
+        line = lane.lines[flow]
+        del line[row]
+        if not line:
+            del lane.lines[flow]
+        self._count(flow, -1)
+
+    def _count(self, flow: Flow, change: int) -> None:
+        self._standing[flow] += change
+        if self._standing[flow]:
+            self._ledger.join(flow)
+        else:
+            del self._standing[flow]
+            self._ledger.leave(flow)

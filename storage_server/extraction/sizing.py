@@ -1,0 +1,163 @@
+"""How many samples go through a prefix at once: the knee of its throughput, within what memory and shares allow."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from hapi.wire.protocol import BatchReason
+from storage_server.extraction.engine import Prefix
+from storage_server.memory.budget import MemoryBudget
+from storage_server.scheduling.knee import Curve, power_of_two
+from storage_server.scheduling.remembered import Remembered
+
+log = logging.getLogger(__name__)
+
+BATCHES_AHEAD = 3
+"""Batches of samples that a request has on their way: one on the device, one that waits, one being filled."""
+RECOVER_AFTER = 32
+"""Good batches after running out of memory before a size twice as large is tried again; twice as many each time."""
+KNOWN = 1024
+"""Prefixes that are remembered."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The samples of a whole batch, and what decided it."""
+
+    samples: int
+    reason: BatchReason
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """One request that wants samples of a prefix, as far as batch sizes are concerned.
+
+    Attributes:
+        samples: all that it asks for.
+        sample_bytes: most bytes that one takes between reading and sending.
+        share_bytes: what the request may have there at once.
+    """
+
+    tenant: str
+    prefix: Prefix
+    samples: int
+    sample_bytes: int
+    share_bytes: int
+
+
+class BatchPolicy(Protocol):
+    """Decides batch sizes, and is told what came of them. Thread-safe; `decide` is asked for every batch."""
+
+    def decide(self, prefix: Prefix, waiting: Sequence[Waiting]) -> Decision:
+        """The whole batch for `prefix`, while `waiting` are all requests that run, of every prefix."""
+        ...
+
+    def failed(self, prefix: Prefix, samples: int) -> int:
+        """Memory ran out with so many samples, at least 2; answers with how many to go on."""
+        ...
+
+    def succeeded(self, prefix: Prefix, samples: int, seconds: float) -> None:
+        """A batch was computed."""
+        ...
+
+
+@dataclass
+class _Ceiling:
+    """What running out of memory taught, and how far the way back up is."""
+
+    samples: int
+    patience: int = RECOVER_AFTER
+    good: int = 0
+
+
+class KneePolicy:
+    """The smallest batch within 5 % of the best throughput, as measured on this device, no larger than fits."""
+
+    def __init__(self, budget: MemoryBudget, max_batch: int, remembered: Remembered | None = None) -> None:
+        self._budget = budget
+        self._max_batch = max_batch
+        self._remembered = remembered or Remembered()
+        self._curves: OrderedDict[str, Curve] = OrderedDict()
+        self._ceilings: OrderedDict[str, _Ceiling] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def decide(self, prefix: Prefix, waiting: Sequence[Waiting]) -> Decision:
+        """See BatchPolicy. A cap is rounded down to a power of two: few shapes suit compiled engines."""
+        caps: dict[BatchReason, int] = {
+            "limit": self._max_batch,
+            "memory": prefix.memory.largest_batch(self._budget.batch_bytes() + prefix.memory.weight_bytes),
+            "share": _shared(prefix, waiting) or self._max_batch,
+        }
+        with self._lock:
+            ceiling = self._ceilings.get(_name(prefix))
+            if ceiling is not None:
+                caps["recovering"] = ceiling.samples
+            cause = min(caps, key=lambda reason: caps[reason])
+            size, is_trial, is_capped = self._curve(prefix).target(caps[cause])
+        return Decision(size, cause if is_capped else "exploring" if is_trial else "knee")
+
+    def failed(self, prefix: Prefix, samples: int) -> int:
+        """See BatchPolicy: halves, and remembers it."""
+        with self._lock:
+            name = _name(prefix)
+            known = self._ceilings.pop(name, None)
+            half = power_of_two(max(1, samples // 2))
+            ceiling = self._ceilings[name] = known or _Ceiling(half)
+            if known is not None:
+                known.samples, known.good, known.patience = min(half, known.samples), 0, 2 * known.patience
+            while len(self._ceilings) > KNOWN:
+                self._ceilings.popitem(last=False)
+            return ceiling.samples
+
+    def succeeded(self, prefix: Prefix, samples: int, seconds: float) -> None:
+        """See BatchPolicy: learns the throughput, and recovers by a doubling after many good batches."""
+        with self._lock:
+            name, curve = _name(prefix), self._curve(prefix)
+            before = curve.target(self._max_batch)
+            curve.record(samples, seconds)
+            if curve.target(self._max_batch) != before:
+                self._remembered.put(name, {str(size): value for size, value in curve.best.items()})
+            ceiling = self._ceilings.get(name)
+            if ceiling is None or samples < ceiling.samples:
+                return
+            ceiling.good += 1
+            if ceiling.good >= ceiling.patience:
+                ceiling.samples, ceiling.good = 2 * ceiling.samples, 0
+                if ceiling.samples > self._max_batch:
+                    del self._ceilings[name]
+
+    def _curve(self, prefix: Prefix) -> Curve:
+        name = _name(prefix)
+        curve = self._curves.get(name)
+        if curve is None:
+            curve = self._curves[name] = Curve(_seconds(self._remembered.get(name)))
+            if len(self._curves) > KNOWN:
+                self._curves.popitem(last=False)
+        self._curves.move_to_end(name)
+        return curve
+
+
+def _shared(prefix: Prefix, waiting: Sequence[Waiting]) -> int:
+    """The batch of which all requests for this prefix together can have several on their way, by the queues' bytes."""
+    mine = [request for request in waiting if request.prefix.key == prefix.key]
+    return sum(max(1, request.share_bytes // request.sample_bytes) for request in mine) // BATCHES_AHEAD or len(mine)
+
+
+def _name(prefix: Prefix) -> str:
+    return "/".join((*prefix.key, prefix.device, prefix.engine))
+
+
+def _seconds(value: object) -> dict[int, float]:
+    """Seconds per sample by size from a file that anybody may have edited."""
+    if not isinstance(value, dict):
+        return {}
+    return {
+        int(size): float(seconds)
+        for size, seconds in value.items()
+        if size.isdigit() and isinstance(seconds, int | float) and seconds > 0 and power_of_two(int(size)) == int(size)
+    }

@@ -1,0 +1,103 @@
+"""The throughput knee: the smallest batch that is nearly as fast as the fastest, learned from real batches."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+
+START = 4
+"""Where exploring begins; smaller batches are tried later, as neighbours."""
+MEASURED = 3
+"""Batches of a size before it is judged."""
+RECENT = 8
+"""Batches of a size that are remembered. The fastest of them counts: interference only ever makes a batch slower."""
+GAIN = 1.05
+"""What is within 5 % of the best is as good; exploring goes on while one of two further doublings gains more."""
+PROBE_EVERY = 64
+"""Batches after which a neighbouring size is tried again."""
+PROBE_PATIENCE = 4
+"""Batches of other sizes (there were not more samples) after which a trial is given up."""
+
+
+def power_of_two(number: int) -> int:
+    """The largest power of two that is not above `number` (at least 1)."""
+    return 1 << (max(1, number).bit_length() - 1)
+
+
+class Curve:
+    """Seconds per sample over batch size, for one prefix on one device. Sizes are powers of two. Not thread-safe."""
+
+    def __init__(self, seconds: Mapping[int, float] | None = None) -> None:
+        """`seconds`: what `best` said when the prefix was last known."""
+        self._recent = {
+            size: deque([value] * MEASURED, maxlen=RECENT) for size, value in sorted((seconds or {}).items())
+        }
+        self._batches = 0
+        self._probe: int | None = None
+        self._misses = 0
+        self._upward = False
+
+    @property
+    def best(self) -> dict[int, float]:
+        """Seconds per sample of the sizes that were measured often enough."""
+        return {size: min(recent) for size, recent in sorted(self._recent.items()) if len(recent) >= MEASURED}
+
+    def record(self, samples: int, seconds: float) -> None:
+        """A batch took so long. It tells of the power of two that it is within an eighth of, and else of nothing."""
+        size = power_of_two(samples)
+        size = min(size, 2 * size, key=lambda power: abs(power - samples))
+        if abs(size - samples) * 8 <= size:
+            self._recent.setdefault(size, deque(maxlen=RECENT)).append(seconds / samples)
+        self._batches += 1
+        if self._probe is not None:
+            self._misses += 1
+            if size == self._probe or self._misses >= PROBE_PATIENCE:
+                self._probe, self._batches = None, 0
+        elif self._batches >= PROBE_EVERY:
+            self._begin_probe()
+
+    def target(self, cap: int) -> tuple[int, bool, bool]:
+        """(size, whether it is tried to learn from, whether only `cap` keeps it from being larger); size <= cap."""
+        cap = power_of_two(cap)
+        best = self.best
+        unexplored = self._unexplored(best)
+        if unexplored is not None and unexplored <= cap:
+            return unexplored, True, False
+        if self._probe is not None and self._probe <= cap:
+            return self._probe, True, False
+        size = _knee({size: value for size, value in best.items() if size <= cap}) or cap
+        wanted = unexplored or _knee(best) or cap
+        return size, False, size == cap and wanted > cap
+
+    def _begin_probe(self) -> None:
+        """Goes a step up and a step down in turn."""
+        settled = _knee(self.best)
+        if settled is None:
+            return
+        self._upward = not self._upward or settled == 1
+        self._probe, self._misses = settled * 2 if self._upward else settled // 2, 0
+
+    @staticmethod
+    def _unexplored(best: Mapping[int, float]) -> int | None:
+        """The next larger size that may be faster by more than 5 %."""
+        seen: list[float] = []
+        for size in _doublings():
+            if size not in best:
+                return size if len(seen) < 3 or min(seen[:-2]) > GAIN * min(seen[-2:]) else None
+            seen.append(best[size])
+        raise AssertionError("unreachable: doublings do not end")
+
+
+def _doublings() -> Iterator[int]:
+    size = START
+    while True:
+        yield size
+        size *= 2
+
+
+def _knee(best: Mapping[int, float]) -> int | None:
+    """The smallest size within 5 % of the fastest."""
+    if not best:
+        return None
+    fastest = min(best.values())
+    return next(size for size, seconds in sorted(best.items()) if seconds <= GAIN * fastest)
