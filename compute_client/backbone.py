@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -68,6 +69,14 @@ class Backbone:
             except CaptureError as error:
                 raise CaptureError(f'{error} (pushdown="none" runs this backbone without capturing it)') from error
         return self._graph
+
+    @property
+    def version(self) -> Hashable:
+        """Changes when the weights are written to: by the user, who holds the same tensors."""
+        if self._module is None:
+            return ()
+        tensors = (*self._module.parameters(), *self._module.buffers())
+        return tuple((id(tensor), tensor._version) for tensor in tensors if not tensor.is_inference())
 
     def input_bytes(self, transform: Transform) -> int:
         """Bytes of one input tensor; a plausible guess for a function that cannot be asked."""

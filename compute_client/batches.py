@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,41 @@ Features = torch.Tensor | tuple[torch.Tensor, ...]
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples by their index in the dataset: features (n, *shape) per output of the backbone, labels int64 (n,)."""
+    """Samples by their index in the dataset: features (n, *shape) per output of the backbone, labels int64 (n,).
+
+    `positions`: int64 (n,), ascending: where they are among the samples that were asked for; others failed.
+    """
 
     indices: list[int]
     features: tuple[torch.Tensor, ...]
     labels: torch.Tensor
+    positions: np.ndarray
 
     def __len__(self) -> int:
         return len(self.indices)
+
+
+EMPTY = Batch([], (), torch.empty(0, dtype=torch.int64), np.empty(0, np.int64))
+
+
+def merge(parts: Sequence[Batch], device: torch.device) -> Batch:
+    """One batch of samples that came on several ways, in the order of their positions, on the device."""
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        return EMPTY
+    columns = [tuple(feature.to(device) for feature in part.features) for part in parts]
+    if len(parts) == 1:
+        return replace(parts[0], features=columns[0])
+    where = np.concatenate([part.positions for part in parts])
+    order = np.argsort(where)
+    rows = torch.from_numpy(order)
+    indices = [index for part in parts for index in part.indices]
+    return Batch(
+        [indices[row] for row in order],
+        tuple(torch.cat(column)[rows.to(device)] for column in zip(*columns, strict=True)),
+        torch.cat([part.labels for part in parts])[rows],
+        where[order],
+    )
 
 
 class Assembler:
@@ -36,14 +63,20 @@ class Assembler:
         self._take, self._describe, self._skip = take, describe, skip_errors
         self._spans: deque[tuple[Finished, int]] = deque()  # a span and how many of its rows were used
 
+    def over(self, take: Callable[[], Finished]) -> Assembler:
+        """An assembler by the same rules over other spans."""
+        return Assembler(take, self._describe, skip_errors=self._skip)
+
     def next(self, count: int) -> Batch:
         """The next `count` samples; fewer when some are skipped."""
         columns: list[tuple[torch.Tensor, ...]] = []
         indices: list[int] = []
         labels: list[np.ndarray] = []
-        while count:
+        positions: list[np.ndarray] = []
+        passed = 0
+        while passed < count:
             span, start = self._spans.popleft() if self._spans else (self._take(), 0)
-            stop = min(start + count, len(span.span))
+            stop = min(start + count - passed, len(span.span))
             self._check(span, start, stop)
             first, last = np.searchsorted(span.rows, (start, stop))
             if last > first:
@@ -51,13 +84,14 @@ class Assembler:
                 rows = span.rows[first:last]
                 labels.append(span.labels[rows])
                 indices += [span.span.indices[row] for row in rows]
-            count -= stop - start
+                positions.append(rows - start + passed)
+            passed += stop - start
             if stop < len(span.span):
                 self._spans.appendleft((span, stop))
         if not columns:
-            return Batch([], (), torch.empty(0, dtype=torch.int64))
+            return EMPTY
         joined = tuple(torch.cat(column) if len(column) > 1 else column[0] for column in zip(*columns, strict=True))
-        return Batch(indices, joined, torch.from_numpy(np.concatenate(labels)))
+        return Batch(indices, joined, torch.from_numpy(np.concatenate(labels)), np.concatenate(positions))
 
     def _check(self, span: Finished, start: int, stop: int) -> None:
         """Raises the error of the first sample that failed, unless such are skipped."""

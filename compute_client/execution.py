@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import torch
+
 from compute_client.backbone import Backbone
+from compute_client.cache import CacheOptions, LoaderCache
 from compute_client.dataset import Dataset
 from compute_client.decode import Decoder, Transform
 from compute_client.local import LocalSource
@@ -15,12 +19,14 @@ from compute_client.pipeline import Pipeline
 from compute_client.planning import AUTO, Workload, fixed_cut, fixed_plan, measured_plan, policies, unmeasured_plan
 from compute_client.remote import RemoteJob, RemoteSource, Restorer
 from compute_client.source import SpanSource
-from compute_client.spans import Dealer, Span, span_size, spans
+from compute_client.spans import Dealer, SpanCutter, span_size
 from compute_client.stats import LoaderStats
 from compute_client.suffix import Compute, SuffixRunner
 from hapi.backoff import RetryPolicy
+from hapi.cache import FeatureKeys
 from hapi.data import TransformSpec, describe_transform
 from hapi.errors import (
+    CaptureError,
     HapiError,
     InputError,
     ManifestError,
@@ -29,9 +35,11 @@ from hapi.errors import (
     UnknownCutError,
     UnknownDatasetError,
 )
-from hapi.plan import INPUT, Link, Plan
+from hapi.plan import INPUT, OUTPUT, Link, Plan
 from hapi.wire.protocol import CodecName, CompressionName
 from profiler.remote import ServerClient
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class Execution:
         workload: Workload,
         limits: Limits,
         link: Link | None,
+        caching: CacheOptions,
     ) -> None:
         self.dataset, self.stats = dataset, LoaderStats()
         self._backbone, self._server, self._pushdown = backbone, server, pushdown
@@ -84,14 +93,15 @@ class Execution:
         self._plan = self._checked(pushdown) if isinstance(pushdown, Plan) else None
         self._parts: dict[str, Compute] | None = None
         self._restorer = Restorer(self._restore)
+        self.cache = self._open_cache(caching)
 
     @property
     def plan(self) -> Plan:
-        """Decided at first use, which for a policy means measuring both tiers."""
+        """Decided at first use, which for a policy means measuring both tiers, unless everything is in the cache."""
         with self._lock:
-            if self._plan is None:
-                self._plan = self._decide()
-            return self._plan
+            if self._plan is None and self._holds_all():
+                return Plan(str(self._pushdown), (), None, None, ("every feature is in the cache",))
+            return self._decided()
 
     @property
     def feature_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -122,9 +132,17 @@ class Execution:
                 f"pushdown {pushdown!r} is no policy ({', '.join(policies())}), and {error}"
             ) from None
 
-    def spans(self, indices: Iterator[int], epoch: int) -> Iterator[Span]:
+    def begin(self, epoch: int) -> int:
+        """Called before an epoch; answers which variant of its random transforms the epoch sees."""
+        if self.cache is None:
+            return epoch
+        self.cache.begin(self._backbone.version)
+        return epoch % self.cache.views
+
+    def cutter(self, epoch: int) -> SpanCutter:
         """Deals an epoch's samples to the cuts of the plan."""
         share = self._limits.buffer_bytes // (2 * self._limits.in_flight)
+        plan = self._decided()
         sizes = {
             cut.name: span_size(
                 self.dataset.samples,
@@ -132,9 +150,9 @@ class Execution:
                 limit_bytes=share,
                 in_flight=self._limits.in_flight,
             )
-            for cut in self.plan.cuts
+            for cut in plan.cuts
         }
-        return spans(indices, Dealer(self.plan.cuts, sizes), epoch)
+        return SpanCutter(Dealer(plan.cuts, sizes), epoch)
 
     def open(self) -> Pipeline:
         """Threads for one iteration."""
@@ -145,9 +163,16 @@ class Execution:
             lambda span: int(len(span) * self._bytes_at(span.cut)),
             in_flight=self._limits.in_flight,
             budget_bytes=self._limits.buffer_bytes,
+            keep=self.cache.put if self.cache is not None else None,
         )
 
+    @property
+    def device(self) -> torch.device:
+        return self._backbone.device
+
     def close(self) -> None:
+        if self.cache is not None:
+            self.cache.close()
         if self._server is not None:
             self._server.close()
 
@@ -169,6 +194,47 @@ class Execution:
                 raise
             self._note = f"the transform runs here as it is, since it is not portable: {error}"
             return transform
+
+    def _decided(self) -> Plan:
+        with self._lock:
+            if self._plan is None:
+                self._plan = self._decide()
+            return self._plan
+
+    def _holds_all(self) -> bool:
+        """Whether no epoch will compute anything. Cheap for a cache that holds nothing."""
+        return self.cache is not None and self.cache.holds(range(self.dataset.samples), range(self.cache.views))
+
+    def _open_cache(self, options: CacheOptions) -> LoaderCache | None:
+        """None where features are not to be kept, or would not be the same in a later epoch."""
+        if options.views is not None and not isinstance(self._transform, TransformSpec):
+            raise InputError("augment_views needs a transform that is known to HAPI: build it of torchvision's v2.")
+        views = 1 if self.is_deterministic else options.views
+        if options.is_off or views is None:
+            return None
+        return LoaderCache(self.dataset, options, views=views, keys=partial(self._keys, views), stats=self.stats)
+
+    def _keys(self, views: int) -> list[FeatureKeys]:
+        """Names of the finished features on disk, per view; none for a backbone that cannot be named."""
+        assert isinstance(self._transform, TransformSpec)
+        try:
+            digest = self._backbone.graph(self._transform).digest
+        except CaptureError as error:
+            log.warning("the cache directory is not used: its files are named by the captured network, and %s", error)
+            return []
+        exact = self._job.codec == "float32" or self._fixed == INPUT
+        return [
+            FeatureKeys(
+                self.dataset.listing,
+                self._transform,
+                seed=self._seed,
+                epoch=view,
+                model_digest=digest,
+                cut=OUTPUT,
+                precision="float32" if exact else f"float32, {self._job.codec} on the wire",
+            )
+            for view in range(views)
+        ]
 
     def _checked(self, plan: Plan) -> Plan:
         """A plan made elsewhere, with this graph's names of its cuts; UnknownCutError if it is of another model."""
@@ -203,11 +269,15 @@ class Execution:
                 plan = unmeasured_plan(f"nothing is pushed down, since the server cannot measure the network: {error}")
         return replace(plan, reasons=(*plan.reasons, self._note)) if self._note else plan
 
+    def warm_up(self) -> None:
+        if self._parts is None and not self._holds_all():
+            self.ready()
+
     def ready(self) -> dict[str, Compute]:
         """Plans, uploads and places what iterations need, once; per cut, what is left to compute here."""
         with self._lock:
             if self._parts is None:
-                cuts = [share.name for share in self.plan.cuts]
+                cuts = [share.name for share in self._decided().cuts]
                 if self._job.model is not None:
                     self._upload()
                     self._parts = {cut: self._backbone.suffix(cut, self._transform) for cut in cuts}
@@ -217,7 +287,7 @@ class Execution:
 
     def _source(self) -> SpanSource:
         decoder = None
-        if any(share.name == INPUT for share in self.plan.cuts):
+        if any(share.name == INPUT for share in self._decided().cuts):
             decoder = Decoder(self._transform, seed=self._seed, threads=self._limits.threads, stats=self.stats)
         if self._server is None:
             assert decoder is not None

@@ -5,18 +5,37 @@ from __future__ import annotations
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from compute_client.batches import Assembler, Batch
+import numpy as np
+
+from compute_client.batches import EMPTY, Assembler, Batch, merge
 from compute_client.execution import Execution
 from compute_client.order import EpochOrder
-from compute_client.pipeline import Finished
+from compute_client.pipeline import Finished, Pipeline
 from compute_client.position import Start
+from compute_client.spans import Span, SpanCutter
 from hapi.errors import InputError
 
 LOOKAHEAD_SPANS = 64
 """Spans whose indices are drawn before they are needed, so that work goes on while the training loop computes."""
+LOOKAHEAD_SAMPLES, LOOKAHEAD_BATCHES = 4096, 2
+"""Samples (at least batches) that are drawn ahead where they are in the cache and make no spans."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A batch that comes: its samples, and the positions of those that are not in the cache (None: all)."""
+
+    indices: list[int]
+    missing: np.ndarray | None = None
+
+    @property
+    def fetched(self) -> int:
+        """How many of its samples come in spans."""
+        return len(self.indices) if self.missing is None else len(self.missing)
 
 
 class LoaderIterator:
@@ -63,12 +82,17 @@ class EpochRun:
         self._whole_digest = order.world.size == 1
         self._batches = order.batches(start.progress.epoch)
         self._skip(start.skip, start.expected_order)
-        self._planned: deque[list[int]] = deque()
-        self._spans = execution.spans(self._indices(), start.progress.epoch)
-        self._more_spans = True
+        self._cache = execution.cache
+        self._view = execution.begin(start.progress.epoch)
+        self._planned: deque[Planned] = deque()
+        self._planned_samples = 0
+        self._more_batches = True
         self._outstanding = 0
         self._assembler = Assembler(self._take, execution.dataset.describe, skip_errors=skip_errors)
-        self._pipeline = execution.open()
+        self._cutter: SpanCutter | None = None
+        self._pipeline: Pipeline | None = None
+        if self._cache is None:
+            self._open()
 
     def __next__(self) -> Any:
         while True:
@@ -78,15 +102,17 @@ class EpochRun:
                 raise StopIteration
             started = time.perf_counter()
             batch = self._planned.popleft()
-            samples = self._assembler.next(len(batch))
+            self._planned_samples -= len(batch.indices)
+            samples = self._complete(batch)
             self._execution.stats.add(waiting_seconds=time.perf_counter() - started)
             self._top_up()
-            self._yielded(batch, len(samples))
+            self._yielded(batch.indices, len(samples))
             if len(samples):
                 return self._make(samples)
 
     def close(self) -> None:
-        self._pipeline.close()
+        if self._pipeline is not None:
+            self._pipeline.close()
 
     def _skip(self, count: int, expected_order: str) -> None:
         for done in range(count):
@@ -113,23 +139,88 @@ class EpochRun:
         self._progress.is_over = not self._planned
         self._execution.stats.add(samples=samples, batches=1 if samples else 0, failed_samples=len(batch) - samples)
 
-    def _indices(self) -> Iterator[int]:
-        for batch in self._batches:
-            self._planned.append(batch)
-            yield from batch
+    def _complete(self, batch: Planned) -> Batch:
+        """The batch's samples: what came in spans, and what was kept."""
+        fresh = self._assembler.next(batch.fetched) if batch.fetched else EMPTY
+        if self._cache is None or batch.missing is None:
+            return fresh
+        device = self._execution.device
+        whole = range(len(batch.indices))
+        kept = whole if not batch.fetched else np.delete(whole, batch.missing).tolist()
+        indices = batch.indices if not batch.fetched else [batch.indices[position] for position in kept]
+        if not indices:
+            return fresh
+        there, features, labels = self._cache.gather(indices, self._view)
+        self._execution.stats.add(cached_samples=len(there))
+        if not batch.fetched and len(there) == len(indices):
+            return Batch(batch.indices, tuple(feature.to(device) for feature in features), labels, there)
+        positions = np.array(kept, np.int64)
+        parts = [Batch([indices[row] for row in there], features, labels, positions[there])]
+        if batch.fetched:
+            assert batch.missing is not None
+            parts.append(replace(fresh, positions=batch.missing[fresh.positions]))
+        if len(lost := np.delete(positions, there)):
+            parts.append(self._again(batch, lost))
+        return merge(parts, device)
+
+    def _again(self, batch: Planned, lost: np.ndarray) -> Batch:
+        """Samples that were kept on disk when the batch was planned, and are not any more."""
+        pipeline = self._execution.open()
+        try:
+            cutter = self._execution.cutter(self._view)
+            indices = [batch.indices[position] for position in lost]
+            spans = [span for index in indices if (span := cutter.add(index)) is not None]
+            spans += [span for span in [cutter.flush()] if span is not None]
+            for span in spans:
+                pipeline.submit(span)
+            assembler = self._assembler.over(lambda: pipeline.take(self._timeout))
+            found = assembler.next(len(indices))
+        finally:
+            pipeline.close()
+        return replace(found, positions=lost[found.positions])
+
+    def _open(self) -> tuple[SpanCutter, Pipeline]:
+        """Begins to compute, at the first sample that is not in the cache."""
+        if self._cutter is None or self._pipeline is None:
+            self._pipeline = self._execution.open()
+            self._cutter = self._execution.cutter(self._view)
+        return self._cutter, self._pipeline
 
     def _top_up(self) -> None:
-        """Submits spans as far as the lookahead reaches; afterwards a batch is planned unless the epoch is over."""
-        while self._more_spans and self._outstanding < LOOKAHEAD_SPANS:
-            span = next(self._spans, None)
-            if span is None:
-                self._more_spans = False
-            else:
-                self._outstanding += 1
-                self._pipeline.submit(span)
+        """Plans batches as far as the lookahead reaches; afterwards one is planned unless the epoch is over."""
+        while self._more_batches and (
+            len(self._planned) < LOOKAHEAD_BATCHES
+            or (self._outstanding < LOOKAHEAD_SPANS and self._planned_samples < LOOKAHEAD_SAMPLES)
+        ):
+            batch = next(self._batches, None)
+            if batch is None:
+                self._more_batches = False
+                self._submit(self._cutter.flush() if self._cutter is not None else None)
+                break
+            self._plan(batch)
+        if not self._outstanding and self._cutter is not None:
+            self._submit(self._cutter.flush())  # few are missing: they need not wait for more
+
+    def _plan(self, batch: list[int]) -> None:
+        planned = Planned(batch, None if self._cache is None else self._cache.missing(batch, self._view))
+        self._planned.append(planned)
+        self._planned_samples += len(batch)
+        if planned.fetched:
+            cutter, _ = self._open()
+            for position in range(len(batch)) if planned.missing is None else planned.missing:
+                self._submit(cutter.add(batch[position]))
+
+    def _submit(self, span: Span | None) -> None:
+        if span is not None:
+            assert self._pipeline is not None
+            self._outstanding += 1
+            self._pipeline.submit(span)
 
     def _take(self) -> Finished:
         self._top_up()
+        if not self._outstanding and self._cutter is not None:
+            self._submit(self._cutter.flush())
+        assert self._pipeline is not None
         finished = self._pipeline.take(self._timeout)
         self._outstanding -= 1
         return finished

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.data import Sampler
 
 from compute_client.backbone import Backbone
 from compute_client.batches import Batch, collate
+from compute_client.cache import DEFAULT_DISK_BYTES, CacheOptions
 from compute_client.dataset import Dataset, resolve
 from compute_client.execution import Execution, Limits
 from compute_client.iterator import EpochRun, LoaderIterator
@@ -74,6 +76,14 @@ class DataLoader:
             initialised. All ranks have the same number of batches. A sampler of your own replaces this.
         weights: for a backbone given by name: `DEFAULT`, `none`, or a safetensors file.
         indices: read only these samples, as torch.utils.data.Subset does; `subset` makes several such loaders.
+        cache_bytes: most bytes of finished features that are kept in memory, so that later epochs need neither storage
+            nor network nor backbone; 0 keeps none. Default: 1 GiB, but at most a quarter of the free memory. They are
+            kept when the transform is deterministic. What does not fit is computed in every epoch.
+        cache_dir: a folder that keeps finished features as well, for this job and later ones, also of other processes;
+            `disk_cache_bytes`: most bytes it takes.
+        augment_views: keep a random transform's features too, K variants of each sample: epoch e then sees the variant
+            that epoch e modulo K would draw, so augmentation repeats after K epochs. None draws anew in every epoch,
+            and keeps nothing.
 
     Raises, before any sample is read: InputError and its kinds, ServerUnreachableError, UnauthorizedError,
     ForbiddenError, ObjectNotFoundError, AccessDeniedError.
@@ -118,6 +128,10 @@ class DataLoader:
         world_size: int | None = None,
         weights: str | None = "DEFAULT",
         indices: Sequence[int] | None = None,
+        cache_bytes: int | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        disk_cache_bytes: int = DEFAULT_DISK_BYTES,
+        augment_views: int | None = None,
     ) -> None:
         if worker_init_fn is not None or multiprocessing_context is not None:
             raise InputError(
@@ -165,6 +179,9 @@ class DataLoader:
                 num_workers or min(processors(), MAX_DEFAULT_THREADS), requests_in_flight, buffer_bytes, retry_seconds
             ),
             link=link,
+            caching=CacheOptions(
+                cache_bytes, None if cache_dir is None else Path(cache_dir), disk_cache_bytes, augment_views
+            ),
         )
         self.batch_size, self.drop_last, self.timeout = batch_size, drop_last, timeout
         self.num_workers, self.collate_fn, self.generator = num_workers, collate_fn, generator
@@ -244,8 +261,11 @@ class DataLoader:
         return self._execution.is_deterministic
 
     def warm_up(self) -> None:
-        """Does what the first iteration would do beforehand: plan, upload the model, place the backbone."""
-        self._execution.ready()
+        """Does what the first iteration would do beforehand: plan, upload the model, place the backbone.
+
+        Nothing of that if every feature is in the cache.
+        """
+        self._execution.warm_up()
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration is (epochs count by themselves otherwise); told to a sampler that asks."""

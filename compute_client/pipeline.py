@@ -52,8 +52,10 @@ class Pipeline:
         *,
         in_flight: int,
         budget_bytes: int,
+        keep: Callable[[Finished], None] | None = None,
     ) -> None:
-        self._source, self._finish, self._span_bytes = source, finish, span_bytes
+        """`keep` sees every finished span, on the thread that finishes, before it is handed out."""
+        self._source, self._finish, self._span_bytes, self._keep = source, finish, span_bytes, keep
         self._budget_bytes = budget_bytes
         self._cancel = Cancel()
         self._changed = threading.Condition()
@@ -155,10 +157,14 @@ class Pipeline:
                 self._fetched.remove((span, stage))
             try:
                 features = self._finish(span.cut, stage.tensors) if len(stage.rows) else ()
+                finished = Finished(span, stage.labels, stage.rows, features, stage.errors)
+                if self._keep is not None:
+                    self._keep(finished)
             except BaseException as error:
                 self._complete(span, error)
             else:
-                self._complete(span, Finished(span, stage.labels, stage.rows, features, stage.errors))
+                self._complete(span, finished)
+                del finished
             del stage
 
     def _complete(self, span: Span, result: Finished | BaseException) -> None:

@@ -22,6 +22,7 @@ class TrainResult:
         accuracies: after each epoch, the part of the validation samples that were right; `accuracy` is the last, None
             without validation samples.
         bytes_received, requests, retries: from and to the server.
+        cached_samples: samples, of all epochs and validations, whose features were kept from before.
         peak_rss_bytes: of this process since it began.
     """
 
@@ -40,6 +41,7 @@ class TrainResult:
     requests: int
     retries: int
     failed_samples: int
+    cached_samples: int
     peak_rss_bytes: int
     classes: list[str]
     plan: Plan = field(repr=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hapi.errors import InputError
@@ -51,25 +51,34 @@ class Dealer:
         self._dealt[cut] += samples
 
 
-def spans(indices: Iterable[int], dealer: Dealer, epoch: int) -> Iterator[Span]:
-    """Cuts the stream of an epoch's sample indices into spans, lazily.
+class SpanCutter:
+    """Cuts a stream of an epoch's sample indices into spans, of the sizes and cuts that a dealer gives."""
 
-    A sampler that draws with replacement may repeat an index; a span ends before a repetition.
-    """
-    number = 0
-    cut, size = dealer.next()
-    current: dict[int, None] = {}
-    for index in indices:
-        if len(current) == size or index in current:
-            dealer.dealt(cut, len(current))
-            yield Span(number, cut, epoch, tuple(current))
-            number += 1
-            cut, size = dealer.next()
-            current = {}
-        current[index] = None
-    if current:
-        dealer.dealt(cut, len(current))
-        yield Span(number, cut, epoch, tuple(current))
+    def __init__(self, dealer: Dealer, epoch: int) -> None:
+        self._dealer, self._epoch = dealer, epoch
+        self._number = 0
+        self._cut, self._size = dealer.next()
+        self._current: dict[int, None] = {}
+
+    def add(self, index: int) -> Span | None:
+        """Takes the next index; answers the span that is whole without it, if one is.
+
+        A sampler that draws with replacement may repeat an index; a span ends before a repetition.
+        """
+        done = self.flush() if len(self._current) == self._size or index in self._current else None
+        self._current[index] = None
+        return done
+
+    def flush(self) -> Span | None:
+        """The span of what was taken since the last one; None if that is nothing."""
+        if not self._current:
+            return None
+        span = Span(self._number, self._cut, self._epoch, tuple(self._current))
+        self._dealer.dealt(self._cut, len(self._current))
+        self._number += 1
+        self._cut, self._size = self._dealer.next()
+        self._current = {}
+        return span
 
 
 def span_size(samples: int, bytes_per_sample: float, *, limit_bytes: int, in_flight: int) -> int:

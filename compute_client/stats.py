@@ -15,6 +15,8 @@ class LoaderStats:
         samples: samples yielded.
         batches: batches yielded.
         failed_samples: samples left out because of `on_error="skip"`.
+        cached_samples: samples yielded from the cache, without any work.
+        disk_samples: samples read from the cache's folder.
         samples_by_cut: cut -> samples that arrived there.
         bytes_received: bytes of features and objects received from the server, after HTTP.
         bytes_read: bytes of objects read from the store by this process.
@@ -28,6 +30,8 @@ class LoaderStats:
     samples: int = 0
     batches: int = 0
     failed_samples: int = 0
+    cached_samples: int = 0
+    disk_samples: int = 0
     samples_by_cut: dict[str, int] = field(default_factory=dict)
     bytes_received: int = 0
     bytes_read: int = 0

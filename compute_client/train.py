@@ -19,8 +19,7 @@ from hapi.errors import InputError
 OptimizerName = Literal["sgd", "adam"]
 LEARNING_RATES: dict[str, float] = {"sgd": 0.01, "adam": 0.001}
 MOMENTUM = 0.9
-KEPT_BYTES = 256 * 2**20
-"""Validation features up to this size are kept after the first epoch, unless a random transform changes them."""
+COUNTED = ("bytes_received", "requests", "retries", "failed_samples", "cached_samples")
 
 
 class HeadTrainer:
@@ -74,7 +73,6 @@ class HeadTrainer:
         batch_size = loader.batch_size or 1
         self._train = loader.subset(self.train_indices, batch_size=batch_size, shuffle=True)
         self._val = loader.subset(self.val_indices, batch_size=batch_size) if self.val_indices else None
-        self._kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None
         self.head: nn.Module | None = None
 
     def fit(self, progress: Progress | None = None) -> TrainResult:
@@ -118,7 +116,7 @@ class HeadTrainer:
             peak_rss_bytes=peak_rss_bytes(),
             classes=list(loader.classes),
             plan=loader.plan,
-            **{key: after[key] - before[key] for key in ("bytes_received", "requests", "retries", "failed_samples")},
+            **{key: after[key] - before[key] for key in COUNTED},
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -172,16 +170,9 @@ class HeadTrainer:
             return None
         head.eval()
         right = total = 0
-        kept: list[tuple[torch.Tensor, torch.Tensor]] = []
-        room = KEPT_BYTES if self._loader.is_deterministic else 0
-        for features, labels in self._kept if self._kept is not None else self._val:
+        for features, labels in self._val:
             right += int((head(features).argmax(1) == labels).sum())
             total += len(labels)
-            room -= features.nbytes
-            if room >= 0:
-                kept.append((features, labels))
-        if room >= 0:
-            self._kept = kept
         return right / total if total else None
 
 

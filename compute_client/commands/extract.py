@@ -33,6 +33,8 @@ def extract_command(
     bandwidth: str | None = options.BANDWIDTH,
     retry_seconds: float = options.RETRY_SECONDS,
     skip_errors: bool = options.SKIP_ERRORS,
+    cache_dir: Path | None = options.CACHE_DIR,
+    disk_cache_bytes: str = options.DISK_CACHE_BYTES,
     as_json: bool = options.JSON,
 ) -> None:
     """Write the features and labels of every sample into a Parquet file, in the dataset's order."""
@@ -62,6 +64,9 @@ def extract_command(
             bandwidth=bandwidth,
             retry_seconds=retry_seconds,
             skip_errors=skip_errors,
+            cache_bytes="0",  # one pass: nothing is asked for again
+            cache_dir=cache_dir,
+            disk_cache_bytes=disk_cache_bytes,
         ) as loader,
     ):
         status.update("planning ...")

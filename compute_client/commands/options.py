@@ -27,6 +27,17 @@ BUFFER = typer.Option("256MiB", "--buffer", help="Most bytes that are under way 
 BANDWIDTH = typer.Option(None, help="Of the link, as in 300mbit; default: measured when a plan needs it.")
 RETRY_SECONDS = typer.Option(120.0, min=0, help="How long the server may be away or full before the command fails.")
 SKIP_ERRORS = typer.Option(False, "--skip-errors", help="Leave out pictures that cannot be read, and count them.")
+CACHE_BYTES = typer.Option(
+    None, "--cache-bytes", help="Most bytes of features kept in memory; default 1GiB or a quarter of what is free."
+)
+CACHE_DIR = typer.Option(None, "--cache-dir", help="Keep features in this folder as well, for this and later runs.")
+DISK_CACHE_BYTES = typer.Option("16GiB", "--disk-cache-bytes", help="Most bytes that the folder may take.")
+AUGMENT_VIEWS = typer.Option(
+    None,
+    "--augment-views",
+    min=1,
+    help="Keep K variants of a random transform and go through them in turn; default: new ones in every epoch.",
+)
 SEED = typer.Option(0, min=0, help="Of split, order, initialisation and random transforms.")
 JSON = typer.Option(False, "--json", help="One JSON document on standard output; the rest on standard error.")
 
@@ -37,6 +48,8 @@ def open_loader(
     *,
     bandwidth: str | None = None,
     buffer: str = "256MiB",
+    cache_bytes: str | None = None,
+    disk_cache_bytes: str = "16GiB",
     skip_errors: bool = False,
     in_flight: int = 4,
     workers: int = 0,
@@ -45,6 +58,8 @@ def open_loader(
     """The loader that a command's options describe; InputError for a size or rate that is none."""
     rate = None if bandwidth is None else parse_bandwidth(bandwidth)
     buffer_bytes = parse_bytes(buffer)
+    kept_bytes = None if cache_bytes is None else parse_bytes(cache_bytes)
+    disk_bytes = parse_bytes(disk_cache_bytes)
     from compute_client.loader import DataLoader
     from hapi.plan import Link
 
@@ -53,6 +68,8 @@ def open_loader(
         backbone=model,
         link=None if rate is None else Link(rate),
         buffer_bytes=buffer_bytes,
+        cache_bytes=kept_bytes,
+        disk_cache_bytes=disk_bytes,
         on_error="skip" if skip_errors else "raise",
         requests_in_flight=in_flight,
         num_workers=workers,

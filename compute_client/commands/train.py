@@ -43,6 +43,10 @@ def train_command(
     bandwidth: str | None = options.BANDWIDTH,
     retry_seconds: float = options.RETRY_SECONDS,
     skip_errors: bool = options.SKIP_ERRORS,
+    cache_bytes: str | None = options.CACHE_BYTES,
+    cache_dir: Path | None = options.CACHE_DIR,
+    disk_cache_bytes: str = options.DISK_CACHE_BYTES,
+    augment_views: int | None = options.AUGMENT_VIEWS,
     out: Path | None = typer.Option(None, help="Write the head here (safetensors, with a .json beside it)."),
     as_json: bool = options.JSON,
 ) -> None:
@@ -72,6 +76,10 @@ def train_command(
             bandwidth=bandwidth,
             retry_seconds=retry_seconds,
             skip_errors=skip_errors,
+            cache_bytes=cache_bytes,
+            cache_dir=cache_dir,
+            disk_cache_bytes=disk_cache_bytes,
+            augment_views=augment_views,
         ) as loader,
     ):
         trainer = HeadTrainer(
@@ -120,6 +128,8 @@ def _show(out: Console, result: TrainResult) -> None:
         ("received", f"{format_bytes(result.bytes_received)} in {result.requests} requests, {result.retries} repeated"),
         ("peak memory", format_bytes(result.peak_rss_bytes)),
     ]
+    if result.cached_samples:
+        rows.append(("from the cache", f"{result.cached_samples} samples"))
     if result.failed_samples:
         rows.append(("left out", f"{result.failed_samples} samples that could not be read"))
     for name, value in rows:

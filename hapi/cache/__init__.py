@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hapi.cache.disk import DiskCache
-from hapi.cache.keys import FeatureKeys
+from hapi.cache.keys import KEY_BYTES, FeatureKeys
 from hapi.cache.memory import MemoryCache
 from hapi.cache.tiers import FeatureCache
 
-__all__ = ["DiskCache", "FeatureCache", "FeatureKeys", "MemoryCache"]
+__all__ = ["KEY_BYTES", "DiskCache", "FeatureCache", "FeatureKeys", "MemoryCache"]

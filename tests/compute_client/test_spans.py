@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compute_client.spans import MAX_DEFAULT_SPAN, Dealer, span_size, spans
+from compute_client.spans import MAX_DEFAULT_SPAN, Dealer, Span, SpanCutter, span_size
 from hapi.errors import InputError
 from hapi.plan import Share
 
 ORDERS = st.lists(st.integers(0, 30), max_size=200)
 SHARES = st.lists(st.floats(0.01, 1.0), min_size=1, max_size=4)
+
+
+def spans(order: Iterable[int], dealer: Dealer, epoch: int) -> Iterator[Span]:
+    cutter = SpanCutter(dealer, epoch)
+    for index in order:
+        if (span := cutter.add(index)) is not None:
+            yield span
+    if (span := cutter.flush()) is not None:
+        yield span
+    assert cutter.flush() is None
 
 
 @given(ORDERS, SHARES, st.integers(1, 20))

@@ -106,16 +106,16 @@ def test_building_a_head_leaves_the_random_numbers_alone() -> None:
     assert torch.equal(one.weight, two.weight)
 
 
-def test_validation_features_are_read_once_unless_they_change(
+def test_features_are_computed_once_unless_they_change(
     pictures: Path, backbone: nn.Module, transform: v2.Compose
 ) -> None:
     loader = loader_of(pictures, backbone, transform)
-    HeadTrainer(loader, epochs=3).fit()
-    assert loader.stats.samples == 3 * 26 + 7
+    assert HeadTrainer(loader, epochs=3).fit().cached_samples == 2 * (26 + 7)
+    assert loader.stats.samples_by_cut == {"input": 26 + 7}
     random = v2.Compose([v2.RandomResizedCrop(16), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
     loader = loader_of(pictures, backbone, random)
-    HeadTrainer(loader, epochs=3).fit()
-    assert loader.stats.samples == 3 * (26 + 7)
+    assert HeadTrainer(loader, epochs=3).fit().cached_samples == 0
+    assert loader.stats.samples_by_cut == {"input": 3 * (26 + 7)}
 
 
 def test_everything_can_be_trained_on(pictures: Path, backbone: nn.Module, transform: v2.Compose) -> None:

@@ -1,0 +1,219 @@
+"""What a loader keeps of finished features: in memory, and in a folder that later jobs find."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from compute_client.dataset import Dataset
+from compute_client.pipeline import Finished
+from compute_client.stats import LoaderStats
+from compute_client.table import FeatureTable
+from hapi.cache import KEY_BYTES, DiskCache, FeatureKeys, layout
+from hapi.errors import InputError
+from hapi.machine import free_bytes
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MEMORY_BYTES = 2**30
+DEFAULT_DISK_BYTES = 16 * 2**30
+FREE_PART = 4
+"""By default no more than a quarter of the memory that is free."""
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """Where a loader keeps features. `memory_bytes` None: 1 GiB, but at most a quarter of what is free.
+
+    `views`: how many variants of a random transform are kept: epoch e then sees that of epoch e modulo `views`.
+    """
+
+    memory_bytes: int | None = None
+    folder: Path | None = None
+    disk_bytes: int = DEFAULT_DISK_BYTES
+    views: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.memory_bytes or 0) < 0 or self.disk_bytes < 0:
+            raise InputError("cache_bytes and disk_cache_bytes must not be negative; 0 keeps nothing.")
+        if self.views is not None and self.views < 1:
+            raise InputError(f"augment_views {self.views}: at least 1, or None to see new variants in every epoch.")
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the memory tier."""
+        if self.memory_bytes is not None:
+            return self.memory_bytes
+        return min(DEFAULT_MEMORY_BYTES, free_bytes("cpu") // FREE_PART)
+
+    @property
+    def is_off(self) -> bool:
+        return self.memory_bytes == 0 and self.folder is None
+
+
+class LoaderCache:
+    """Features by sample and view, for all iterations of a loader and its subsets. Thread-safe.
+
+    A sample is *kept* when it is in memory or was found on disk; the latter are brought into memory while that has
+    room. Labels belong to the dataset, not to what is kept.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        options: CacheOptions,
+        *,
+        views: int,
+        keys: Callable[[], list[FeatureKeys]],
+        stats: LoaderStats,
+    ) -> None:
+        """`keys` gives those of every view, for the disk, or none if there can be none; asked when first needed."""
+        self.views = views
+        self._dataset, self._options, self._stats = dataset, options, stats
+        self._make_keys = keys
+        self._table = FeatureTable(views * dataset.samples, options.memory)
+        self._labels = np.full(dataset.samples, -1, np.int64)
+        self._disk = DiskCache(options.folder, options.disk_bytes, keep_used=True) if options.folder else None
+        rows = views * dataset.samples if self._disk is not None else 0
+        self._keys, self._has_key = np.zeros((rows, KEY_BYTES), np.uint8), np.zeros(rows, bool)
+        self._key_makers: list[FeatureKeys] | None = None
+        self._description: bytes | None = None
+        self._version: Hashable = None
+        self._lock = threading.RLock()
+
+    def begin(self, version: Hashable) -> None:
+        """Called before an epoch. Another `version` of the weights than before makes what is kept worthless."""
+        with self._lock:
+            if self._version is not None and version != self._version:
+                log.warning("the backbone's weights changed: the features that were kept are computed anew")
+                self._table.clear()
+                self._disk = None  # its keys name the weights that were
+            self._version = version
+
+    def missing(self, indices: Sequence[int], view: int) -> np.ndarray:
+        """Positions in `indices` of the samples that are not kept, int64."""
+        chosen = np.asarray(indices, np.int64)
+        absent = np.flatnonzero(~self._table.has(self._numbers(chosen, view)))
+        if len(absent) and self._disk is not None:
+            found = self._from_disk(chosen[absent], view)
+            absent = absent[~found]
+        return absent
+
+    def gather(self, indices: Sequence[int], view: int) -> tuple[np.ndarray, Tensors, torch.Tensor]:
+        """Samples that `missing` did not name: positions that are still there, their features and labels.
+
+        Features (n, *shape) in host memory, the caller's own. Others were lost on disk in the meantime.
+        """
+        chosen = np.asarray(indices, np.int64)
+        numbers = self._numbers(chosen, view)
+        here = self._table.has(numbers)
+        if here.all():
+            return np.arange(len(chosen)), self._table.gather(numbers), torch.from_numpy(self._labels[chosen])
+        away = np.flatnonzero(~here)
+        rows, features = self._read(self._keys_of(chosen[away], view) or ())
+        where = np.concatenate([np.flatnonzero(here), away[rows]])
+        order = np.argsort(where)
+        parts = [part for part in (self._table.gather(numbers[here]) if here.any() else (), features) if part]
+        joined = tuple(torch.cat(column)[torch.from_numpy(order)] for column in zip(*parts, strict=True))
+        return where[order], joined, torch.from_numpy(self._labels[chosen[where[order]]])
+
+    def put(self, finished: Finished) -> None:
+        """Keeps what a span brought; its epoch is the view."""
+        rows = finished.rows
+        if not len(rows):
+            return
+        indices = np.array(finished.span.indices, np.int64)[rows]
+        features = tuple(feature.detach().to("cpu") for feature in finished.features)
+        self._labels[indices] = finished.labels[rows]
+        self._table.put(self._numbers(indices, finished.span.epoch), features)
+        if self._disk is not None and (keys := self._keys_of(indices, finished.span.epoch)) is not None:
+            self._description = layout.describe(tuple(feature[0] for feature in features))
+            for row, key in enumerate(keys):
+                self._disk.put(key, tuple(feature[row] for feature in features))
+
+    def holds(self, indices: Sequence[int], views: Sequence[int]) -> bool:
+        """Whether all of these are kept, in these views; cheap when they are not."""
+        return all(
+            not len(self.missing(indices[start : start + 256], view))
+            for view in views
+            for start in range(0, len(indices), 256)
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the memory tier."""
+        return self._table.nbytes
+
+    def close(self) -> None:
+        """Ends writing to the folder."""
+        if self._disk is not None:
+            self._disk.close()
+
+    def _numbers(self, indices: np.ndarray, view: int) -> np.ndarray:
+        return indices + view * self._dataset.samples
+
+    def _from_disk(self, indices: np.ndarray, view: int) -> np.ndarray:
+        """Which of these the disk has; brings them into memory while there is room."""
+        keys = self._keys_of(indices, view)
+        if keys is None or self._disk is None:
+            return np.zeros(len(indices), bool)
+        found = np.array([key in self._disk for key in keys], bool)
+        if found.any() and not self._table.is_full:
+            positions = np.flatnonzero(found)
+            rows, features = self._read([keys[position] for position in positions])
+            found[np.delete(positions, rows)] = False
+            self._table.put(self._numbers(indices[positions[rows]], view), features)
+        return found
+
+    def _read(self, keys: Sequence[bytes]) -> tuple[np.ndarray, Tensors]:
+        """What the disk still has: which of the keys, and their features (n, *shape)."""
+        disk = self._disk
+        if disk is None or not keys:
+            return np.zeros(0, np.int64), ()
+        if self._description is None:
+            first = next((found for key in keys if (found := disk.get(key)) is not None), None)
+            if first is None:
+                return np.zeros(0, np.int64), ()
+            self._description = layout.describe(first)
+        kinds = layout.allocate(self._description)
+        room = tuple(torch.empty((len(keys), *kind.shape), dtype=kind.dtype) for kind in kinds)
+        buffers = layout.buffers(room)
+        sizes = [kind.nbytes for kind in kinds]
+        rows: list[int] = []
+        for number, key in enumerate(keys):
+            row = len(rows)
+            parts = [buffer[row * size : (row + 1) * size] for buffer, size in zip(buffers, sizes, strict=True)]
+            if disk.read_into(key, self._description, parts):
+                rows.append(number)
+        self._stats.add(disk_samples=len(rows))
+        return np.array(rows, np.int64), tuple(column[: len(rows)] for column in room)
+
+    def _keys_of(self, indices: np.ndarray, view: int) -> list[bytes] | None:
+        """The keys of these samples; None if they can have none."""
+        with self._lock:
+            if self._key_makers is None:
+                self._key_makers = self._prepare_keys()
+            if not self._key_makers:
+                return None
+            numbers = self._numbers(indices, view)
+            unknown = np.unique(numbers[~self._has_key[numbers]])
+            if len(unknown):
+                made = self._key_makers[view].many((unknown - view * self._dataset.samples).tolist())
+                self._keys[unknown] = np.frombuffer(b"".join(made), np.uint8).reshape(-1, KEY_BYTES)
+                self._has_key[unknown] = True
+            chosen = self._keys[numbers].tobytes()
+        return [chosen[start : start + KEY_BYTES] for start in range(0, len(chosen), KEY_BYTES)]
+
+    def _prepare_keys(self) -> list[FeatureKeys]:
+        makers = self._make_keys()
+        if makers and self._dataset.listing.labels is not None:
+            self._labels[:] = self._dataset.listing.labels
+        return makers
