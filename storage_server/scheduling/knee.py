@@ -50,8 +50,9 @@ class Curve:
             self._recent.setdefault(size, deque(maxlen=RECENT)).append(seconds / samples)
         self._batches += 1
         if self._probe is not None:
-            self._misses += 1
-            if size == self._probe or self._misses >= PROBE_PATIENCE:
+            is_hit = size == self._probe
+            self._misses += not is_hit
+            if (is_hit and self._probe in self.best) or self._misses >= PROBE_PATIENCE:
                 self._probe, self._batches = None, 0
         elif self._batches >= PROBE_EVERY:
             self._begin_probe()

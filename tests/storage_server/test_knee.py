@@ -1,0 +1,139 @@
+"""The knee, on throughput curves that are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage_server.scheduling.knee import GAIN, PROBE_EVERY, Curve, power_of_two
+from storage_server.scheduling.remembered import SAVE_SECONDS, Remembered
+
+Seconds = Callable[[int], float]
+
+
+def learn(curve: Curve, seconds: Seconds, batches: int, cap: int = 256) -> int:
+    """Runs so many whole batches of the size that is wanted, and answers the last size."""
+    size = 0
+    for _ in range(batches):
+        size, _, _ = curve.target(cap)
+        assert 1 <= size <= cap
+        assert size == power_of_two(size)
+        curve.record(size, seconds(size))
+    return size
+
+
+def settled(curve: Curve, cap: int = 256) -> int:
+    """The size that is wanted while nothing is tried."""
+    while curve.target(cap)[1]:
+        learn(curve, lambda size: size * curve.best.get(size, 1e9), 1, cap)
+    return curve.target(cap)[0]
+
+
+@given(st.floats(0.001, 1.0), st.floats(0.0, 1.0), st.integers(0, 8))
+def test_it_finds_the_smallest_size_within_five_per_cent_of_the_best(unit: float, overhead: float, step: int) -> None:
+    """Seconds are affine in the batch up to a knee at 2**step and proportional after it: a device that is full."""
+
+    def seconds(size: int) -> float:
+        return unit * (overhead * min(size, 2**step) / size + 1) * size if size >= 2**step else unit * (1 + size)
+
+    curve = Curve()
+    learn(curve, seconds, 4 * PROBE_EVERY)
+    chosen = settled(curve)
+    best = min(seconds(size) / size for size in curve.best)
+    assert seconds(chosen) / chosen <= GAIN * best * (1 + 1e-9)
+    assert all(seconds(size) / size > GAIN * best for size in curve.best if size < chosen)
+
+
+def test_exploring_goes_on_while_it_gains_and_no_further() -> None:
+    curve = Curve()
+    learn(curve, lambda size: 1.0 + 0.01 * size, 100)
+    assert max(curve.best) == 256
+    flat = Curve()
+    learn(flat, lambda size: 0.01 * size, 30)
+    assert max(flat.best) == 16, "two doublings beyond the start gained nothing"
+    assert settled(flat) == 4
+
+
+def test_a_plateau_of_one_doubling_does_not_stop_it() -> None:
+    speeds = {1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0, 16: 1.5, 32: 1.5, 64: 1.5}
+    curve = Curve()
+    learn(curve, lambda size: size / speeds[size], 60, cap=64)
+    assert settled(curve, 64) == 16
+
+
+def test_interference_now_and_then_does_not_mislead() -> None:
+    curve, turn = Curve(), 0
+
+    def seconds(size: int) -> float:
+        nonlocal turn
+        turn += 1
+        return 0.01 * size * (3.0 if turn % 2 else 1.0)
+
+    learn(curve, seconds, 60)
+    assert settled(curve) == 4
+
+
+def test_a_cap_is_kept_and_said() -> None:
+    curve = Curve()
+    learn(curve, lambda size: 1.0 + 0.001 * size, 100)
+    size, is_trial, is_capped = curve.target(23)
+    assert (size, is_capped) == (16, True)
+    assert not is_trial
+    assert curve.target(1)[0] == 1
+
+
+def test_a_partial_batch_says_nothing_of_whole_ones() -> None:
+    curve = Curve()
+    for _ in range(10):
+        curve.record(11, 100.0)
+    assert curve.best == {}
+    for _ in range(10):
+        curve.record(15, 15.0)
+    assert curve.best == {16: 1.0}
+
+
+def test_smaller_sizes_than_the_start_are_tried_in_time() -> None:
+    curve = Curve()
+    learn(curve, lambda size: 0.01 * size, 8 * PROBE_EVERY)
+    assert settled(curve) == 1
+
+
+def test_a_trial_for_which_there_are_not_enough_samples_is_given_up() -> None:
+    curve = Curve()
+    learn(curve, lambda size: 0.01 * size, 30)
+    trials = 0
+    for _ in range(3 * PROBE_EVERY):
+        trials += curve.target(256)[1]
+        curve.record(4, 0.04)  # there never are more, nor fewer
+    assert trials < 3 * PROBE_EVERY / 4
+
+
+def test_what_was_learned_is_known_after_a_restart(tmp_path: Path) -> None:
+    curve = Curve()
+    learn(curve, lambda size: 1.0 + 0.1 * size, 100)
+    kept = Remembered(tmp_path / "learned.json")
+    kept.put("a", {str(size): value for size, value in curve.best.items()})
+    kept.save()
+    again = Remembered(tmp_path / "learned.json").get("a")
+    assert Curve({int(size): value for size, value in again.items()}).target(256) == (settled(curve), False, False)
+
+
+def test_the_file_is_written_now_and_then(tmp_path: Path) -> None:
+    now = 0.0
+    kept = Remembered(tmp_path / "learned.json", clock=lambda: now)
+    kept.put("a", 1)
+    assert not (tmp_path / "learned.json").exists()
+    now = SAVE_SECONDS
+    kept.put("b", 2)
+    assert json.loads((tmp_path / "learned.json").read_text())["entries"] == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other", "entries": {"a": 1}}', '{"format": 3}'])
+def test_a_damaged_file_is_an_empty_one(tmp_path: Path, text: str) -> None:
+    (tmp_path / "learned.json").write_text(text)
+    assert Remembered(tmp_path / "learned.json").get("a") is None

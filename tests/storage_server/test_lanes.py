@@ -1,0 +1,199 @@
+"""Which batch is next: ripeness, whose turn it is, who pays, what is dropped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+import torch
+from awkward_models import Archive
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage_server.extraction.engine import Prefix
+from storage_server.extraction.lanes import Batch, Call, Lanes, Row
+from storage_server.extraction.sizing import Decision, Waiting
+from storage_server.scheduling.fair import Flow
+from storage_server.scheduling.rates import Rates
+
+A, B = Flow("a"), Flow("b")
+ROW_SECONDS = 0.1
+
+
+class Fixed:
+    """A policy of one size."""
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+
+    def decide(self, prefix: Prefix, waiting: Sequence[Waiting]) -> Decision:
+        return Decision(self.samples, "limit")
+
+    def failed(self, prefix: Prefix, samples: int) -> int:
+        return samples // 2
+
+    def succeeded(self, prefix: Prefix, samples: int, seconds: float) -> None:
+        pass
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(scope="session")
+def prefixes(archive: Archive) -> tuple[Prefix, Prefix]:
+    return tuple(Prefix.of(archive.graph, cut, "cpu", archive.digest) for cut in ("stem.2", "output"))  # type: ignore[return-value]
+
+
+def lanes_of(prefixes: Sequence[Prefix], size: int, clock: Clock | None = None) -> Lanes:
+    rates = Rates()
+    for prefix in prefixes:
+        rates.learned(prefix.key, 1, ROW_SECONDS)
+    return Lanes(Fixed(size), rates, list, clock=clock or Clock())
+
+
+def row(prefix: Prefix, *flows: Flow, wanted: bool = True) -> Row:
+    return Row(prefix, torch.zeros(1), set(flows), lambda: wanted, lambda outcome: None)
+
+
+def batch(lanes: Lanes) -> Batch:
+    found = lanes.next()
+    assert isinstance(found, Batch)
+    return found
+
+
+def test_a_lane_waits_for_rows_that_are_on_their_way_but_not_longer_than_a_batch_takes(
+    prefixes: Sequence[Prefix],
+) -> None:
+    clock = Clock()
+    lanes = lanes_of(prefixes, 4, clock)
+    lanes.expect(prefixes[0], 3)
+    lanes.add(row(prefixes[0], A))
+    assert lanes.next() is None
+    assert lanes.due() == pytest.approx(4 * ROW_SECONDS)
+    clock.now = 4 * ROW_SECONDS + 1e-9
+    assert len(batch(lanes).rows) == 1
+
+
+def test_a_whole_batch_does_not_wait_and_neither_do_the_last_rows(prefixes: Sequence[Prefix]) -> None:
+    lanes = lanes_of(prefixes, 4)
+    lanes.expect(prefixes[0], 1)
+    for _ in range(5):
+        lanes.add(row(prefixes[0], A))
+    assert len(batch(lanes).rows) == 4
+    assert lanes.next() is None
+    lanes.expect(prefixes[0], -1)
+    assert len(batch(lanes).rows) == 1
+    assert lanes.next() is None
+    assert lanes.due() is None
+
+
+def test_the_tenants_rows_come_first_and_others_fill_the_batch(prefixes: Sequence[Prefix]) -> None:
+    lanes = lanes_of(prefixes, 4)
+    for _ in range(10):
+        lanes.add(row(prefixes[0], A))
+    first = batch(lanes)
+    lanes.add(row(prefixes[0], B))
+    second = batch(lanes)
+    assert [found.flows for found in first.rows] == [{A}] * 4
+    assert [found.flows for found in second.rows] == [{B}, {A}, {A}, {A}]
+    spent = lanes.settle(second, 0.8)
+    assert spent == {A: pytest.approx(0.6), B: pytest.approx(0.2)}
+
+
+def test_an_unripe_lane_does_not_keep_the_device_from_another(prefixes: Sequence[Prefix]) -> None:
+    lanes = lanes_of(prefixes, 4)
+    lanes.expect(prefixes[0], 5)
+    lanes.add(row(prefixes[0], A))
+    lanes.add(row(prefixes[1], B))
+    assert batch(lanes).prefix is prefixes[1]
+
+
+def test_rows_that_nobody_wants_are_dropped_and_cost_nothing(prefixes: Sequence[Prefix]) -> None:
+    lanes = lanes_of(prefixes, 4)
+    for wanted in (True, False, True):
+        lanes.add(row(prefixes[0], A, wanted=wanted))
+    found = batch(lanes)
+    assert (len(found.rows), len(found.dropped)) == (2, 1)
+    assert not lanes._lanes
+
+
+def test_a_row_for_two_is_computed_once_and_each_pays_half(prefixes: Sequence[Prefix]) -> None:
+    lanes = lanes_of(prefixes, 4)
+    shared = row(prefixes[0], A)
+    lanes.add(shared)
+    lanes.share(shared, B)
+    found = batch(lanes)
+    assert len(found.rows) == 1
+    assert lanes.settle(found, 1.0) == {A: pytest.approx(0.5), B: pytest.approx(0.5)}
+    assert lanes.next() is None
+
+
+def test_a_row_goes_when_the_last_who_wanted_it_went(prefixes: Sequence[Prefix]) -> None:
+    lanes = lanes_of(prefixes, 4)
+    shared = row(prefixes[0], A, B)
+    lanes.add(shared)
+    lanes.unshare(shared, A)
+    assert lanes.waiting.total() == 1
+    lanes.unshare(shared, B)
+    assert lanes.waiting.total() == 0
+    assert lanes.next() is None
+    assert not lanes._lanes, "a lane without rows would keep its model in memory"
+
+
+def test_calls_take_their_turn_among_the_batches(prefixes: Sequence[Prefix]) -> None:
+    lanes = lanes_of(prefixes, 1)
+    for _ in range(3):
+        lanes.add(row(prefixes[0], A))
+    lanes.settle(batch(lanes), 5.0)
+    call = Call(B, list)
+    lanes.add_call(call)
+    assert lanes.next() is call
+    lanes.settle_call(call, 100.0)
+    lanes.add_call(call)
+    assert isinstance(lanes.next(), Batch), "who had a hundred seconds waits for who had five"
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1)), min_size=1, max_size=80),
+    st.integers(1, 8),
+)
+def test_every_row_is_computed_once_whoever_it_is_for(
+    prefixes: Sequence[Prefix], arrivals: list[tuple[int, int]], size: int
+) -> None:
+    lanes = lanes_of(prefixes, size)
+    rows = [row(prefixes[which], Flow(str(tenant))) for tenant, which in arrivals]
+    for each in rows:
+        lanes.add(each)
+    seen: list[Row] = []
+    while (found := lanes.next()) is not None:
+        assert isinstance(found, Batch)
+        assert 1 <= len(found.rows) <= size
+        assert {each.prefix.key for each in found.rows} == {found.prefix.key}
+        seen += found.rows
+        lanes.settle(found, 0.5)
+    assert Counter(map(id, seen)) == Counter(map(id, rows))
+    assert not lanes._standing
+
+
+def test_tenants_of_different_models_have_equal_parts_of_the_device(prefixes: Sequence[Prefix]) -> None:
+    """The second model is ten times as slow: its tenant gets a tenth of the samples, in the same time."""
+    lanes = lanes_of(prefixes, 4)
+    rates = lanes._rates
+    for _ in range(50):
+        rates.learned(prefixes[1].key, 1, 10 * ROW_SECONDS)
+    for _ in range(400):
+        lanes.add(row(prefixes[0], A))
+        lanes.add(row(prefixes[1], B))
+    seconds: Counter[Flow] = Counter()
+    for _ in range(60):
+        found = batch(lanes)
+        spent = lanes.settle(found, len(found.rows) * rates.seconds(found.prefix.key))
+        for flow, part in spent.items():
+            seconds[flow] += part  # type: ignore[assignment]
+    assert abs(seconds[A] - seconds[B]) <= 4 * 10 * ROW_SECONDS + 4 * ROW_SECONDS
