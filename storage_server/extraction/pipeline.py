@@ -95,7 +95,7 @@ class Extraction:
         """What batch sizes depend on; None for stored objects."""
         if self.job.prefix is None or self._holding is None:
             return None
-        sample_bytes = max(1, self._costs[self.job.indices[0]])
+        sample_bytes = max(1, self._holding.want // len(self._costs))
         return Waiting(self.job.flow.name, self.job.prefix, len(self._costs), sample_bytes, self._holding.share_bytes)
 
     def chunks(self) -> Generator[bytes, None, None]:

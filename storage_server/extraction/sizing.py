@@ -39,7 +39,7 @@ class Waiting:
 
     Attributes:
         samples: all that it asks for.
-        sample_bytes: most bytes that one takes between reading and sending.
+        sample_bytes: what one takes between reading and sending, in the mean.
         share_bytes: what the request may have there at once.
     """
 
@@ -48,6 +48,11 @@ class Waiting:
     samples: int
     sample_bytes: int
     share_bytes: int
+
+    @property
+    def fits_whole(self) -> bool:
+        """Whether all of its samples may be there at once."""
+        return self.share_bytes // self.sample_bytes >= self.samples
 
 
 class BatchPolicy(Protocol):
@@ -142,10 +147,16 @@ class KneePolicy:
         return curve
 
 
-def _shared(prefix: Prefix, waiting: Sequence[Waiting]) -> int:
-    """The batch of which all requests for this prefix together can have several on their way, by the queues' bytes."""
+def _shared(prefix: Prefix, waiting: Sequence[Waiting]) -> int | None:
+    """The batch of which all requests for this prefix together can have several on their way, by the queues' bytes.
+
+    None if these do not limit it: every request may have all of its samples on their way.
+    """
     mine = [request for request in waiting if request.prefix.key == prefix.key]
-    return sum(max(1, request.share_bytes // request.sample_bytes) for request in mine) // BATCHES_AHEAD or len(mine)
+    if all(request.fits_whole for request in mine):
+        return None
+    ahead = (BATCHES_AHEAD * one.samples if one.fits_whole else one.share_bytes // one.sample_bytes for one in mine)
+    return max(1, sum(ahead) // BATCHES_AHEAD)
 
 
 def _name(prefix: Prefix) -> str:

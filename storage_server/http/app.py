@@ -80,7 +80,7 @@ def _add_probes(app: FastAPI) -> None:
 
     @app.get("/metrics", tags=["server"], summary="Prometheus metrics", response_class=Response)
     async def metrics(request: Request, credentials: Credentials) -> Response:
-        """Open, unless the tokens file has a `metrics_token`. Holds no names of tenants, datasets or models."""
+        """Open, unless the tokens file has a `metrics_token`; only then, or without tenants, are tenants named."""
         service = shell_of(request).service
         service.tokens.check_metrics(credentials.credentials if credentials else None)
         return Response(service.render_metrics(), media_type=CONTENT_TYPE_LATEST)

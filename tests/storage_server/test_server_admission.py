@@ -5,24 +5,28 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hapi.cancel import Cancel, CancelledWork
 from hapi.errors import BusyError
 from storage_server.metrics import Metrics
 from storage_server.scheduling.admission import Admission
+from storage_server.scheduling.fair import SERVER, Flow
 
 
 class Request:
     """Takes a turn and holds it until told to end."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, flow: Flow = SERVER, seconds: float = 1.0) -> None:
+        self.flow, self.seconds = flow, seconds
         self.cancel = Cancel()
         self.begun = asyncio.Event()
         self.end = asyncio.Event()
         self.task = asyncio.create_task(self._run(admission))
 
     async def _run(self, admission: Admission) -> None:
-        async with admission.turn(self.cancel):
+        async with admission.turn(self.cancel, self.flow, self.seconds):
             self.begun.set()
             with self.cancel.calling(self.end.set):
                 await self.end.wait()
@@ -134,3 +138,90 @@ def test_after_the_grace_time_what_runs_is_ended() -> None:
         await running.task
 
     asyncio.run(story())
+
+
+def admission_of(running: int, waiting: int) -> Admission:
+    return Admission(running, waiting, Metrics(), lambda: 100.0)
+
+
+def test_one_tenant_alone_leaves_half_of_the_turns_to_who_comes_next() -> None:
+    async def story() -> None:
+        admission = admission_of(8, 8)
+        large = [Request(admission, Flow("large")) for _ in range(7)]
+        await settle()
+        assert admission.running == 4
+        small = Request(admission, Flow("small"))
+        await settle()
+        assert small.begun.is_set()
+        await end([*large, small])
+        assert (admission.running, admission.waiting) == (0, 0)
+
+    asyncio.run(story())
+
+
+def test_a_tenant_that_runs_nothing_gets_the_next_turn() -> None:
+    async def story() -> None:
+        admission = admission_of(1, 8)
+        large = [Request(admission, Flow("large"), seconds=10.0) for _ in range(3)]
+        await settle()
+        small = Request(admission, Flow("small"), seconds=0.1)
+        await settle()
+        large[0].end.set()
+        await settle()
+        assert small.begun.is_set()
+        assert not large[1].begun.is_set()
+        await end([*large, small])
+
+    asyncio.run(story())
+
+
+def test_one_tenant_cannot_fill_the_waiting_line() -> None:
+    async def story() -> None:
+        admission = admission_of(1, 4)
+        greedy = [Request(admission, Flow("greedy")) for _ in range(3)]
+        await settle()
+        assert (admission.running, admission.waiting) == (1, 2)
+        with pytest.raises(BusyError, match="of tenant 'greedy'") as caught:
+            await Request(admission, Flow("greedy")).task
+        assert caught.value.retry_after_seconds == 30.0, "bounded, whatever the backlog"
+        others = [Request(admission, Flow(name)) for name in "abcdef"]
+        await settle()
+        assert admission.waiting == 8, "each may have one that waits"
+        assert admission.tenants()["greedy"] == (1, 2)
+        await end([*greedy, *others])
+
+    asyncio.run(story())
+
+
+def test_the_time_to_come_back_follows_the_backlog() -> None:
+    admission = Admission(4, 4, Metrics(), lambda: 12.0)
+    assert admission.retry_seconds == 12.0
+    assert Admission(4, 4, Metrics(), lambda: 0.0).retry_seconds == 1.0
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=60), st.integers(1, 6), st.integers(0, 6))
+def test_turns_are_never_exceeded_and_nobody_is_forgotten(
+    steps: list[tuple[int, bool]], running: int, waiting: int
+) -> None:
+    async def story() -> None:
+        admission = admission_of(running, waiting)
+        requests: list[Request] = []
+        for tenant, leaves in steps:
+            if leaves and requests:
+                requests[tenant % len(requests)].cancel.set("left")
+            else:
+                requests.append(Request(admission, Flow(str(tenant))))
+            await settle()
+            assert admission.running <= running
+            assert admission.waiting <= waiting + 4
+        await end(requests)
+        assert (admission.running, admission.waiting) == (0, 0)
+
+    asyncio.run(story())
+
+
+async def end(requests: list[Request]) -> None:
+    """Lets every request finish, in whatever order they get their turns."""
+    for request in requests:
+        request.end.set()
+    await asyncio.gather(*(request.task for request in requests), return_exceptions=True)

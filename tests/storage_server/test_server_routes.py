@@ -179,7 +179,9 @@ def test_a_prefix_that_cannot_fit_is_refused_with_numbers(
         dataset = client.post("/v1/datasets", json={"uri": str(photos)}).json()["digest"]
         upload(client, wide_archive)
         body = {"dataset": dataset, "indices": [0], "model": wide_archive.digest, "transform": transform.to_json()}
-        assert "may use 750 kB" in problem(client.post("/v1/extract", json=body), 507, "does-not-fit")
+        answer = client.post("/v1/extract", json=body)
+        assert "No cut of this model fits here but input." in problem(answer, 507, "does-not-fit")
+        assert answer.json()["needed_bytes"] > answer.json()["available_bytes"] > 0
 
 
 def test_a_profile_has_every_cut(
