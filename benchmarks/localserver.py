@@ -39,15 +39,20 @@ class ServerDidNotStartError(HapiError):
 
 @contextlib.contextmanager
 def local_server(
-    root: str | Path, *, options: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    root: str | Path,
+    *,
+    options: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
 ) -> Iterator[LocalServer]:
     """Runs `hapi serve --root ROOT` on a free loopback port for as long as the context lasts.
 
-    Models and manifests are kept in a folder that goes away with the server, unless `options` names another.
+    Models and manifests are kept in a folder that goes away with the server, unless `options` names another. `prefix`
+    stands before the command: taskset, nsenter and others that run what follows in their own process.
     """
     with tempfile.TemporaryDirectory(prefix="hapi-server-") as folder:
         log = Path(folder) / "log"
-        command = [sys.executable, "-m", "hapi.cli", "serve", "--json", "--root", str(root), "--port", "0"]
+        command = [*prefix, sys.executable, "-m", "hapi.cli", "serve", "--json", "--root", str(root), "--port", "0"]
         command += ["--cache-dir", str(Path(folder) / "cache"), *options]
         with log.open("wb") as log_file:
             process = subprocess.Popen(

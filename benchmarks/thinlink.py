@@ -44,12 +44,17 @@ class ThinLink:
 
 
 @contextlib.contextmanager
-def thin_link(server_url: str, bits_per_s: float) -> Iterator[ThinLink]:
-    """Runs a relay to `server_url` on a free loopback port for as long as the context lasts."""
+def thin_link(
+    server_url: str, bits_per_s: float = 1e15, *, pacers: tuple[Pacer, Pacer] | None = None
+) -> Iterator[ThinLink]:
+    """Runs a relay to `server_url` on a free loopback port for as long as the context lasts.
+
+    Relays with the same `pacers` (to the client, to the server) share their rates, as servers behind one cable do.
+    """
     parts = urlsplit(server_url)
     if parts.hostname is None or parts.port is None:
         raise ValueError(f"{server_url!r}: a thin link needs a URL with host and port, like http://127.0.0.1:8470")
-    to_client, to_server = Pacer(bits_per_s), Pacer(bits_per_s)
+    to_client, to_server = pacers or (Pacer(bits_per_s), Pacer(bits_per_s))
     relay = _Relay(parts.hostname, parts.port, to_client, to_server)
     thread = threading.Thread(target=relay.run, name="thin-link", daemon=True)
     thread.start()

@@ -24,6 +24,8 @@ class TrainResult:
         bytes_received, requests, retries: from and to the server.
         cached_samples: samples, of all epochs and validations, whose features were kept from before.
         peak_rss_bytes: of this process since it began.
+        stages: what the run's seconds went to here, validation included: `waiting` of the training loop for batches,
+            `suffix` of the compute device, `decode` summed over threads. They overlap.
     """
 
     samples: int
@@ -44,6 +46,7 @@ class TrainResult:
     cached_samples: int
     peak_rss_bytes: int
     classes: list[str]
+    stages: dict[str, float]
     plan: Plan = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ OptimizerName = Literal["sgd", "adam"]
 LEARNING_RATES: dict[str, float] = {"sgd": 0.01, "adam": 0.001}
 MOMENTUM = 0.9
 COUNTED = ("bytes_received", "requests", "retries", "failed_samples", "cached_samples")
+STAGES = ("waiting", "suffix", "decode")
 
 
 class HeadTrainer:
@@ -115,6 +116,7 @@ class HeadTrainer:
             accuracy=accuracies[-1] if accuracies else None,
             peak_rss_bytes=peak_rss_bytes(),
             classes=list(loader.classes),
+            stages={name: after[f"{name}_seconds"] - before[f"{name}_seconds"] for name in STAGES},
             plan=loader.plan,
             **{key: after[key] - before[key] for key in COUNTED},
         )

@@ -32,6 +32,9 @@ Seed = Annotated[int, typer.Option(min=0, help="Of pictures, order and head.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Times that each is measured.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of one network operation.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+TestbedKind = Annotated[
+    str, typer.Option("--testbed", help="namespaces (two hosts, shaped), relay (no privileges needed), or auto.")
+]
 Bandwidths = Annotated[
     list[str] | None, typer.Option("--bandwidth", help="Of the link, as in 100mbit or 1Gbit; may be repeated.")
 ]

@@ -1,0 +1,64 @@
+"""The systems that `hapi bench` compares, by name: how each is run as a process of its own on the compute host."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.baselines.published import freeze_cut
+from hapi.errors import InputError
+
+PLAIN = "plain"
+PLAIN_WORKERS = 2
+"""DataLoader workers of the plain baseline on one core: with one, the link rests while it decodes; with more than two,
+nothing is gained (mobilenet_v2 at rho 4), and PyTorch warns of more workers than cores."""
+PUSHDOWN = {"none": "none", "all": "all", "paper": "paper", "paper-v1": "paper-v1", "single": "single", "mix": "auto"}
+"""What `hapi train --pushdown` is given; `static` is decided per model."""
+SYSTEMS = (PLAIN, "none", "all", "static", "paper", "paper-v1", "single", "mix")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every system is asked to do; the same for all, with the same losses as a result."""
+
+    data: str
+    model: str
+    weights: str
+    epochs: int
+    batch_size: int
+    seed: int = 0
+    device: str = "cpu"
+    server: str | None = None
+    """Address of the storage server, as the client reaches it."""
+    options: tuple[str, ...] = ()
+    """Further ones of `hapi train`."""
+
+    def words(self) -> list[str]:
+        """The options that the baseline and `hapi train` have in common."""
+        return [
+            "--data", self.data, "--model", self.model, "--weights", self.weights, "--epochs", str(self.epochs),
+            "--batch-size", str(self.batch_size), "--seed", str(self.seed), "--val-split", "0", "--device", self.device,
+        ]  # fmt: skip
+
+
+def check_names(names: Sequence[str]) -> None:
+    """InputError for a system that is not there."""
+    for name in names:
+        if name not in SYSTEMS:
+            raise InputError(f"system {name!r}: there are {', '.join(SYSTEMS)}.")
+
+
+def needs_server(system: str) -> bool:
+    """Whether the system talks to a storage server."""
+    return system != PLAIN
+
+
+def command_of(system: str, job: Job) -> list[str]:
+    """The command line of a system; it prints one JSON document."""
+    if system == PLAIN:
+        workers = ["--num-workers", str(PLAIN_WORKERS)]
+        return [sys.executable, "-m", "benchmarks.baselines.plain", *job.words(), *workers]
+    pushdown = freeze_cut(job.model) if system == "static" else PUSHDOWN[system]
+    train = [sys.executable, "-m", "hapi.cli", "train", "--json", *job.words(), "--pushdown", pushdown]
+    return [*train, *(["--server", job.server] if job.server else []), *job.options]

@@ -1,0 +1,237 @@
+"""Runs every system on every network and link, as processes of their own, and makes rows of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.baselines.systems import PLAIN, Job, check_names, command_of, needs_server
+from benchmarks.bench.photographs import photographs
+from benchmarks.bench.rows import Row
+from benchmarks.bench.run import Bench
+from benchmarks.e2e.judgement import COLUMNS, judged
+from benchmarks.e2e.plots import plots
+from benchmarks.testbed.links import RealLink
+from benchmarks.testbed.processes import Outcome
+from benchmarks.testbed.services import Server, Store, start_server, start_store
+from benchmarks.testbed.testbed import Testbed, open_testbed
+from hapi.errors import InputError
+from hapi.units import format_bandwidth, parse_bandwidth
+
+MODELS = tuple(f"torchvision:{name}" for name in ("mobilenet_v2", "resnet18", "resnet50", "alexnet", "vit_b_16"))
+RHOS = (0.25, 1.0, 4.0, 16.0)
+SYSTEMS = (PLAIN, "none", "all", "static", "paper", "single", "mix")
+SAMPLES = 320
+QUICK_MODELS, QUICK_RHOS, QUICK_SYSTEMS, QUICK_SAMPLES = MODELS[1:2], (4.0,), (PLAIN, "none", "all", "mix"), 96
+TIMEOUT_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compared, on what. Empty tuples and None are the defaults, smaller ones with `quick`."""
+
+    models: tuple[str, ...] = ()
+    rhos: tuple[float, ...] = ()
+    bandwidths: tuple[str, ...] = ()
+    systems: tuple[str, ...] = ()
+    epochs: int = 1
+    samples: int | None = None
+    batch_size: int = 32
+    data: str | None = None
+    weights: str = "none"
+    seed: int = 0
+    device: str = "cpu"
+    testbed: str = "auto"
+    storage_cpus: int = 1
+    compute_cpus: int = 1
+    server: str | None = None
+    s3_endpoint: str | None = None
+    train_options: tuple[str, ...] = ()
+    serve_options: tuple[str, ...] = ()
+    quick: bool = False
+
+    def chosen_systems(self) -> tuple[str, ...]:
+        """In the order in which they run; plain always, and first, as the others' losses are held against it."""
+        wanted = self.systems or (QUICK_SYSTEMS if self.quick else SYSTEMS)
+        check_names(wanted)
+        return (PLAIN, *(name for name in wanted if name != PLAIN))
+
+    def links(self) -> list[tuple[float | None, float | None]]:
+        """(rho, bits per second), one of them None: what follows from the other."""
+        rates = [(None, parse_bandwidth(text)) for text in self.bandwidths]
+        rhos = self.rhos or (() if rates else QUICK_RHOS if self.quick else RHOS)
+        return [*((rho, None) for rho in rhos), *rates]
+
+
+def run(settings: Settings, *, report: Path | None = None, as_json: bool = False) -> None:
+    """The whole comparison: a table, and JSON and a report where asked for."""
+    systems, links = settings.chosen_systems(), settings.links()
+    models = settings.models or (QUICK_MODELS if settings.quick else MODELS)
+    with (
+        Bench(
+            "e2e",
+            as_json=as_json,
+            report=report,
+            columns=COLUMNS,
+            compare_with=(PLAIN, "none"),
+            title="HAPI beside plain PyTorch, end to end",
+            plots=plots(),
+            finish=judged,
+        ) as bench,
+        hosts(settings) as (bed, store),
+    ):
+        for remark in bed.remarks:
+            bench.remark(remark)
+        bench.remark("plain's compute time, which rho is relative to, is that of its first epoch without a limit")
+        for model in models:
+            experiment = Experiment(settings, bench, bed, store, model)
+            compute_seconds = experiment.calibrate()
+            for rho, rate in links:
+                if rate is None and compute_seconds is None:
+                    bench.remark(f"{model}: plain did not run, so no bandwidth follows from rho {rho}")
+                    continue
+                experiment.cell(systems, rho, rate, compute_seconds)
+
+
+@contextlib.contextmanager
+def hosts(settings: Settings) -> Iterator[tuple[Testbed, Store]]:
+    """The testbed with photographs in its store, or this machine and servers elsewhere."""
+    if settings.server or settings.s3_endpoint:
+        if not (settings.server and settings.data and settings.data.startswith("s3://")):
+            raise InputError("servers elsewhere: give --server URL and --data s3://bucket/prefix, what it serves.")
+        endpoint = {"HAPI_S3_ENDPOINT": settings.s3_endpoint} if settings.s3_endpoint else {}
+        with open_testbed(link=RealLink(settings.server, settings.s3_endpoint or settings.data)) as bed:
+            yield bed, Store(settings.data, 0, 0, endpoint, endpoint)
+        return
+    count = settings.samples or (QUICK_SAMPLES if settings.quick else SAMPLES)
+    with (
+        photographs(settings.data, count, seed=settings.seed) as folder,
+        open_testbed(settings.testbed, storage_cpus=settings.storage_cpus, compute_cpus=settings.compute_cpus) as bed,
+    ):
+        yield bed, start_store(bed, folder)
+
+
+class Experiment:
+    """One network on one testbed."""
+
+    def __init__(self, settings: Settings, bench: Bench, bed: Testbed, store: Store, model: str) -> None:
+        self._settings, self._bench, self._bed, self._store, self._model = settings, bench, bed, store, model
+        self._bytes_per_epoch = 0
+
+    def calibrate(self) -> float | None:
+        """Plain without a limit: a row, and its seconds of a cold epoch; None if it failed."""
+        self._bed.link.shape(None)
+        row = self._measure(PLAIN, None, None)
+        if row.failed:
+            return None
+        self._bytes_per_epoch = (row.bytes or 0) // self._settings.epochs
+        return float(row.get("cold_seconds"))
+
+    def cell(self, systems: tuple[str, ...], rho: float | None, rate: float | None, compute: float | None) -> None:
+        """Every system at one bandwidth, which follows from rho, or rho from it."""
+        if rate is None:
+            assert rho is not None
+            assert compute is not None
+            rate = 8 * self._bytes_per_epoch / (rho * compute)
+        elif compute is not None:
+            rho = 8 * self._bytes_per_epoch / rate / compute
+        self._bed.link.shape(rate)
+        at = f"rho {rho:.3g}, " if rho is not None else ""
+        self._bench.say(f"{self._model} at {at}{format_bandwidth(rate)}:")
+        for system in systems:
+            self._measure(system, rate, rho)
+
+    def _measure(self, system: str, rate: float | None, rho: float | None) -> Row:
+        """One row, of a system that may have failed."""
+        settings = self._settings
+        with (
+            self._bench.trial(
+                system=system,
+                model=self._model.removeprefix("torchvision:"),
+                bandwidth_bits_per_s=rate,
+                rho=rho,
+                epochs=settings.epochs,
+                samples=self._store.samples or None,
+                batch_size=settings.batch_size,
+            ) as trial,
+            self._server(system) as server,
+            _fresh_caches(self._bed.folder) as caches,
+        ):
+            job = Job(
+                self._store.uri,
+                self._model,
+                settings.weights,
+                settings.epochs,
+                settings.batch_size,
+                settings.seed,
+                settings.device,
+                server.url if server else None,
+                settings.train_options,
+            )
+            command = command_of(system, job)
+            variables = {**self._store.for_compute, **(server.variables if server else {}), **caches}
+            carried, worked = self._bed.link.carried(), self._bed.cpu_seconds(self._bed.storage)
+            outcome = self._bed.run(self._bed.compute, command, variables, seconds=TIMEOUT_SECONDS)
+            worked = self._bed.cpu_seconds(self._bed.storage) - worked
+            stages = server.stages(self._bed) if server else {}
+            trial.measured(**values(outcome), storage_cpu_seconds=worked, server_stages=stages)
+            trial.measured(**_on_the_link(carried, self._bed.link.carried()))
+        return trial.row
+
+    @contextlib.contextmanager
+    def _server(self, system: str) -> Iterator[Server | None]:
+        if not needs_server(system):
+            yield None
+        elif self._settings.server:
+            yield Server(self._settings.server)
+        else:
+            with start_server(self._bed, self._store, self._settings.serve_options) as server:
+                yield server
+
+
+def values(outcome: Outcome) -> dict[str, Any]:
+    """What a client's document says, as values of a row."""
+    document = outcome.document
+    epoch_seconds = [float(seconds) for seconds in document["epoch_seconds"]]
+    plan = document.get("plan") or {}
+    return {
+        "samples": document["train_samples"],
+        "seconds": sum(epoch_seconds),
+        "bytes": document["bytes_received"],
+        "epoch_seconds": epoch_seconds,
+        "cold_seconds": epoch_seconds[0],
+        "start_seconds": outcome.seconds - sum(epoch_seconds),
+        "wall_seconds": outcome.seconds,
+        "client_cpu_seconds": outcome.cpu_seconds,
+        "peak_bytes": document["peak_rss_bytes"],
+        "losses": document["losses"],
+        "cuts": plan.get("cuts", []),
+        "predicted_seconds": plan.get("predicted_seconds"),
+        "plan_limit_seconds": plan.get("limit_seconds"),
+        "reasons": plan.get("reasons", []),
+        "client_stages": document.get("stages", {}),
+    }
+
+
+def _on_the_link(before: tuple[int, int] | None, after: tuple[int, int] | None) -> dict[str, Any]:
+    """All that crossed the link during the whole run, uploads and measurements included."""
+    if before is None or after is None:
+        return {}
+    return {"link_bytes_to_compute": after[0] - before[0], "link_bytes_to_storage": after[1] - before[1]}
+
+
+@contextlib.contextmanager
+def _fresh_caches(folder: Path) -> Iterator[Mapping[str, str]]:
+    """Variables that give a client an empty cache folder, but leave downloaded weights where they are."""
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    with tempfile.TemporaryDirectory(prefix="client-", dir=folder) as fresh:
+        yield {
+            "XDG_CACHE_HOME": fresh,
+            "TORCH_HOME": os.environ.get("TORCH_HOME") or str(usual / "torch"),
+            "HF_HOME": os.environ.get("HF_HOME") or str(usual / "huggingface"),
+        }

@@ -1,0 +1,92 @@
+"""`hapi bench e2e`: whole training runs of every system, over networks and links, on two hosts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from benchmarks.bench import options
+
+ServerOption = Annotated[
+    str | None, typer.Option("--server", help="A running storage server elsewhere, instead of one in the testbed.")
+]
+S3Option = Annotated[
+    str | None, typer.Option("--s3-endpoint", help="Of an S3 store elsewhere; with --server and --data s3://...")
+]
+Rhos = Annotated[
+    list[float] | None,
+    typer.Option("--rho", min=0.001, help="Link time of plain over its compute time; may be repeated."),
+]
+Cpus = Annotated[int, typer.Option(min=1, help="Processors of this host.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("e2e")(e2e)
+
+
+def e2e(
+    model: options.Models = None,
+    rho: Rhos = None,
+    bandwidth: options.Bandwidths = None,
+    system: options.Systems = None,
+    epochs: options.Epochs = 1,
+    samples: options.Samples = None,
+    batch_size: options.BatchSize = 32,
+    data: options.DataOption = None,
+    weights: options.Weights = "none",
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    testbed: options.TestbedKind = "auto",
+    storage_cpus: Cpus = 1,
+    compute_cpus: Cpus = 1,
+    server: ServerOption = None,
+    s3_endpoint: S3Option = None,
+    train_option: Annotated[
+        list[str] | None, typer.Option(help="Further option of `hapi train`, like --train-option=--codec=float16.")
+    ] = None,
+    serve_option: Annotated[
+        list[str] | None, typer.Option(help="Further option of `hapi serve`, like --serve-option=--workers=2.")
+    ] = None,
+    quick: options.Quick = False,
+    report: options.Report = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Train a head on photographs of an S3 store behind a link, with every system; compare seconds and bytes.
+
+    `plain` is PyTorch's DataLoader with boto3 and an eager backbone. `none` is HAPI's client with nothing pushed
+    down, `all` with the whole backbone pushed down, `static` cut at the published freeze layer, `paper` by the
+    published rule, `single` at the best single cut, `mix` HAPI's own choice (`--pushdown auto`).
+
+    rho is the link time of plain over its compute time: plain runs once without a limit for the latter, and the
+    bandwidth follows. `seconds` are those of the epochs; start-up (imports, capture, upload, measuring) is apart, in
+    `start_seconds`. Each system has processes of its own, a fresh server and empty caches.
+    """
+    from benchmarks.e2e.experiment import Settings, run
+
+    run(
+        Settings(
+            models=tuple(model or ()),
+            rhos=tuple(rho or ()),
+            bandwidths=tuple(bandwidth or ()),
+            systems=tuple(system or ()),
+            epochs=epochs,
+            samples=samples,
+            batch_size=batch_size,
+            data=data,
+            weights=weights,
+            seed=seed,
+            device=device,
+            testbed=testbed,
+            storage_cpus=storage_cpus,
+            compute_cpus=compute_cpus,
+            server=server,
+            s3_endpoint=s3_endpoint,
+            train_options=tuple(train_option or ()),
+            serve_options=tuple(serve_option or ()),
+            quick=quick,
+        ),
+        report=report,
+        as_json=as_json,
+    )

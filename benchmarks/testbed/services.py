@@ -1,0 +1,85 @@
+"""What runs on the storage host: a real S3 server with the photographs, and `hapi serve` beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.localserver import local_server
+from benchmarks.testbed.testbed import LOOPBACK, Testbed
+
+BUCKET = "photographs"
+START_SECONDS = 300.0
+_STAGE = re.compile(r'^hapi_stage_seconds_total\{stage="(\w+)"\} (\S+)$', re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Photographs in an S3 store: their address, and the variables that lead there from either host."""
+
+    uri: str
+    samples: int
+    bytes: int
+    for_storage: Mapping[str, str] = field(default_factory=dict, repr=False)
+    for_compute: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `hapi serve`: the address for the compute host, and the variables that let clients in."""
+
+    url: str
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    inner_url: str | None = None
+    """Its address on its own host; None for a server elsewhere."""
+
+    def stages(self, bed: Testbed) -> dict[str, float]:
+        """Seconds of work by stage since it started, summed over threads; nothing for a server elsewhere."""
+        if self.inner_url is None:
+            return {}
+        return {name: float(value) for name, value in _STAGE.findall(bed.fetch(f"{self.inner_url}/metrics"))}
+
+
+def start_store(bed: Testbed, photographs: Path) -> Store:
+    """Starts Swift on the storage host and puts the photographs there; it ends with the testbed."""
+    python = [sys.executable, "-m"]
+    root = bed.folder / "store"
+    command = [*python, "benchmarks.objectstore", "start", "--root", str(root), "--host", bed.storage.address]
+    told = bed.run(bed.storage, command, seconds=START_SECONDS).document
+    variables = {
+        "HAPI_S3_ENDPOINT": told["url"],
+        "HAPI_S3_ACCESS_KEY": told["access_key"],
+        "HAPI_S3_SECRET_KEY": told["secret_key"],
+        "HAPI_S3_REGION": told["region"],
+    }
+    uri = f"s3://{BUCKET}"
+    push = [*python, "hapi.cli", "data", "push", str(photographs), uri, "--create", "--json"]
+    pushed = bed.run(bed.storage, push, variables, seconds=START_SECONDS).document
+    there = {**variables, "HAPI_S3_ENDPOINT": bed.link.reach(told["url"])}
+    return Store(uri, pushed["sent"], pushed["bytes"], variables, there)
+
+
+@contextlib.contextmanager
+def start_server(bed: Testbed, store: Store, options: Sequence[str] = ()) -> Iterator[Server]:
+    """Runs a fresh `hapi serve` over the store: it has no models, manifests or caches of an earlier one."""
+    with tempfile.TemporaryDirectory(prefix="server-", dir=bed.folder) as folder:
+        variables, more = {}, list(options)
+        if bed.storage.address != LOOPBACK:  # other hosts reach it: it asks for a token
+            variables["HAPI_TOKEN"] = secrets.token_urlsafe(24)
+            tokens = Path(folder) / "tokens.toml"
+            tokens.touch(mode=0o600)
+            tokens.write_text(f'[tenants.bench]\ntoken = "{variables["HAPI_TOKEN"]}"\n')
+            more += ["--tokens", str(tokens)]
+        with local_server(
+            store.uri,
+            options=[*more, "--host", bed.storage.address],
+            environment=bed.storage.environment(store.for_storage),
+            prefix=bed.storage.prefix,
+        ) as running:
+            yield Server(bed.link.reach(running.url), variables, running.url)

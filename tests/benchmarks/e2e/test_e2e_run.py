@@ -1,0 +1,65 @@
+"""The comparison itself, small: real systems, a real S3 server, no privileges."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+
+from benchmarks.e2e.experiment import Settings, run
+from benchmarks.swift import ObjectStoreError, default_venv, install
+
+
+@pytest.mark.s3
+def test_a_tiny_run_without_namespaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        install(default_venv())
+    except ObjectStoreError as error:
+        pytest.skip(f"no S3 server on this machine: {error}")
+    pytest.importorskip("matplotlib")
+    settings = Settings(
+        models=("torchvision:mobilenet_v3_small",),
+        bandwidths=("100mbit",),
+        systems=("all", "static"),
+        samples=10,
+        testbed="relay",
+        serve_options=("--max-batch", "8"),
+        train_options=("--retry-seconds", "5"),
+    )
+    run(settings, report=tmp_path, as_json=True)
+    document = json.loads(capsys.readouterr().out)
+    rows = document["rows"]
+    assert [row["system"] for row in rows] == ["plain", "plain", "all", "static"]
+    assert not any(row["failed"] for row in rows)
+    assert all(row["loss_difference"] < 1e-4 for row in rows)
+    assert rows[2]["bytes"] < rows[1]["bytes"]
+    assert rows[2]["link_bytes_to_compute"] > rows[2]["bytes"]
+    assert rows[1]["rho"] == pytest.approx(8 * rows[0]["bytes"] / 1e8 / rows[0]["seconds"])
+    assert rows[2]["server_stages"]["decode"] > 0
+    assert rows[2]["client_stages"]["waiting"] > 0
+    assert any("relay" in remark for remark in document["remarks"])
+    assert (tmp_path / "index.html").read_text().count("<figure>") == 6
+
+
+@pytest.mark.s3
+def test_a_system_that_breaks_leaves_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        install(default_venv())
+    except ObjectStoreError as error:
+        pytest.skip(f"no S3 server on this machine: {error}")
+    settings = Settings(
+        models=("torchvision:mobilenet_v3_small",),
+        bandwidths=("100mbit",),
+        systems=("all",),
+        samples=6,
+        testbed="relay",
+        serve_options=("--device", "abacus"),
+    )
+    with pytest.raises(typer.Exit) as ended:
+        run(settings, as_json=True)
+    assert ended.value.exit_code == 1
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["system"], row["failed"]) for row in rows] == [("plain", False), ("plain", False), ("all", True)]
+    assert "device" in rows[2]["note"]

@@ -1,0 +1,66 @@
+"""Nothing outlives a testbed, not even one that was killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from benchmarks.testbed.keeper import end, marked
+
+BED = """
+import subprocess
+from benchmarks.testbed.testbed import open_testbed
+with open_testbed("relay") as bed:
+    words = bed.storage.command("sh", "-c", "sleep 600")
+    child = subprocess.Popen(words, env=bed.storage.environment(), start_new_session=True)
+    print(bed.mark, bed.folder, flush=True)
+    child.wait()
+"""
+
+
+def begin() -> tuple[subprocess.Popen[str], str, Path]:
+    process = subprocess.Popen([sys.executable, "-c", BED], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    mark, folder = process.stdout.readline().split()
+    process.stdout.close()
+    return process, mark, Path(folder)
+
+
+def keepers(mark: str) -> list[psutil.Process]:
+    return [process for process in psutil.process_iter() if mark in " ".join(process.cmdline())]
+
+
+def test_what_a_killed_testbed_left_is_ended() -> None:
+    process, mark, folder = begin()
+    (keeper,) = keepers(mark)
+    assert marked(mark)
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
+    keeper.wait(60)
+    assert not marked(mark)
+    assert not folder.exists()
+
+
+def test_an_interrupted_testbed_ends_what_it_started() -> None:
+    process, mark, folder = begin()
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+    assert not marked(mark)
+    assert not folder.exists()
+
+
+def test_only_marked_processes_are_ended() -> None:
+    ours = subprocess.Popen(["sleep", "600"], env={**os.environ, "HAPI_TESTBED": "one"})
+    other = subprocess.Popen(["sleep", "600"], env={**os.environ, "HAPI_TESTBED": "two"})
+    try:
+        assert end("one") >= 1
+        assert ours.wait(30) == -signal.SIGTERM
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait(30)
