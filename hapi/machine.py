@@ -17,7 +17,11 @@ def processors() -> int:
 
 
 def free_bytes(device: str) -> int:
-    """Bytes that may still be taken on `device`: free memory, for `cpu` within all control groups as well."""
+    """Bytes that may still be taken on `device`: free memory, for `cpu` within all control groups as well.
+
+    File cache counts as free, mapped files included: who maps files and wants to find them in memory subtracts them.
+    What the C library keeps (hapi.allocator.kept_bytes) counts as taken; what torch keeps on a GPU as free.
+    """
     if device == "cpu":
         available = int(psutil.virtual_memory().available)
         within = cgroup_free_bytes()
@@ -32,8 +36,9 @@ def free_bytes(device: str) -> int:
 def cgroup_free_bytes(proc: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Least of (limit - usage) over this process's memory control group and every group above it; None if unlimited.
 
-    Reads versions 2 and 1 (memory.max and memory.limit_in_bytes). File cache that the kernel would give up counts as
-    free, as `docker stats` has it. Inside a container the group's own path is often not visible: its mount is.
+    Reads versions 2 and 1 (memory.max and memory.limit_in_bytes). File cache counts as
+    free, for the kernel gives it up before it kills. Inside a container the group's own path is often not visible: its
+    mount is.
     """
     try:
         lines = proc.read_text().splitlines()
@@ -44,15 +49,13 @@ def cgroup_free_bytes(proc: Path = Path("/proc/self/cgroup"), mount: Path = Path
         _, controllers, path = line.split(":", 2)
         if not controllers:
             for base in (mount, mount / "unified"):
-                free += _walk(base, path, "memory.max", "memory.current", "inactive_file")
+                free += _walk(base, path, "memory.max", "memory.current", "")
         elif "memory" in controllers.split(","):
-            free += _walk(
-                mount / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-            )
+            free += _walk(mount / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
     return max(0, min(free)) if free else None
 
 
-def _walk(base: Path, path: str, limit_file: str, usage_file: str, cache_key: str) -> list[int]:
+def _walk(base: Path, path: str, limit_file: str, usage_file: str, prefix: str) -> list[int]:
     """limit - usage of each group from `path` up to the mount that has a limit."""
     below = path.strip("/")
     groups = [base / below, *(base / below).parents] if below else [base]
@@ -60,7 +63,7 @@ def _walk(base: Path, path: str, limit_file: str, usage_file: str, cache_key: st
     for group in groups:
         limit = _number(group / limit_file)
         if limit is not None and limit < UNLIMITED:
-            usage = (_number(group / usage_file) or 0) - _cache(group / "memory.stat", cache_key)
+            usage = (_number(group / usage_file) or 0) - _cache(group / "memory.stat", prefix)
             found.append(limit - max(0, usage))
         if group == base:
             break
@@ -75,13 +78,12 @@ def _number(file: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _cache(file: Path, key: str) -> int:
+def _cache(file: Path, prefix: str) -> int:
+    """Pages of files, active or not; shared memory is on neither list. `total_` in version 1: with groups below."""
     try:
         lines = file.read_text().splitlines()
     except OSError:
         return 0
-    for line in lines:
-        name, _, value = line.partition(" ")
-        if name == key and value.strip().isdigit():
-            return int(value)
-    return 0
+    said = dict(line.split(" ", 1) for line in lines if " " in line)
+    numbers = (said.get(f"{prefix}{name}_file", "0") for name in ("active", "inactive"))
+    return sum(int(number) for number in numbers if number.isdigit())

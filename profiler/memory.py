@@ -12,6 +12,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -19,16 +20,23 @@ from torch.profiler import ProfilerActivity
 
 from hapi.model import Program
 
+Line = tuple[int, int]
+"""(per sample, fixed) bytes: affine in the batch."""
+
 
 @dataclass(frozen=True)
 class Workspace:
-    """What a device needs beyond the tensors of the graph: bytes, affine in the batch."""
+    """What a device needs beyond the tensors of the graph: the highest of lines in the batch, never negative."""
 
-    per_sample_bytes: int = 0
-    fixed_bytes: int = 0
+    lines: tuple[Line, ...] = ((0, 0),)
+
+    @classmethod
+    def of(cls, *lines: Line) -> Workspace:
+        """The highest of (per sample, fixed) lines, zero included."""
+        return cls(((0, 0), *(line for line in dict.fromkeys(lines) if line != (0, 0))))
 
     def bytes(self, batch: int) -> int:
-        return self.per_sample_bytes * batch + self.fixed_bytes
+        return max(slope * batch + fixed for slope, fixed in self.lines)
 
     @classmethod
     def fit(cls, program: Program, device: torch.device | str = "cpu", batches: tuple[int, int] = (2, 8)) -> Workspace:
@@ -37,7 +45,7 @@ class Workspace:
         small, large = (measure_peak(program, batch, device) - model.live_bytes(batch) for batch in batches)
         per_sample = max(0, -(-(large - small) // (batches[1] - batches[0])))
         fixed = max(0, small - per_sample * batches[0], large - per_sample * batches[1])
-        return cls(per_sample, fixed)
+        return cls.of((per_sample, fixed))
 
 
 @dataclass(frozen=True)
@@ -51,13 +59,18 @@ class MemoryModel:
     """
 
     weight_bytes: int
-    lines: tuple[tuple[int, int], ...]
+    lines: tuple[Line, ...]
     workspace: Workspace = Workspace()
+
+    @property
+    def live_per_sample_bytes(self) -> int:
+        """What one more sample of a large batch costs in tensors."""
+        return max(slope for slope, _ in self.lines)
 
     @property
     def per_sample_bytes(self) -> int:
         """What one more sample of a large batch costs."""
-        return max(slope for slope, _ in self.lines) + self.workspace.per_sample_bytes
+        return self.live_per_sample_bytes + max(slope for slope, _ in self.workspace.lines)
 
     def live_bytes(self, batch: int) -> int:
         """Tensors alive at the peak, inputs and outputs counted, weights and workspace not."""
@@ -69,11 +82,9 @@ class MemoryModel:
 
     def largest_batch(self, budget_bytes: int) -> int:
         """The most samples that fit in a budget; 0 if not even one does."""
-        left = budget_bytes - self.weight_bytes - self.workspace.fixed_bytes
-        return max(
-            0,
-            min((left - fixed) // max(1, slope + self.workspace.per_sample_bytes) for slope, fixed in self.lines),
-        )
+        left = budget_bytes - self.weight_bytes
+        both = product(self.lines, self.workspace.lines)
+        return max(0, min((left - fixed - more) // max(1, slope + extra) for (slope, fixed), (extra, more) in both))
 
     def with_workspace(self, workspace: Workspace) -> MemoryModel:
         return replace(self, workspace=workspace)

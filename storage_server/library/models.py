@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from hapi.errors import BusyError, DigestMismatchError, MemoryBudgetError, UnknownModelError
+from hapi.cancel import Cancel
+from hapi.errors import DigestMismatchError, MemoryBudgetError, UnknownModelError
 from hapi.files import Draft
 from hapi.model import Graph, load_archive
 from hapi.model.specs import dtype_name
@@ -19,6 +21,8 @@ from storage_server.extraction.engine import Prefix
 from storage_server.library.archives import ArchiveStore
 from storage_server.library.locks import KeyedLocks
 from storage_server.memory.budget import MemoryBudget
+from storage_server.memory.turns import Turns
+from storage_server.memory.workspaces import Workspaces
 from storage_server.metrics import Metrics
 
 
@@ -70,15 +74,27 @@ class ModelStore:
 
     A graph's weights are mapped from its archive, once per digest. What a prefix of it reads is promised from the
     memory budget; graphs that no request uses are dropped, least recently used first, when another needs the room.
+    A request that finds no room waits for its turn, and other models' new requests soon wait behind it.
     """
 
-    def __init__(self, archives: ArchiveStore, budget: MemoryBudget, device: str, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        archives: ArchiveStore,
+        budget: MemoryBudget,
+        device: str,
+        metrics: Metrics,
+        workspaces: Workspaces | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.archives = archives
         self._budget = budget
         self._device = device
         self._metrics = metrics
+        self._workspaces = workspaces or Workspaces(device)
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._turns = Turns(self._changed, clock)
         self._per_digest = KeyedLocks()
 
     def receive(self, draft: Draft, digest: str, tenant: str) -> tuple[ModelInfo, bool]:
@@ -119,17 +135,22 @@ class ModelStore:
                         self._drop(digest)
 
     @contextmanager
-    def lease(self, digest: str) -> Iterator[Lease]:
-        """The model for as long as the block runs; UnknownModelError if it is not here."""
+    def lease(self, digest: str, cancel: Cancel | None = None) -> Iterator[Lease]:
+        """The model for as long as the block runs; UnknownModelError if it is not here.
+
+        Waits behind requests for other models that have waited for room for long; BusyError if that takes too long.
+        """
+        self._turns.wait(digest, lambda: True, "Requests for other models wait for memory. Try again later.", cancel)
         with self._per_digest.held(digest):
             loaded = self._take(digest) or self._load(digest)
         try:
-            yield Lease(self, digest, loaded)
+            yield Lease(self, digest, loaded, cancel)
         finally:
-            with self._lock:
+            with self._changed:
                 loaded.users -= 1
                 if not loaded.users and self.archives.info(digest) is None:
                     self._drop(digest)
+                self._changed.notify_all()
 
     def loaded(self) -> list[str]:
         """Digests of the models in memory."""
@@ -152,17 +173,19 @@ class ModelStore:
             raise _unknown(digest)
         return self._keep(digest, _Loaded(load_archive(path, expected_digest=digest), users=1))
 
-    def prefix(self, digest: str, loaded: _Loaded, cut: str) -> Prefix:
+    def prefix(self, digest: str, loaded: _Loaded, cut: str, cancel: Cancel | None = None) -> Prefix:
         """The part of a leased model up to `cut`, its weights promised from the budget.
 
-        UnknownCutError; MemoryBudgetError if its weights are more than the budget, BusyError if others hold it.
+        UnknownCutError; MemoryBudgetError if its weights are more than the budget; waits while others hold it, and
+        then BusyError.
         """
         name = loaded.graph.cut(cut).name
         with self._per_digest.held(digest):
             prefix = loaded.prefixes.get(name)
             if prefix is None:
                 prefix = loaded.prefixes[name] = Prefix.of(loaded.graph, name, self._device, digest)
-            self._promise(loaded, prefix.memory.weight_bytes, f"{prefix.model} up to {name}")
+                prefix.memory = self._workspaces.measured(prefix)
+        self._promise(digest, loaded, prefix.memory.weight_bytes, f"{prefix.model} up to {name}", cancel)
         return prefix
 
     def _keep(self, digest: str, loaded: _Loaded) -> _Loaded:
@@ -170,32 +193,41 @@ class ModelStore:
             self._loaded[digest] = loaded
         return loaded
 
-    def _promise(self, loaded: _Loaded, weight_bytes: int, what: str) -> None:
-        """Takes the room for weights from the budget; idle models give way.
+    def _promise(self, digest: str, loaded: _Loaded, weight_bytes: int, what: str, cancel: Cancel | None) -> None:
+        """Takes the room for weights from the budget, in turn; idle models give way.
 
         The prefixes of a model share their weights and mostly contain each other, so the largest counts.
         """
+        if weight_bytes <= loaded.promised_bytes:
+            return
+        room = self._budget.room_bytes
+        if weight_bytes > room:
+            raise MemoryBudgetError(
+                f"{what} has {format_bytes(weight_bytes)} of weights; this server may use {format_bytes(room)} for "
+                "weights and batches. Choose an earlier cut, or give the server a larger --memory-budget."
+            )
+        refusal = (
+            f"{what} needs {format_bytes(weight_bytes)} for weights, and the models in use leave no room. "
+            "Try again later, or give the server a larger --memory-budget."
+        )
+        self._turns.wait(digest, lambda: self._grant(loaded, weight_bytes), refusal, cancel)
+
+    def _grant(self, loaded: _Loaded, weight_bytes: int) -> bool:
+        """Takes the room if it is there, or if idle models can make it; none is dropped in vain. Under the lock."""
         more = weight_bytes - loaded.promised_bytes
         if more <= 0:
-            return
-        if weight_bytes > self._budget.room_bytes:
-            raise MemoryBudgetError(
-                f"{what} has {format_bytes(weight_bytes)} of weights; this server may use "
-                f"{format_bytes(self._budget.room_bytes)} for weights and batches. Choose an earlier cut, or give the "
-                "server a larger --memory-budget."
-            )
+            return True  # another request of the same model took it meanwhile
+        idle = [digest for digest, other in self._loaded.items() if self._can_go(other)]
+        could = sum(self._loaded[digest].promised_bytes for digest in idle)
+        if self._budget.weight_bytes - could + more > self._budget.room_bytes:
+            return False
         while not self._budget.take_weights(more):
-            with self._lock:
-                idle = next((digest for digest, other in self._loaded.items() if self._can_go(other)), None)
-                if idle is None:
-                    raise BusyError(
-                        f"{what} needs {format_bytes(more)} for weights, and the models in use leave no room. "
-                        "Try again later, or give the server a larger --memory-budget.",
-                        retry_after_seconds=10.0,
-                    )
-                self._drop(idle)
+            if not idle:
+                return False
+            self._drop(idle.pop(0))
         loaded.promised_bytes += more
         self._metrics.model_bytes.set(self._budget.weight_bytes)
+        return True
 
     @staticmethod
     def _can_go(loaded: _Loaded) -> bool:
@@ -211,15 +243,16 @@ class ModelStore:
 class Lease:
     """A loaded model in use: it stays in memory until the lease ends."""
 
-    def __init__(self, store: ModelStore, digest: str, loaded: _Loaded) -> None:
+    def __init__(self, store: ModelStore, digest: str, loaded: _Loaded, cancel: Cancel | None) -> None:
         self.graph = loaded.graph
         self._store = store
         self._digest = digest
         self._loaded = loaded
+        self._cancel = cancel
 
     def prefix(self, cut: str) -> Prefix:
         """See ModelStore.prefix."""
-        return self._store.prefix(self._digest, self._loaded, cut)
+        return self._store.prefix(self._digest, self._loaded, cut, self._cancel)
 
 
 def _unknown(digest: str) -> UnknownModelError:

@@ -5,20 +5,33 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from hapi.allocator import anonymous_bytes, kept_bytes
 from hapi.errors import InputError
 from hapi.machine import free_bytes
 from hapi.units import format_bytes
 
-HEADROOM = 0.9
-"""Part of the free memory that is planned with: allocators fragment, and other processes live, too."""
-QUEUE_PART = 4
-"""On a CPU at most this part (a quarter) of the budget goes to queues."""
+SPARE_PART = 20
+"""One part in so many of the free memory (5 %) is not planned with: other processes live, and small things grow."""
+QUEUE_PART = 8
+"""On a CPU at most this part (an eighth) of the budget goes to queues."""
+
+
+def held_bytes(device: str) -> int:
+    """What this process holds of a device's memory and the kernel cannot take back, kept but free memory included."""
+    if device == "cpu":
+        return anonymous_bytes()
+    import torch
+
+    return int(torch.cuda.memory_allocated(device))
 
 
 class MemoryBudget:
-    """The least of the setting and 0.9 of what was free at the start; promises of it are made and taken back here.
+    """What the server may take: the least of the setting and of what is free, watched; promises of it are kept here.
 
-    Thread-safe. `queue_bytes` lie in host memory, so they count against the budget only if that is the device's.
+    On a CPU these share the budget: weights, which are pages of mapped archives and count as file cache; the queues
+    between the stages, where stored objects, pictures that are being decoded, input tensors and rows not yet encoded
+    are charged; and one batch, with what its operations take for themselves. On a GPU queues lie in host memory and
+    are no part of it. Thread-safe.
     """
 
     def __init__(
@@ -27,16 +40,26 @@ class MemoryBudget:
         setting: int | None = None,
         queue_bytes: int = 0,
         free: Callable[[str], int] = free_bytes,
+        held: Callable[[str], int] = held_bytes,
+        kept: Callable[[], int] = kept_bytes,
     ) -> None:
-        self._device = device
-        self._free = free
-        at_start = int(free(device) * HEADROOM)
-        self.total_bytes = at_start if setting is None else min(setting, at_start)
-        if self.total_bytes <= 0:
-            raise InputError(f"no memory is free on {device}. Stop other work there, or take another device.")
-        self.queue_bytes = min(queue_bytes, self.total_bytes // QUEUE_PART) if device == "cpu" else queue_bytes
+        """`free`, `held` and `kept` are asked each time: bytes free on the device, held by us, and freed but kept."""
+        self._device, self._is_host = device, device == "cpu"
+        self._setting = setting
+        self._free, self._held, self._kept = free, held, kept
+        self._at_start = held(device)
+        self._spare = free(device) // SPARE_PART
         self._weights = 0
         self._lock = threading.Lock()
+        if self.total_bytes <= 0:
+            raise InputError(f"no memory is free on {device}. Stop other work there, or take another device.")
+        self.queue_bytes = min(queue_bytes, self.total_bytes // QUEUE_PART) if self._is_host else queue_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """What may be taken in all, as things are now: what is free, and what was taken since the start."""
+        free = self._free(self._device) + max(0, self._held(self._device) - self._at_start) - self._spare
+        return free if self._setting is None else min(self._setting, free)
 
     @property
     def weight_bytes(self) -> int:
@@ -46,12 +69,13 @@ class MemoryBudget:
     @property
     def room_bytes(self) -> int:
         """What the budget allows for weights and one batch, whatever is loaded at the moment."""
-        return self.total_bytes - (self.queue_bytes if self._device == "cpu" else 0)
+        return max(0, self.total_bytes - (self.queue_bytes if self._is_host else 0))
 
     def take_weights(self, count: int) -> bool:
         """Promises `count` bytes to weights if the budget has them; says whether it had."""
+        room = self.room_bytes
         with self._lock:
-            if self._weights + count > self.room_bytes:
+            if self._weights + count > room:
                 return False
             self._weights += count
             return True
@@ -62,8 +86,19 @@ class MemoryBudget:
             self._weights -= count
 
     def batch_bytes(self) -> int:
-        """What one batch may take now, next to the weights that are loaded: never more than is free in fact."""
-        return max(0, min(self.room_bytes - self._weights, int(self._free(self._device) * HEADROOM)))
+        """What one batch may take now, next to the weights that are loaded: never more than is free in fact.
+
+        Memory that the C library keeps is free for a batch; file cache is too, but for the weights' part of it.
+        """
+        free = self._free(self._device) - self._spare
+        if self._is_host:
+            free += self._kept() - self._weights
+        return max(0, min(self.room_bytes - self._weights, free))
+
+    def is_short(self) -> bool:
+        """Whether the kernel is about to run out although the C library keeps memory: time to release it."""
+        free = self._free(self._device) - (self._weights if self._is_host else 0)
+        return self._is_host and free < self._spare < self._kept()
 
     def __str__(self) -> str:
         return f"{format_bytes(self.total_bytes)} on {self._device}, {format_bytes(self._weights)} of it in weights"

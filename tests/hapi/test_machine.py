@@ -11,13 +11,13 @@ from hapi.machine import cgroup_free_bytes, free_bytes
 GIB = 2**30
 
 
-def group(path: Path, limit: str, usage: int, cache: int = 0, version: int = 2) -> None:
+def group(path: Path, limit: str, usage: int, cache: int = 0, version: int = 2, active: int = 0) -> None:
     path.mkdir(parents=True, exist_ok=True)
     names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
     (path / names[0]).write_text(f"{limit}\n")
     (path / names[1]).write_text(f"{usage}\n")
-    key = "inactive_file" if version == 2 else "total_inactive_file"
-    (path / "memory.stat").write_text(f"anon 5\n{key} {cache}\n")
+    key = "" if version == 2 else "total_"
+    (path / "memory.stat").write_text(f"anon 5\n{key}inactive_file {cache}\n{key}active_file {active}\nodd\n")
 
 
 def proc(tmp_path: Path, *lines: str) -> Path:
@@ -41,7 +41,7 @@ def test_inside_a_container_the_mount_itself_is_the_group(tmp_path: Path) -> Non
 
 
 def test_file_cache_counts_as_free(tmp_path: Path) -> None:
-    group(tmp_path / "sys", str(4 * GIB), 4 * GIB, cache=3 * GIB)
+    group(tmp_path / "sys", str(4 * GIB), 4 * GIB, cache=2 * GIB, active=GIB)
     assert cgroup_free_bytes(proc(tmp_path, "0::/"), tmp_path / "sys") == 3 * GIB
 
 

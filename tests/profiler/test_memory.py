@@ -106,7 +106,7 @@ def test_a_suffix_needs_less_than_the_whole() -> None:
 @pytest.mark.parametrize("lines", [((100, 0),), ((100, 0), (10, 5000)), ((7, 3), (1, 999))])
 @pytest.mark.parametrize("budget", [0, 1999, 2000, 7100, 123_456])
 def test_the_largest_batch_is_the_largest_that_fits(lines: tuple[tuple[int, int], ...], budget: int) -> None:
-    model = MemoryModel(2000, lines, Workspace(per_sample_bytes=5, fixed_bytes=50))
+    model = MemoryModel(2000, lines, Workspace.of((5, 50), (9, -300)))
     batch = model.largest_batch(budget)
     assert batch == 0 or model.predicted(batch) <= budget
     assert model.predicted(batch + 1) > budget
@@ -114,4 +114,4 @@ def test_the_largest_batch_is_the_largest_that_fits(lines: tuple[tuple[int, int]
 
 def test_workspace_is_never_negative() -> None:
     graph = capture(Fork().eval(), IMAGE)
-    assert Workspace.fit(graph.whole) == Workspace(0, 0)
+    assert Workspace.fit(graph.whole) == Workspace()
