@@ -39,6 +39,8 @@ from storage_server.library.archives import ArchiveStore
 from storage_server.library.datasets import DatasetStore
 from storage_server.library.models import Lease, ModelStore
 from storage_server.memory.budget import MemoryBudget
+from storage_server.memory.idle import IdleRelease
+from storage_server.memory.workspaces import Workspaces
 from storage_server.metrics import Metrics
 from storage_server.reporting import Report, StatusCollector
 from storage_server.scheduling.admission import Admission
@@ -91,7 +93,8 @@ class Service:
         self.remembered = Remembered(settings.cache_dir / "learned.json")
         self.datasets = DatasetStore(settings.cache_dir / "datasets", self.store_settings)
         archives = ArchiveStore(settings.cache_dir / "models", settings.max_model_bytes, settings.max_cache_bytes)
-        self.models = ModelStore(archives, self.budget, settings.device, self.metrics)
+        self.workspaces = Workspaces(settings.device, self.remembered, is_short=self.budget.is_short)
+        self.models = ModelStore(archives, self.budget, settings.device, self.metrics, self.workspaces)
         self.policy = policy or KneePolicy(self.budget, settings.batch_limit, self.remembered)
         self.rates = Rates()
         self.board = Board()
@@ -104,6 +107,8 @@ class Service:
             lambda: self._running.backlog_seconds(self._sample_seconds),
             is_shared=not self.tokens.is_open,
         )
+        self.idle = IdleRelease(lambda: not self.admission.running, settings.device)
+        self.idle.start()
         self.report = Report(self.board, self.admission, self.queue, self.device.waiting)
         names_tenants = self.tokens.is_open or self.tokens.metrics_digest is not None
         self.metrics.registry.register(StatusCollector(self.report, with_tenants=names_tenants))
@@ -114,7 +119,13 @@ class Service:
         patience = Patience(settings.device, metrics)
         self._finisher = WorkerThreads(1, "hapi-finish")
         batches = Batches(
-            self.policy, self.rates, self.board, metrics, patience, partial(self._finisher.submit, SERVER)
+            self.policy,
+            self.rates,
+            self.board,
+            metrics,
+            patience,
+            partial(self._finisher.submit, SERVER),
+            self.workspaces,
         )
         lanes = Lanes(self.policy, self.rates, self._running.waiting, self.board.decided)
         self.device = DeviceExecutor(lanes, batches.run, settings.device, settings.threads, self.board.spent)
@@ -161,7 +172,7 @@ class Service:
             return
         assert request.model is not None  # the request's own validation
         transform = TransformSpec.from_json(list(request.transform or ()))
-        with self.models.lease(request.model) as lease:
+        with self.models.lease(request.model, cancel) as lease:
             prefix = self._fitting(lease, request.cut)
             self.rates.introduce(prefix)
             keys = FeatureKeys(
@@ -205,7 +216,7 @@ class Service:
         """Measures a model on this server's device, and reading and decoding samples of a dataset."""
         manifest = self.datasets.manifest(request.dataset, tenant)
         transform = TransformSpec.from_json(list(request.transform))
-        with self.models.lease(request.model) as lease:
+        with self.models.lease(request.model, cancel) as lease:
             whole = self._fitting(lease, OUTPUT)
             threads = max(self.settings.read_threads, self.settings.workers)
             store = self.datasets.store(manifest)
@@ -258,6 +269,7 @@ class Service:
 
     def close(self) -> None:
         """Ends the threads and closes connections; requests must have ended before."""
+        self.idle.close()
         self.loader.close()
         self.device.close()
         self._finisher.close()

@@ -61,7 +61,7 @@ class ServerSettings(BaseSettings):
     memory_budget: Bytes | None = Field(default=None, ge=1)
     """Most bytes that weights, batches and (on a CPU) queues may take; free memory and cgroup limits hold as well."""
     queue_bytes: Bytes = Field(default=256 * MIB, ge=MIB)
-    """Most bytes of samples and features of all requests between reading and sending; at most a quarter of the
+    """Most bytes of samples and features of all requests between reading and sending; at most an eighth of the
     memory budget is taken for it when the device is the CPU."""
 
     feature_cache_bytes: Bytes | None = Field(default=None, ge=0)

@@ -16,6 +16,7 @@ from storage_server.extraction.lanes import Batch, Row
 from storage_server.extraction.patience import Patience, attempt
 from storage_server.extraction.sizing import BatchPolicy
 from storage_server.memory.outofmemory import release_memory
+from storage_server.memory.workspaces import Workspaces
 from storage_server.metrics import Metrics
 from storage_server.scheduling.rates import Rates
 from storage_server.status import Board
@@ -30,8 +31,17 @@ class Batches:
     """Runs batches on the device's thread; `finish` takes what is to be done with the results to another thread."""
 
     def __init__(
-        self, policy: BatchPolicy, rates: Rates, board: Board, metrics: Metrics, patience: Patience, finish: Finish
+        self,
+        policy: BatchPolicy,
+        rates: Rates,
+        board: Board,
+        metrics: Metrics,
+        patience: Patience,
+        finish: Finish,
+        workspaces: Workspaces | None = None,
     ) -> None:
+        """Without `workspaces` no batch's memory is measured."""
+        self._workspaces = workspaces
         self._policy = policy
         self._rates = rates
         self._board = board
@@ -61,9 +71,11 @@ class Batches:
         started = time.perf_counter()
         with self._metrics.stage("prefix"):
             if len(rows) == 1:
-                tensors = self._patience(f"{prefix.what}, a batch of one,", lambda _: _pass(prefix, rows), "prefix")
+                tensors = self._patience(
+                    f"{prefix.what}, a batch of one,", lambda _: self._pass(prefix, rows), "prefix"
+                )
             else:
-                tried = attempt(lambda: _pass(prefix, rows))
+                tried = attempt(lambda: self._pass(prefix, rows))
                 if not tried.has_value:
                     self._metrics.out_of_memory.inc()
                     self._board.ran_out(prefix)
@@ -78,6 +90,18 @@ class Batches:
         self._finish(partial(self._deliver, prefix, rows, tensors))
         return True
 
+    def _pass(self, prefix: Prefix, rows: list[Row]) -> Tensors:
+        """The cut's tensors (n, *shape) of n rows."""
+        batch = torch.stack([row.tensor for row in rows])
+        if self._workspaces is None:
+            return prefix.run(batch)
+        with self._workspaces.observing(prefix, len(rows)):
+            tensors = prefix.run(batch)
+        peak = self._workspaces.peak_bytes(prefix)
+        if peak is not None:
+            self._board.measured(prefix, peak)
+        return tensors
+
     def _deliver(self, prefix: Prefix, rows: list[Row], tensors: Tensors) -> None:
         """Each row gets memory of its own: a slice would keep the whole batch alive for a caller that reads slowly."""
         for position, row in enumerate(rows):
@@ -86,11 +110,6 @@ class Batches:
                 row.deliver(self._patience(f"{prefix.what}, one row,", take, "copy", row.is_wanted))
             except Exception as error:
                 row.deliver(error)
-
-
-def _pass(prefix: Prefix, rows: list[Row]) -> Tensors:
-    """The cut's tensors (n, *shape) of n rows."""
-    return prefix.run(torch.stack([row.tensor for row in rows]))
 
 
 def _own(tensors: Tensors, position: int, attempt: int) -> Tensors:

@@ -27,7 +27,7 @@ def check_fits(prefix: Prefix, budget: MemoryBudget, queue_bytes: int) -> None:
             available_bytes=queue_bytes,
         )
     memory, room = prefix.memory, budget.room_bytes
-    needed = memory.predicted(1)
+    needed = memory.weight_bytes + memory.live_bytes(1)  # at the least: what it really takes only running it tells
     if needed > room:
         raise MemoryBudgetError(
             f"{prefix.what} needs {format_bytes(memory.weight_bytes)} for weights and "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from hapi.model import TensorSpec
 from hapi.units import format_bytes
 from profiler.memory import MemoryModel, Workspace
 from profiler.peaks import PeakMeter, peak_meter
+from storage_server.memory.outofmemory import release_memory
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +61,16 @@ class Forgetful:
 class Workspaces:
     """Memory models of prefixes, with all that is known of their workspace on one device. Thread-safe."""
 
-    def __init__(self, device: str, learned: Learned | None = None, meter: PeakMeter | None = None) -> None:
+    def __init__(
+        self,
+        device: str,
+        learned: Learned | None = None,
+        meter: PeakMeter | None = None,
+        is_short: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`is_short` says before each batch whether kept memory is to be released first."""
         self._device = device
+        self._is_short = is_short
         self._unknown = UNKNOWN_CPU if device == "cpu" else UNKNOWN_CUDA
         self._learned: Learned = learned or Forgetful()
         self._meter = meter or peak_meter(device)
@@ -80,6 +89,8 @@ class Workspaces:
     def observing(self, prefix: Measurable, samples: int) -> Iterator[None]:
         """Round one batch, on the device's thread: measures it if it is the largest so far. Errors teach nothing."""
         if samples <= max(self._peaks(prefix), default=0):
+            if self._is_short():
+                release_memory(self._device)
             yield
             return
         self._meter.start()
@@ -127,7 +138,7 @@ def workspace_of(model: MemoryModel, peaks: Mapping[int, int], unknown: float) -
         return Workspace.of((slope, 0))
     extra = {size: max(0, taken - model.live_bytes(size)) for size, taken in peaks.items()}
     largest = max(extra)
-    below = [-(-(extra[largest] - more) // (largest - size)) for size, more in extra.items() if size < largest]
+    below = [(extra[largest] - more) // (largest - size) for size, more in extra.items() if size < largest]
     flat = max(0, min(below, default=0))
     steep = max(slope, flat)
     height = max(extra.values())

@@ -56,14 +56,8 @@ def small_device(archive: Archive, fits: int, error: type[Exception] = torch.Out
     )
 
 
-<<<<<<< HEAD
 def policy_of(setting: int = 10**9, max_batch: int = 32) -> KneePolicy:
     return KneePolicy(MemoryBudget("cpu", setting, free=lambda device: 10**12), max_batch)
-=======
-def sizer_of(setting: int = 10**9, max_batch: int = 32, free: int = 10**12) -> BatchSizer:
-    budget = MemoryBudget("cpu", setting, free=lambda device: free, held=lambda device: 0, kept=lambda: 0)
-    return BatchSizer(budget, max_batch)
->>>>>>> fa0551d (Watch the memory budget, learn workspaces from real batches, wait for weights in turn)
 
 
 class Machine:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hapi.errors import InputError
 from storage_server.memory.budget import MemoryBudget
@@ -67,8 +69,6 @@ def test_the_budget_is_watched() -> None:
     host.free -= 200
     assert budget.total_bytes == 750, "somebody else took it, or the limit was lowered"
     assert budget.batch_bytes() == 450
-<<<<<<< HEAD
-=======
     host.free += 500
     assert budget.total_bytes == 1250
 
@@ -125,28 +125,3 @@ def test_a_batch_never_takes_more_than_is_there(
         assert batch + budget.weight_bytes + budget.queue_bytes <= max(
             setting or free, budget.weight_bytes + budget.queue_bytes
         )
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 400)), max_size=60))
-def test_queues_stay_within_their_bytes_but_for_one_sample_each(steps: list[tuple[int, int]]) -> None:
-    queue = QueueBudget(1000)
-    held = [0, 0, 0, 0]
-    largest = 0
-    for _ in held:
-        queue.join()
-    for request, count in steps:
-        had = held[request]
-        if queue.take(count, had):
-            held[request] += count
-            largest = max(largest, count)
-            assert had == 0 or held[request] <= 250
-        else:
-            assert had, "a request that holds nothing is never refused"
-            queue.give(had)
-            held[request] = 0
-        assert queue.used_bytes == sum(held) <= 1000 + 4 * largest
-    for had in held:
-        queue.leave(had)
-    assert queue.used_bytes == 0
-    assert queue.share_bytes == 1000
->>>>>>> fa0551d (Watch the memory budget, learn workspaces from real batches, wait for weights in turn)
