@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -62,6 +62,11 @@ class Program:
         return tuple(self.graph.specs[name].per_sample for name in self.output_names)
 
     @property
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        """The weights that this part reads, on its device."""
+        return self._weights
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the weights that this part reads."""
         return sum(weight.nbytes for weight in self._weights.values())
@@ -87,7 +92,7 @@ class Program:
 
         Raises InputError for tensors of another number, shape, dtype or device than `inputs` says.
         """
-        batch = self._check(tensors)
+        batch = self.check(tensors)
         values = {name: self._laid_out(name, tensor) for name, tensor in zip(self.input_names, tensors, strict=True)}
         del tensors
         for call, freed in zip(self._calls, self.frees, strict=True):
@@ -133,7 +138,8 @@ class Program:
     def _order(self, name: str) -> tuple[int, ...] | None:
         return None if name in self.graph.input_names else self.graph.specs[name].order
 
-    def _check(self, tensors: Sequence[torch.Tensor]) -> int:
+    def check(self, tensors: Sequence[torch.Tensor]) -> int:
+        """The batch size of tensors that it can take; InputError for others, see `run`."""
         if len(tensors) != len(self.input_names):
             raise InputError(
                 f"{self.title} takes {len(self.input_names)} tensors ({', '.join(map(str, self.inputs))}), "

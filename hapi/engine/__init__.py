@@ -1,0 +1,21 @@
+"""The one engine that runs prefixes, suffixes and whole graphs, on both tiers: eager, folded, compiled, bf16."""
+
+from __future__ import annotations
+
+from hapi.engine.compiler import Compiler
+from hapi.engine.engine import CHOICES, Choice, Engine
+from hapi.engine.precision import PRECISIONS, TOLERANCE, Precision, check_precision, has_bf16
+from hapi.engine.shelf import Shelf
+
+__all__ = [
+    "CHOICES",
+    "PRECISIONS",
+    "TOLERANCE",
+    "Choice",
+    "Compiler",
+    "Engine",
+    "Precision",
+    "Shelf",
+    "check_precision",
+    "has_bf16",
+]

@@ -1,0 +1,156 @@
+"""The engine: runs a program eagerly at once, and compiled as soon as that is ready, agrees and pays."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from hapi.engine.agreement import Run, given, outputs
+from hapi.engine.compiler import Answer, Compiler, Request
+from hapi.engine.precision import Precision, check_precision, rewritten
+from hapi.errors import InputError
+from hapi.model import Program
+from hapi.model.indices import READERS
+from hapi.model.liveness import constants
+
+Choice = Literal["auto", "eager", "compiled"]
+CHOICES: tuple[Choice, ...] = ("auto", "eager", "compiled")
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way to run the program: what it is called, what it runs, and what that takes."""
+
+    kind: str
+    run: Run
+    takes: Program
+    why: str
+
+
+class Engine:
+    """A program, run the fastest way that is ready. Called like the program, with tensors on its device.
+
+    * `eager`: the program as it is, bit for bit what PyTorch's eager mode gives.
+    * `auto`: the folded program (channels last, norms folded) from the first call on, exact to float32 rounding. When
+      the time that compiled code would have saved so far reaches what compiling is expected to take, it is compiled in
+      the background (so at worst twice the time is spent that the better of the two would have taken); what lies
+      compiled on disk is used from the start.
+    * `compiled`: compiled from the first call on, in the background, and as `auto` until it is ready.
+
+    Compiled code is taken only if it agrees with the eager program, see `TOLERANCE`. With precision `bf16` everything
+    runs in bfloat16, and inputs and outputs keep the program's dtypes, so nothing changes for whoever carries them.
+    May be called from several threads. It never blocks on a compiler.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        choice: Choice = "auto",
+        precision: Precision = "float32",
+        compiler: Compiler | None = None,
+    ) -> None:
+        """InputError for an unknown choice, or a precision that the device does not have."""
+        if choice not in CHOICES:
+            raise InputError(f"engine {choice!r} is not known. Choose one of {', '.join(CHOICES)}.")
+        check_precision(precision, program.device)
+        self.program, self.choice, self.precision = program, choice, precision
+        self._compiler = compiler or shared_compiler()
+        self._lock = threading.Lock()
+        self._spent_seconds = 0.0
+        self._is_asked = self._is_settled = False
+        self._way = self._first_way()
+        if choice == "eager" or not program.nodes:
+            self._is_settled = True
+        elif reads_by_data(program) and program.device.type != "cpu":
+            # Compiled code does not look at indices; on a GPU a wrong one would end the process's use of the device.
+            self._settle(Answer(None, "it reads by indices from the data, which are checked eagerly"))
+
+    def _first_way(self) -> _Way:
+        if self.choice == "eager" and self.precision == "float32":
+            return _Way("eager", _tuples(self.program), self.program, "as asked")
+        program = rewritten(self.program, self.precision)
+        return _Way("eager", _tuples(program), program, "as asked" if self.choice == "eager" else "not compiled yet")
+
+    @property
+    def kind(self) -> str:
+        """`eager` or `compiled`: what the next call runs."""
+        return self._way.kind
+
+    @property
+    def why(self) -> str:
+        """Why that, for people: `compiled, 1.30 times as fast`, `no C++ compiler on this machine (install g++)`."""
+        return self._way.why
+
+    def __call__(self, *tensors: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """What the program gives for these tensors (B, ...), in its dtypes, in the usual layout in memory."""
+        way = self._way
+        started = time.perf_counter()
+        if way.takes is self.program and way.kind == "eager":
+            results = list(way.run(*tensors))
+        else:
+            self.program.check(tensors)
+            results = [
+                result.to(spec.dtype).contiguous()
+                for result, spec in zip(way.run(*given(tensors, way.takes)), self.program.outputs, strict=True)
+            ]
+        if not self._is_settled:
+            self._consider(time.perf_counter() - started)
+        return results[0] if self.program.is_single else tuple(results)
+
+    def _consider(self, seconds: float) -> None:
+        """Asks for the compiled program: whether it is there, at first; to have it made, once that pays."""
+        with self._lock:
+            is_first, self._spent_seconds = self._spent_seconds == 0.0, self._spent_seconds + seconds
+            may_make = self.choice == "compiled" or self._pays()
+            if self._is_asked or self._is_settled or not (is_first or may_make):
+                return
+            self._is_asked = True
+        self._compiler.submit(Request(self.program, self.precision, torch.get_num_threads(), may_make, self._settle))
+
+    def _pays(self) -> bool:
+        saved = self._spent_seconds * (1 - 1 / max(1.0, self._compiler.expected_gain()))
+        return saved >= self._compiler.expected_seconds(self.program)
+
+    def _settle(self, answer: Answer) -> None:
+        """The compiler's answer, on its thread."""
+        with self._lock:
+            self._is_asked = False
+            self._is_settled = not answer.may_ask_again
+            way = self._way
+            if answer.run is not None:
+                takes = self.program if self.precision == "float32" else way.takes
+                way = _Way("compiled", answer.run, takes, answer.why)
+            else:
+                way = _Way(way.kind, way.run, way.takes, answer.why)
+            self._way = way
+
+    def __repr__(self) -> str:
+        return f"<Engine of {self.program.title}: {self.precision}, {self.kind} ({self.why})>"
+
+
+def _tuples(program: Program) -> Run:
+    """The program as something that always gives a tuple."""
+    return lambda *tensors: outputs(program(*tensors))
+
+
+def reads_by_data(program: Program) -> bool:
+    """Whether some operation reads by indices that are not the same in every call."""
+    fixed = constants(program.nodes)
+    return any(node.op in READERS and node.name not in fixed for node in program.nodes)
+
+
+_shared: list[Compiler] = []
+_shared_lock = threading.Lock()
+
+
+def shared_compiler() -> Compiler:
+    """The one compiler of this process, for engines that were not given another."""
+    with _shared_lock:
+        if not _shared:
+            _shared.append(Compiler())
+        return _shared[0]

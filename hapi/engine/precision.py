@@ -1,0 +1,138 @@
+"""Numeric modes: float32, exact to its rounding, and bf16 where the processor or GPU computes in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+
+from hapi.engine.folding import folded
+from hapi.errors import InputError
+from hapi.model import Graph, Program, TensorSpec
+from hapi.model.node import Argument, Node, Ref, Weight
+
+Precision = Literal["float32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
+TOLERANCE: Mapping[Precision, float] = {"float32": 1e-5, "bf16": 1e-2}
+"""Most that a compiled program may differ from eager float32: largest difference over the output's largest value."""
+
+_NATIVE = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Processor flags, x86 and ARM, of machines that multiply in bfloat16."""
+_LARGEST = torch.finfo(torch.bfloat16).max
+_KEPT: WeakKeyDictionary[Graph, Graph] = WeakKeyDictionary()
+
+
+def check_precision(precision: str, device: torch.device | str) -> None:
+    """InputError for an unknown precision, or for bf16 on a device that would only emulate it, slower than float32."""
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r} is not known. Choose one of {', '.join(PRECISIONS)}.")
+    if precision == "bf16" and not has_bf16(str(device)):
+        raise InputError(
+            f"precision 'bf16': {device} of this machine does not compute in bfloat16 (AVX512_BF16, AMX or a GPU that "
+            "does), and emulating it is slower than float32. Use precision='float32'."
+        )
+
+
+@cache
+def has_bf16(device: str) -> bool:
+    """Whether a device computes natively in bfloat16."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(processor_flags() & _NATIVE)
+
+
+@cache
+def processor_flags(source: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """What the first processor says it can do; nothing where the system does not tell."""
+    try:
+        lines = source.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return next(
+        (frozenset(line.partition(":")[2].split()) for line in lines if line.lower().startswith(("flags", "features"))),
+        frozenset(),
+    )
+
+
+def in_bf16(graph: Graph) -> Graph:
+    """The folded graph with everything that depends on its inputs in bfloat16, weights converted once.
+
+    Values keep their names. What depends on weights and sizes alone (position indices, masks) is computed in float32
+    and rounded where it is used. Made once per graph.
+    """
+    if graph not in _KEPT:
+        _KEPT[graph] = _Rounding(folded(graph)).graph
+    return _KEPT[graph]
+
+
+def rewritten(program: Program, precision: Precision) -> Program:
+    """The same part of the graph, folded, and in bfloat16 if that is the precision; runs without a compiler."""
+    graph = folded(program.graph) if precision == "float32" else in_bf16(program.graph)
+    return Program(
+        graph, program.title, program.input_names, program.output_names, is_single=program.is_single,
+        device=program.device,
+    )  # fmt: skip
+
+
+class _Rounding:
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._reached = set(graph.input_names)
+        self._weights = dict(graph.weights)
+        self._nodes: list[Node] = []
+        self._rounded: dict[str, str] = {}
+        for node in graph.nodes:
+            self._add(node)
+        inputs = {name: _rounded_spec(spec) for name, spec in zip(graph.input_names, graph.inputs, strict=True)}
+        self.graph = Graph(graph.name, inputs, self._nodes, graph.output_name, self._weights)
+
+    def _add(self, node: Node) -> None:
+        if self._reached.isdisjoint(node.refs()):
+            self._nodes.append(_with(node, _within_range))
+            return
+        self._reached.update(node.outputs)
+        self._nodes.append(_with(node, self._argument))
+
+    def _argument(self, argument: Argument) -> Argument:
+        if isinstance(argument, Weight) and self._weights[argument.name].dtype == torch.float32:
+            name = f"{argument.name}@bf16"
+            weight = self._weights[argument.name]
+            self._weights[name] = weight.to(torch.bfloat16)  # keeps the layout in memory
+            return Weight(name)
+        if isinstance(argument, Ref) and argument.name not in self._reached:
+            return self._round(argument)
+        return torch.bfloat16 if argument is torch.float32 else _within_range(argument)
+
+    def _round(self, argument: Ref) -> Ref:
+        if self._graph.specs[argument.name].dtype != torch.float32:
+            return argument
+        if argument.name not in self._rounded:
+            name = self._rounded[argument.name] = f"{argument.name}@bf16"
+            self._nodes.append(Node(name, "aten._to_copy.default", (argument,), {"dtype": torch.bfloat16}, "", (name,)))
+        return Ref(self._rounded[argument.name])
+
+
+def _with(node: Node, change: Any) -> Node:
+    def every(argument: Argument) -> Argument:
+        return tuple(every(item) for item in argument) if isinstance(argument, tuple) else change(argument)
+
+    return replace(
+        node,
+        args=tuple(every(argument) for argument in node.args),
+        kwargs={key: every(argument) for key, argument in node.kwargs.items()},
+    )
+
+
+def _within_range(argument: Argument) -> Argument:
+    """'The most negative float32', with which masks are written, would become minus infinity."""
+    is_beyond = isinstance(argument, float) and _LARGEST < abs(argument) < float("inf")
+    return (_LARGEST if argument > 0 else -_LARGEST) if is_beyond else argument  # type: ignore[operator]
+
+
+def _rounded_spec(spec: TensorSpec) -> TensorSpec:
+    return TensorSpec(spec.shape, torch.bfloat16) if spec.dtype == torch.float32 else spec
