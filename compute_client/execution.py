@@ -36,7 +36,7 @@ from hapi.errors import (
     UnknownDatasetError,
 )
 from hapi.plan import INPUT, OUTPUT, Link, Plan
-from hapi.wire.protocol import CodecName, CompressionName
+from hapi.wire import Allowed
 from profiler.remote import ServerClient
 
 log = logging.getLogger(__name__)
@@ -68,8 +68,7 @@ class Execution:
         pushdown: str | Plan,
         *,
         seed: int,
-        codec: CodecName,
-        compression: CompressionName,
+        allowed: Allowed,
         workload: Workload,
         limits: Limits,
         link: Link | None,
@@ -88,7 +87,8 @@ class Execution:
             digest = backbone.graph(self._transform).digest
             assert isinstance(self._transform, TransformSpec)
             spec = self._transform.to_json()
-        self._job = RemoteJob(dataset.digest, digest, spec, seed, codec, compression)
+        self._allowed = allowed
+        self._job = RemoteJob(dataset.digest, digest, spec, seed, *allowed.default)
         self._lock = threading.RLock()
         self._plan = self._checked(pushdown) if isinstance(pushdown, Plan) else None
         self._parts: dict[str, Compute] | None = None
@@ -222,7 +222,7 @@ class Execution:
         except CaptureError as error:
             log.warning("the cache directory is not used: its files are named by the captured network, and %s", error)
             return []
-        exact = self._job.codec == "float32" or self._fixed == INPUT
+        exact = self._allowed.is_exact or self._fixed == INPUT
         return [
             FeatureKeys(
                 self.dataset.listing,
@@ -231,13 +231,15 @@ class Execution:
                 epoch=view,
                 model_digest=digest,
                 cut=OUTPUT,
-                precision="float32" if exact else f"float32, {self._job.codec} on the wire",
+                precision="float32" if exact else f"float32, {'/'.join(self._allowed.codecs)} on the wire",
             )
             for view in range(views)
         ]
 
     def _checked(self, plan: Plan) -> Plan:
         """A plan made elsewhere, with this graph's names of its cuts; UnknownCutError if it is of another model."""
+        for share in plan.cuts:
+            self._allowed.check(share.codec or self._job.codec)
         cuts = tuple(
             share if share.name == INPUT else replace(share, name=self.cut_name(share.name)) for share in plan.cuts
         )
@@ -259,7 +261,7 @@ class Execution:
                     self._transform,
                     self.dataset,
                     self._workload,
-                    codec=self._job.codec,
+                    allowed=self._allowed,
                     link=self._link,
                     threads=self._limits.threads,
                 )
@@ -295,7 +297,7 @@ class Execution:
             return LocalSource(self.dataset.open_store(), self.dataset.manifest, decoder, self.stats)
         return RemoteSource(
             self._server,
-            self._job,
+            self._job.planned(self.plan),
             retry=RetryPolicy(patience_seconds=self._limits.retry_seconds),
             restorer=self._restorer,
             decoder=decoder,

@@ -30,7 +30,7 @@ from hapi.errors import InputError
 from hapi.machine import processors
 from hapi.model import Graph
 from hapi.plan import Link, Plan
-from hapi.wire import get_codec
+from hapi.wire import Allowed
 from hapi.wire.protocol import CodecName, CompressionName
 from profiler.remote import ServerClient
 
@@ -64,7 +64,10 @@ class DataLoader:
         pin_memory: copy what is yielded into page-locked memory, where it is not on a device already.
         timeout: seconds to wait for a batch, then BatchTimeoutError; 0 waits as long as the work goes on.
         seed: of the order, and of random transforms: those depend on (seed, epoch, index of the sample) only.
-        codec: of features on the wire: `float32` (exact), `float16`, `bfloat16`; `compression`: `none`, `lz4`, `zstd`.
+        codec: of features on the wire: `float32` (exact), `float16`, `bfloat16`, `int8`.
+        codecs: instead of `codec`, those among which a measured plan may choose; without measuring, the first.
+        compression: of features on the wire, lossless: `none`, `lz4`, `zstd`, or `auto`: that of them which pays by
+            measurement; without measuring, none.
         device: where the rest of the backbone runs; default where the module is, for other backbones a GPU if any.
         on_error: what to do with a sample that cannot be read or decoded. `raise`: SampleError when its batch is
             reached. `skip`: leave it out, counted in `stats.failed_samples`; a batch that lost all samples is left out.
@@ -116,7 +119,8 @@ class DataLoader:
         in_order: bool = True,
         seed: int = 0,
         codec: CodecName = "float32",
-        compression: CompressionName = "none",
+        codecs: Sequence[str] | None = None,
+        compression: CompressionName | Literal["auto"] = "auto",
         device: str | torch.device | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         epochs: int = 1,
@@ -146,7 +150,7 @@ class DataLoader:
             raise InputError(f"on_error {on_error!r}: say 'raise' or 'skip'.")
         if (rank is None) != (world_size is None):
             raise InputError("rank and world_size belong together: give both or neither.")
-        get_codec(codec)
+        allowed = Allowed(tuple(codecs) if codecs is not None else (codec,), compression)
         world = None if rank is None or world_size is None else World(rank, world_size)
         first_contact = replace(QUICK, busy_seconds=retry_seconds)
         self._server = ServerClient(server, token, retry=first_contact) if isinstance(server, str) else server
@@ -172,8 +176,7 @@ class DataLoader:
             self._server,
             pushdown,
             seed=seed,
-            codec=codec,
-            compression=compression,
+            allowed=allowed,
             workload=Workload(len(self.dataset), batch_size or 1, epochs),
             limits=Limits(
                 num_workers or min(processors(), MAX_DEFAULT_THREADS), requests_in_flight, buffer_bytes, retry_seconds

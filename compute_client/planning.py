@@ -9,6 +9,7 @@ from compute_client.dataset import Dataset
 from hapi.data import TransformSpec
 from hapi.errors import InputError
 from hapi.plan import INPUT, OUTPUT, Link, Plan, Share
+from hapi.wire import Allowed
 from profiler.remote import ServerClient
 
 AUTO = "auto"
@@ -73,7 +74,7 @@ def measured_plan(
     dataset: Dataset,
     workload: Workload,
     *,
-    codec: str,
+    allowed: Allowed,
     link: Link | None,
     threads: int,
 ) -> Plan:
@@ -90,7 +91,7 @@ def measured_plan(
         workload.epochs,
         len(dataset.classes),
         backbone.device,
-        codec,
+        allowed,
         PROFILE_REPEATS,
         PROFILE_SECONDS,
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,9 +20,9 @@ from compute_client.stats import LoaderStats
 from hapi.backoff import TRANSIENT, Backoff, RetryPolicy
 from hapi.cancel import Cancel
 from hapi.errors import HapiError, TruncatedStreamError, UnknownDatasetError, UnknownModelError, WireError
-from hapi.plan import INPUT
+from hapi.plan import INPUT, Plan
 from hapi.wire import FeatureBatch
-from hapi.wire.protocol import CodecName, CompressionName, ExtractRequest
+from hapi.wire.protocol import ExtractRequest
 from profiler.remote import ServerClient
 
 MAX_RESTORES = 5
@@ -37,11 +37,23 @@ class RemoteJob:
     model: str | None
     transform: list[dict[str, Any]] | None
     seed: int
-    codec: CodecName = "float32"
-    compression: CompressionName = "none"
+    codec: str = "float32"
+    compression: str = "none"
+    ways: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Cut -> (codec, compression) where that differs from the two above."""
+
+    def planned(self, plan: Plan) -> RemoteJob:
+        """The same with what a plan says of how features travel."""
+        ways = {
+            share.name: (share.codec or self.codec, share.compression or self.compression)
+            for share in plan.cuts
+            if share.codec or share.compression
+        }
+        return replace(self, ways=ways)
 
     def request(self, span: Span, indices: list[int]) -> ExtractRequest:
         at_input = span.cut == INPUT
+        codec, compression = self.ways.get(span.cut, (self.codec, self.compression))
         return ExtractRequest(
             dataset=self.dataset,
             indices=indices,
@@ -50,8 +62,8 @@ class RemoteJob:
             transform=None if at_input else self.transform,
             seed=self.seed,
             epoch=span.epoch,
-            codec=self.codec,
-            compression=self.compression,
+            codec=codec,  # type: ignore[arg-type]  # pydantic checks that these are names of the protocol
+            compression=compression,  # type: ignore[arg-type]
         )
 
 

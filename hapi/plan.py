@@ -27,11 +27,30 @@ class Link:
 
 
 @dataclass(frozen=True)
+class WireCost:
+    """One way in which the features at a cut may travel, per sample.
+
+    `out_bytes` is what crosses the link, compressed; `server_seconds` and `client_seconds` are those of the cut when
+    it is taken in this way, of which `encode_seconds` and `decode_seconds` are for writing and reading the stream.
+    """
+
+    codec: str
+    compression: str
+    out_bytes: float
+    server_seconds: float
+    client_seconds: float
+    encode_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class CutCost:
     """One cut and what it costs, per sample.
 
     `server_seconds` is the whole prefix up to the cut (reading and decoding included); `client_seconds` all that is
     left after it. `*_bytes_per_sample` are the peak live bytes of either part. `flops` is the prefix's, 0 if unknown.
+    `wire` are the ways among which a plan may choose, the first with the cut's own bytes and seconds; empty if there
+    is only that one.
     """
 
     name: str
@@ -41,6 +60,12 @@ class CutCost:
     server_bytes_per_sample: int = 0
     client_bytes_per_sample: int = 0
     flops: int = 0
+    wire: tuple[WireCost, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        document = asdict(self)
+        ways = document.pop("wire")
+        return {**document, "wire": list(ways)} if ways else document
 
 
 @dataclass(frozen=True)
@@ -81,7 +106,7 @@ class Profile:
 
     def to_json(self) -> dict[str, Any]:
         """The document that `hapi profile --json` prints and `hapi plan` reads."""
-        document = {**asdict(self), "cuts": [asdict(cut) for cut in self.cuts]}
+        document = {**asdict(self), "cuts": [cut.to_json() for cut in self.cuts]}
         return {key: value for key, value in document.items() if value is not None and value != {}}
 
     @classmethod
@@ -121,10 +146,23 @@ class Profile:
 
 @dataclass(frozen=True)
 class Share:
-    """A cut and the fraction of the samples that take it."""
+    """A cut and the fraction of the samples that take it.
+
+    `codec` and `compression` are set where the plan decided that features travel otherwise than the job's default.
+    """
 
     name: str
     share: float
+    codec: str | None = None
+    compression: str | None = None
+
+    @property
+    def way(self) -> str:
+        """How features travel, for people; empty if that is the default."""
+        return ", ".join(part for part in (self.codec, self.compression) if part and part != "none")
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -143,10 +181,12 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         document = asdict(self)
-        return {**document, "cuts": list(document["cuts"]), "reasons": list(self.reasons)}
+        return {**document, "cuts": [share.to_json() for share in self.cuts], "reasons": list(self.reasons)}
 
     def __str__(self) -> str:
-        mix = ", ".join(f"{share.share:.0%} {share.name}" for share in self.cuts)
+        mix = ", ".join(
+            f"{share.share:.0%} {share.name}" + (f" ({share.way})" if share.way else "") for share in self.cuts
+        )
         return "\n".join([f"plan {self.policy}: {mix}", *(f"  - {reason}" for reason in self.reasons)])
 
 
@@ -155,6 +195,9 @@ def _cut_from_json(row: Any, position: int) -> CutCost:
     if not isinstance(row, dict) or not isinstance(row.get("name"), str):
         raise ProfileError(f"{where}: needs an object with a 'name'.")
     where = f"profile, cut {row['name']!r}"
+    ways = row.get("wire", [])
+    if not isinstance(ways, list):
+        raise ProfileError(f"{where}: 'wire' must be a list of objects, one per codec and compression.")
     return CutCost(
         name=row["name"],
         out_bytes=_number(row, "out_bytes", where),
@@ -163,6 +206,23 @@ def _cut_from_json(row: Any, position: int) -> CutCost:
         server_bytes_per_sample=int(_number(row, "server_bytes_per_sample", where, 0)),
         client_bytes_per_sample=int(_number(row, "client_bytes_per_sample", where, 0)),
         flops=int(_number(row, "flops", where, 0)),
+        wire=tuple(_way_from_json(way, where) for way in ways),
+    )
+
+
+def _way_from_json(row: Any, where: str) -> WireCost:
+    codec, compression = (row.get("codec"), row.get("compression")) if isinstance(row, dict) else (None, None)
+    if not isinstance(codec, str) or not isinstance(compression, str):
+        raise ProfileError(f"{where}, wire: needs objects with a 'codec' and a 'compression'.")
+    where = f"{where}, {codec} {compression}"
+    return WireCost(
+        codec=codec,
+        compression=compression,
+        out_bytes=_number(row, "out_bytes", where),
+        server_seconds=_number(row, "server_seconds", where),
+        client_seconds=_number(row, "client_seconds", where),
+        encode_seconds=_number(row, "encode_seconds", where, 0.0),
+        decode_seconds=_number(row, "decode_seconds", where, 0.0),
     )
 
 

@@ -43,6 +43,8 @@ def profile_command(
     samples: int | None = typer.Option(None, min=1, help="Of the training that is planned; default: all of the data."),
     epochs: int | None = _EPOCHS,
     device: str = typer.Option("cpu", help="The client's, as in cpu or cuda."),
+    codec: str = typer.Option("float32", help="Of features on the wire; or several to choose among: float32,int8."),
+    compression: str = typer.Option("auto", help="Of features on the wire: none, lz4, zstd, or auto: if it pays."),
     plot: Path | None = typer.Option(None, help="Draw the profile into this file (.png, .svg or .pdf)."),
     as_json: bool = _JSON,
 ) -> None:
@@ -64,6 +66,8 @@ def profile_command(
             samples=samples,
             epochs=epochs or 1,
             device=device,
+            codecs=[name.strip() for name in codec.split(",")],
+            compression=compression,
         )
     if server is None:
         say(out, "No --server: this machine was measured as both tiers, so the server's times are this machine's.")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from hapi.data import TransformSpec, build_manifest, dataset_root, describe_transform, open_store
+from hapi.data import TransformSpec, build_manifest, dataset_root, describe_transform, open_store, read_sample
 from hapi.errors import InputError
 from hapi.model import Graph, capture, load_model
 from hapi.plan import Link, Profile
-from profiler.loading import DEFAULT_SAMPLES, LoadCost, measure_loading
+from hapi.wire.allowed import AUTO, NONE, Allowed
+from profiler.loading import DEFAULT_SAMPLES, LoadCost, load_examples, measure_loading
 from profiler.remote import ServerClient
 from profiler.tiers import Job, profile_here, profile_with_server
 
@@ -35,6 +37,8 @@ def profile(
     measured_samples: int = DEFAULT_SAMPLES,
     device: torch.device | str = "cpu",
     codec: str = "float32",
+    codecs: Sequence[str] | None = None,
+    compression: str = "auto",
 ) -> Profile:
     """Measures what every cut of a backbone costs.
 
@@ -51,13 +55,17 @@ def profile(
         batch_size, epochs, samples: of the job that is planned; samples by default those of the data.
         measured_samples: how many samples are read and decoded to measure that.
         device: the client's.
-        codec: in which features travel.
+        codec: in which features travel; or `codecs`, those among which a plan may choose, the default first.
+        compression: `none`, `lz4`, `zstd`, or `auto`: measured where there is data, so that a plan may choose.
 
     Raises:
         InputError: something does not fit together; further what capturing, the store and the server raise.
     """
     subject = _Subject.of(backbone, transform, example, weights)
-    job = Job(samples or 0, batch_size, epochs, device=device, codec=codec)
+    allowed = Allowed(tuple(codecs) if codecs else (codec,), compression)
+    if data is None and compression == AUTO:  # nothing is known of the values
+        allowed = replace(allowed, compression=NONE)
+    job = Job(samples or 0, batch_size, epochs, device=device, allowed=allowed)
     if server is not None:
         if data is None:
             raise InputError("a server measures itself on data that it can read: give data=, an address on its side.")
@@ -107,10 +115,12 @@ def _here(subject: _Subject, data: str | os.PathLike[str] | None, samples: int, 
     store = open_store(dataset_root(data)[0])
     try:
         load = measure_loading(store, manifest, transform, samples=samples)
+        objects = (read_sample(store, manifest.sample(index)) for index in range(len(manifest)))
+        examples = load_examples(objects, transform) if job.allowed.is_choice else None
     finally:
         store.close()
     job = replace(job, samples=job.samples or len(manifest), classes=len(manifest.classes))
-    return profile_here(subject.graph, load, job)
+    return profile_here(subject.graph, load, job, examples)
 
 
 def _with_server(subject: _Subject, data: str, server: str, token: str | None, samples: int, job: Job) -> Profile:

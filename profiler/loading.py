@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
+
+import torch
 
 from hapi.data import Manifest, ObjectStore, Sample, TransformSpec, load_sample, read_sample
 from hapi.errors import ImageError, ManifestError
@@ -92,6 +95,18 @@ def measure_decoding(
         _decodes((0, objects[0]), transform)
         seconds, _ = _timed(pool, lambda item: _decodes(item, transform), list(enumerate(objects)), clock)
     return seconds / len(objects)
+
+
+def load_examples(objects: Iterable[bytes], transform: TransformSpec, count: int = 4) -> torch.Tensor | None:
+    """Inputs (n, ...) of the first `count` stored objects that are images of the usual size; None without any."""
+    tensors: list[torch.Tensor] = []
+    for index, data in enumerate(objects):
+        with suppress(ImageError):
+            tensors.append(load_sample(data, transform, seed=0, epoch=0, index=index))
+        if len(tensors) == count:
+            break
+    usual = [tensor for tensor in tensors if tensor.shape == tensors[0].shape]
+    return torch.stack(usual) if usual else None
 
 
 def _decodes(item: tuple[int, bytes], transform: TransformSpec) -> bool:

@@ -10,10 +10,12 @@ import torch
 from hapi.model import Cut, Graph
 from hapi.plan import INPUT
 from hapi.wire import Codec, FeatureBatch, StreamEncoder, get_codec, read_stream
+from hapi.wire.allowed import Allowed
 from profiler.flops import count_flops
 from profiler.memory import prefix_memory
-from profiler.tier import TierProfile, TierRow
+from profiler.tier import TierProfile, TierRow, TierWay
 from profiler.timing import time_nodes
+from profiler.ways import compress_seconds, measure_ways
 
 CPU_BATCH, DEVICE_BATCH = 8, 64
 """Batch sizes at which CPUs and accelerators are past the steep part of their throughput, and that most models fit."""
@@ -32,6 +34,8 @@ def measure(
     read_seconds: float = 0.0,
     decode_seconds: float | None = None,
     input_bytes: float = 0.0,
+    allowed: Allowed | None = None,
+    examples: torch.Tensor | None = None,
 ) -> TierProfile:
     """Times every node of a graph once on `device` and sums them up for the two parts at every cut.
 
@@ -45,12 +49,19 @@ def measure(
         load_seconds, read_seconds, decode_seconds: per sample, to read, decode and transform, and of that only to read,
             only to decode and transform (by default the difference); see `measure_loading`.
         input_bytes: mean size of a stored object.
+        allowed: codecs and compressions whose costs at every cut are measured too, on the features of `examples`
+            (n, ...), inputs of real samples; the first codec is then that of `out_bytes`.
     """
     whole = graph.whole.to(device)
     batch = batch_size or (CPU_BATCH if whole.device.type == "cpu" else DEVICE_BATCH)
     times = time_nodes(whole, batch, repeats=repeats, limit_seconds=limit_seconds)
     flops = count_flops(graph.whole)
+    codec = allowed.codecs[0] if allowed else codec
     writer = get_codec(codec)
+    encode, decode = wire_seconds_per_byte(get_codec("float32"))
+    ways: dict[str, tuple[TierWay, ...]] = {}
+    if allowed is not None and allowed.is_choice:
+        ways = measure_ways(graph, examples, allowed, copy_seconds_per_byte=(encode, decode), device=whole.device)
     rows = []
     for cut in graph.cuts:
         prefix, suffix = graph.split(cut)
@@ -63,9 +74,11 @@ def measure(
                 flops=sum(flops[node.name] for node in prefix.nodes),
                 prefix_bytes_per_sample=prefix_memory(prefix).per_sample_bytes,
                 suffix_bytes_per_sample=prefix_memory(suffix).per_sample_bytes,
+                ways=ways.get(cut.name, ()),
             )
         )
-    encode, decode = wire_seconds_per_byte(writer)
+    if codec != "float32":
+        encode, decode = wire_seconds_per_byte(writer)
     return TierProfile(
         device=str(whole.device),
         batch_size=batch,
@@ -77,6 +90,7 @@ def measure(
         weight_bytes=graph.weight_bytes,
         encode_seconds_per_byte=encode,
         decode_seconds_per_byte=decode,
+        compress_seconds=compress_seconds(),
         details={"threads": torch.get_num_threads(), "torch": str(torch.__version__), "codec": codec},
     )
 

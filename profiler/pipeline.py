@@ -9,12 +9,12 @@ extraction.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hapi.errors import ProfileError
-from hapi.plan import INPUT, OUTPUT, Profile
+from hapi.plan import INPUT, OUTPUT, CutCost, Profile
 
 REQUEST_SAMPLES = 64
 """Samples that pass through the resources one after the other before all are busy: those of one large request."""
@@ -23,15 +23,17 @@ RESOURCES = ("the storage server", "the link", "the client")
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A profile as a matrix of costs.
+    """A profile as a matrix of costs, with a column per cut and way in which its features may travel.
 
     Attributes:
         profile: whose cuts, samples, epochs and batch size count.
-        costs: float64 (3, cuts), seconds per sample of server, link and client.
+        columns: the cuts in order, each once per way; its `wire` is then that one way.
+        costs: float64 (3, columns), seconds per sample of server, link and client.
         latency_seconds: one round trip, paid once per epoch: later ones hide behind the requests in flight.
     """
 
     profile: Profile
+    columns: tuple[CutCost, ...]
     costs: np.ndarray
     latency_seconds: float
 
@@ -44,19 +46,21 @@ class Pipeline:
             )
         if not 0 < server_share <= 1:
             raise ProfileError(f"the share of the server must be above 0 and at most 1, got {server_share}.")
+        columns = tuple(column for cut in profile.cuts for column in _columns(cut))
         costs = np.array(
             [
-                [cut.server_seconds / server_share for cut in profile.cuts],
-                [8 * cut.out_bytes / profile.link.bandwidth_bits_per_s for cut in profile.cuts],
-                [cut.client_seconds for cut in profile.cuts],
+                [cut.server_seconds / server_share for cut in columns],
+                [8 * cut.out_bytes / profile.link.bandwidth_bits_per_s for cut in columns],
+                [cut.client_seconds for cut in columns],
             ],
             dtype=np.float64,
         )
-        return cls(profile, costs, profile.link.latency_seconds)
+        return cls(profile, columns, costs, profile.link.latency_seconds)
 
     @property
     def names(self) -> list[str]:
-        return [cut.name for cut in self.profile.cuts]
+        """Of the columns' cuts."""
+        return [cut.name for cut in self.columns]
 
     @property
     def samples(self) -> int:
@@ -69,7 +73,7 @@ class Pipeline:
         return min(REQUEST_SAMPLES, self.profile.batch_size, self.profile.samples)
 
     def busy_seconds(self, shares: np.ndarray) -> np.ndarray:
-        """Per resource, its seconds per sample under this mix (shares per cut, summing to 1)."""
+        """Per resource, its seconds per sample under this mix (shares per column, summing to 1)."""
         return self.costs @ shares
 
     def seconds(self, shares: np.ndarray) -> float:
@@ -80,9 +84,15 @@ class Pipeline:
         return float(self.profile.epochs * (steady + start))
 
     def only(self, name: str) -> np.ndarray:
-        """The mix in which every sample takes one cut."""
-        shares = np.zeros(len(self.profile.cuts))
-        shares[self.names.index(self.profile.cut(name).name)] = 1.0
+        """The mix in which every sample takes one cut, in the way that is fastest."""
+        self.profile.cut(name)  # or ProfileError
+        ways = [self.unit(index) for index, cut in enumerate(self.columns) if cut.name == name]
+        return min(ways, key=self.seconds)
+
+    def unit(self, column: int) -> np.ndarray:
+        """The mix in which every sample takes one column."""
+        shares = np.zeros(len(self.columns))
+        shares[column] = 1.0
         return shares
 
     def misfits(self) -> Mapping[str, str]:
@@ -99,3 +109,18 @@ class Pipeline:
                 if budget is not None and cut.name != idle_cut and needed > budget:
                     reasons[cut.name] = f"{tier} would need {needed} bytes for a batch of {batch} and has {budget}"
         return reasons
+
+
+def _columns(cut: CutCost) -> list[CutCost]:
+    """The cut once per way that is not worse in everything than another; the first of equals."""
+    figures = [(way.out_bytes, way.server_seconds, way.client_seconds) for way in cut.wire]
+    return [
+        replace(cut, out_bytes=size, server_seconds=server, client_seconds=client, wire=(cut.wire[index],))
+        for index, (size, server, client) in enumerate(figures)
+        if not any(
+            all(theirs <= mine for theirs, mine in zip(other, figures[index], strict=True))
+            and (other != figures[index] or position < index)
+            for position, other in enumerate(figures)
+            if position != index
+        )
+    ] or [cut]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from hapi.errors import InputError
-from hapi.plan import INPUT, OUTPUT, Link, Plan, Profile, Share
+from hapi.plan import INPUT, OUTPUT, CutCost, Link, Plan, Profile, Share
 from hapi.units import format_bandwidth, format_bytes, format_seconds
 from profiler.pipeline import RESOURCES, Pipeline
 from profiler.policies import POLICIES, Choice, choose_single, limit_shares
@@ -47,12 +47,23 @@ def plan(
     return Plan(
         policy=policy,
         cuts=tuple(
-            Share(name, float(share)) for name, share in zip(pipeline.names, choice.shares, strict=True) if share
+            _share(pipeline, cut, float(share))
+            for cut, share in zip(pipeline.columns, choice.shares, strict=True)
+            if share
         ),
         predicted_seconds=pipeline.seconds(choice.shares),
         limit_seconds=float(job.epochs * pipeline.samples * pace),
         reasons=tuple(_reasons(pipeline, policy, choice)),
     )
+
+
+def _share(pipeline: Pipeline, column: CutCost, share: float) -> Share:
+    """Says how features travel if that is not the first of the cut's ways, the job's default."""
+    default = pipeline.profile.cut(column.name).wire[:1]
+    if column.wire == default:
+        return Share(column.name, share)
+    (way,) = column.wire
+    return Share(column.name, share, way.codec, way.compression)
 
 
 def _adapted(
@@ -120,7 +131,7 @@ def _reasons(pipeline: Pipeline, policy: str, choice: Choice) -> list[str]:
 
 
 def _about_cut(pipeline: Pipeline, index: int, share: float) -> str:
-    cut, job = pipeline.profile.cuts[index], pipeline.profile
+    cut, job = pipeline.columns[index], pipeline.profile
     who = "every sample" if share > 0.9995 else f"{share:.1%} of the samples"
     if cut.name == INPUT:
         return f"{who}: shipped as stored ({format_bytes(cut.out_bytes)}), all computed by the client"
@@ -135,9 +146,17 @@ def _about_cut(pipeline: Pipeline, index: int, share: float) -> str:
         else "stored size unknown"
     )
     return (
-        f"{who}: cut at {cut.name}, {format_bytes(cut.out_bytes)} on the link ({compared}), "
+        f"{who}: cut at {cut.name}, {format_bytes(cut.out_bytes)}{_about_way(cut)} on the link ({compared}), "
         f"{format_seconds(cut.server_seconds)} on the server, {format_seconds(cut.client_seconds)} on the client"
     )
+
+
+def _about_way(cut: CutCost) -> str:
+    """` as int8 with zstd`; nothing where there was nothing to choose."""
+    if not cut.wire:
+        return ""
+    way = cut.wire[0]
+    return f" as {way.codec}" + ("" if way.compression == "none" else f" with {way.compression}")
 
 
 def _about_pace(pipeline: Pipeline, shares: np.ndarray) -> str:

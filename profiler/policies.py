@@ -33,16 +33,22 @@ class Choice:
 def choose_single(pipeline: Pipeline) -> Choice:
     """The one cut with the least predicted time among those that fit; of equals, the one that ships least."""
     candidates = _fitting(pipeline)
-    cuts = pipeline.profile.cuts
-    best = min(candidates, key=lambda index: (pipeline.seconds(_unit(pipeline, index)), cuts[index].out_bytes))
-    return Choice(_unit(pipeline, best))
+    columns = pipeline.columns
+    best = min(candidates, key=lambda index: (pipeline.seconds(pipeline.unit(index)), columns[index].out_bytes))
+    return Choice(pipeline.unit(best))
 
 
 def choose_mix(pipeline: Pipeline) -> Choice:
-    """The mix of cuts with the least predicted time; never worse than the best single cut, so never worse than none."""
+    """The mix of cuts with the least predicted time; never worse than the best single cut, so never worse than none.
+
+    A cut's features travel in one way only: where the optimum has a cut in two, the one with the larger share stays.
+    """
     candidates = _fitting(pipeline)
     best = choose_single(pipeline)
     exact = solve(pipeline, candidates, first_samples=pipeline.first_samples)
+    while rivals := _rivals(pipeline, exact):  # at most once per cut
+        candidates = [index for index in candidates if index not in rivals]
+        exact = solve(pipeline, candidates, first_samples=pipeline.first_samples)
     kept = np.where(exact >= TINY_SHARE, exact, 0.0)
     mixed = Choice(kept / kept.sum())
     # the same time with one cut is the better plan: rounding is not a gain
@@ -51,8 +57,8 @@ def choose_mix(pipeline: Pipeline) -> Choice:
 
 
 def limit_shares(pipeline: Pipeline) -> np.ndarray:
-    """The mix with the highest steady rate over all cuts, whatever their memory: the bound to report against."""
-    return solve(pipeline, list(range(len(pipeline.profile.cuts))), first_samples=0)
+    """The mix with the highest steady rate over all cuts and ways, whatever memory they need: the bound to report."""
+    return solve(pipeline, list(range(len(pipeline.columns))), first_samples=0)
 
 
 def solve(pipeline: Pipeline, candidates: list[int], *, first_samples: int) -> np.ndarray:
@@ -101,11 +107,16 @@ POLICIES: dict[str, Callable[[Pipeline], Choice]] = {
 
 
 def _by_rule(pipeline: Pipeline, split: int, notes: tuple[str, ...]) -> Choice:
-    return Choice(_unit(pipeline, split), notes)
+    return Choice(pipeline.only(pipeline.profile.cuts[split].name), notes)
 
 
-def _unit(pipeline: Pipeline, index: int) -> np.ndarray:
-    return pipeline.only(pipeline.names[index])
+def _rivals(pipeline: Pipeline, shares: np.ndarray) -> set[int]:
+    """All columns of the cuts that are in the mix in several ways, but for that with the largest share."""
+    used = [int(index) for index in np.flatnonzero(shares)]
+    names = pipeline.names
+    doubled = {names[index] for index in used if [names[other] for other in used].count(names[index]) > 1}
+    kept = {max((index for index in used if names[index] == name), key=lambda index: shares[index]) for name in doubled}
+    return {index for index, name in enumerate(names) if name in doubled} - kept
 
 
 def _fitting(pipeline: Pipeline) -> list[int]:

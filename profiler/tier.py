@@ -8,7 +8,18 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from hapi.errors import ProfileError
-from hapi.plan import INPUT, CutCost, Link, Profile
+from hapi.plan import INPUT, CutCost, Link, Profile, WireCost
+
+
+@dataclass(frozen=True)
+class TierWay:
+    """A codec and a compression at one cut, per sample: bytes on the wire, seconds to write and to read them here."""
+
+    codec: str
+    compression: str
+    out_bytes: int
+    encode_seconds: float
+    decode_seconds: float
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,7 @@ class TierRow:
         prefix_seconds, suffix_seconds: the graph's two parts on this tier's device, without reading and decoding.
         flops: of the prefix; one multiply-add counts as two.
         prefix_bytes_per_sample, suffix_bytes_per_sample: peak live bytes of either part.
+        ways: in which its features may travel, as far as that was measured; the default first.
     """
 
     name: str
@@ -30,6 +42,16 @@ class TierRow:
     flops: int = 0
     prefix_bytes_per_sample: int = 0
     suffix_bytes_per_sample: int = 0
+    ways: tuple[TierWay, ...] = ()
+
+    @classmethod
+    def from_json(cls, document: Any, where: str) -> TierRow:
+        values = _checked(cls, document, where)
+        ways = values.get("ways", [])
+        if not isinstance(ways, list | tuple):
+            raise ProfileError(f"{where}: 'ways' must be a list.")
+        values["ways"] = tuple(TierWay(**_checked(TierWay, way, f"{where}, ways")) for way in ways)
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -45,6 +67,7 @@ class TierProfile:
         input_bytes: mean size of a stored object; 0 if unknown.
         weight_bytes: of the whole model.
         encode_seconds_per_byte, decode_seconds_per_byte: to write features as a stream, and to read them.
+        compress_seconds: of a fixed piece of compressing (`ways.compress_seconds`), to compare two tiers; 0 if unknown.
         details: anything else worth keeping.
     """
 
@@ -58,6 +81,7 @@ class TierProfile:
     weight_bytes: int = 0
     encode_seconds_per_byte: float = 0.0
     decode_seconds_per_byte: float = 0.0
+    compress_seconds: float = 0.0
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -82,7 +106,7 @@ class TierProfile:
         if not isinstance(rows, list) or not rows:
             raise ProfileError("tier profile: 'rows' must be a list with one object per cut.")
         values["rows"] = tuple(
-            TierRow(**_checked(TierRow, row, f"tier profile, row {position}")) for position, row in enumerate(rows)
+            TierRow.from_json(row, f"tier profile, row {position}") for position, row in enumerate(rows)
         )
         return cls(**values)
 
@@ -105,17 +129,26 @@ def combine(
 
     The server reads, and unless the cut is `input` decodes, transforms, runs the prefix and encodes. The client reads
     the stream, runs what is left and trains the head (`head_seconds` per sample); at cut `input` it decodes too.
-    What a cut ships is counted by the client's rows: it chooses the codec, the server measures without knowing it.
+    What a cut ships is counted by the client's rows: it chooses the codec, the server measures without knowing it. What
+    the client measured of writing in its `ways` is scaled by how fast the server is at such work.
     Raises ProfileError if the two tables are not of the same cuts.
     """
     if [row.name for row in server.rows] != [row.name for row in client.rows]:
         raise ProfileError("the two tiers measured different cuts; profile the same model, captured the same way.")
+    known = server.compress_seconds > 0 and client.compress_seconds > 0
+    slowness = server.compress_seconds / client.compress_seconds if known else 1.0
     cuts = []
     for far, near in zip(server.rows, client.rows, strict=True):
+        ways: tuple[WireCost, ...] = ()
+        out_bytes: float
         if far.name == INPUT:
             out_bytes = server.input_bytes or client.input_bytes or far.out_bytes
             server_seconds = server.read_seconds
             client_seconds = client.busy_seconds(client.decode_seconds, near.suffix_seconds)
+        elif near.ways:
+            ways = tuple(_way(server, client, far, near, way, slowness, head_seconds) for way in near.ways)
+            out_bytes, server_seconds = ways[0].out_bytes, ways[0].server_seconds
+            client_seconds = ways[0].client_seconds - head_seconds
         else:
             out_bytes = near.out_bytes
             encode = out_bytes * server.encode_seconds_per_byte
@@ -130,6 +163,7 @@ def combine(
                 server_bytes_per_sample=far.prefix_bytes_per_sample,
                 client_bytes_per_sample=near.suffix_bytes_per_sample,
                 flops=far.flops,
+                wire=ways,
             )
         )
     return Profile(
@@ -144,6 +178,27 @@ def combine(
         client_memory_bytes=client_memory_bytes,
         weight_bytes=max(server.weight_bytes, client.weight_bytes),
         details=details or {},
+    )
+
+
+def _way(
+    server: TierProfile,
+    client: TierProfile,
+    far: TierRow,
+    near: TierRow,
+    way: TierWay,
+    slowness: float,
+    head_seconds: float,
+) -> WireCost:
+    encode = way.encode_seconds * slowness
+    return WireCost(
+        codec=way.codec,
+        compression=way.compression,
+        out_bytes=way.out_bytes,
+        server_seconds=server.busy_seconds(server.load_seconds + encode, far.prefix_seconds),
+        client_seconds=client.busy_seconds(way.decode_seconds, near.suffix_seconds) + head_seconds,
+        encode_seconds=encode,
+        decode_seconds=way.decode_seconds,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -11,9 +11,10 @@ import torch
 from hapi.data import TransformSpec
 from hapi.model import Graph
 from hapi.plan import Link, Profile
+from hapi.wire.allowed import Allowed
 from profiler.head import head_seconds
 from profiler.link import probe_link
-from profiler.loading import DEFAULT_SAMPLES, LoadCost, measure_decoding
+from profiler.loading import DEFAULT_SAMPLES, LoadCost, load_examples, measure_decoding
 from profiler.measuring import measure
 from profiler.remote import ServerClient
 from profiler.tier import TierProfile, combine
@@ -41,7 +42,7 @@ class Job:
         batch_size, epochs: of the training.
         classes: of the head; 0 if that is not known.
         device: the client's.
-        codec: in which features travel.
+        allowed: in which codecs and compressions features may travel.
         repeats, limit_seconds: timed runs on this device, and after how long no further one is begun.
     """
 
@@ -50,14 +51,17 @@ class Job:
     epochs: int = 1
     classes: int = 0
     device: torch.device | str = "cpu"
-    codec: str = "float32"
+    allowed: Allowed = field(default_factory=Allowed)
     repeats: int = 5
     limit_seconds: float = 20.0
 
 
-def profile_here(graph: Graph, load: LoadCost, job: Job) -> Profile:
-    """This device plays both tiers: what a server like this machine would give. The profile has no link."""
-    tier = _measured(graph, load, job)
+def profile_here(graph: Graph, load: LoadCost, job: Job, examples: torch.Tensor | None = None) -> Profile:
+    """This device plays both tiers: what a server like this machine would give. The profile has no link.
+
+    `examples` are inputs (n, ...) of real samples, on whose features compression is measured.
+    """
+    tier = _measured(graph, load, job, examples)
     return _profile(graph, tier, tier, job, None, budget_bytes=None)
 
 
@@ -81,9 +85,10 @@ def profile_with_server(
     far = server.measure(graph.digest, dataset.digest, transform, count)
     link = link or probe_link(server.link)
     spread = sorted({position * dataset.samples // count for position in range(count)})
-    decode_seconds = measure_decoding(server.objects(dataset.digest, spread), transform, workers=workers)
+    objects = server.objects(dataset.digest, spread)
+    decode_seconds = measure_decoding(objects, transform, workers=workers)
     load = LoadCost(decode_seconds, 0.0, decode_seconds, dataset.bytes / dataset.samples)
-    near = _measured(graph, load, job)
+    near = _measured(graph, load, job, load_examples(objects, transform) if job.allowed.is_choice else None)
     return _profile(graph, far, near, job, link, budget_bytes=server.status().budget_bytes)
 
 
@@ -111,11 +116,12 @@ def _profile(
     )
 
 
-def _measured(graph: Graph, load: LoadCost, job: Job) -> TierProfile:
+def _measured(graph: Graph, load: LoadCost, job: Job, examples: torch.Tensor | None = None) -> TierProfile:
     return measure(
         graph,
         device=job.device,
-        codec=job.codec,
+        allowed=job.allowed,
+        examples=examples,
         repeats=job.repeats,
         limit_seconds=job.limit_seconds,
         load_seconds=load.load_seconds,

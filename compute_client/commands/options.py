@@ -18,8 +18,12 @@ SERVER = typer.Option(None, help="Address of a storage server; without one, ever
 TOKEN = typer.Option(None, help="For the server; default: the environment's HAPI_TOKEN.")
 PUSHDOWN = typer.Option("auto", help="What the server computes: auto, none, all, a policy, or the name of a cut.")
 BATCH_SIZE = typer.Option(32, min=1, help="Samples per batch.")
-CODEC = typer.Option("float32", help="Of features on the wire: float32 (exact), float16 or bfloat16.")
-COMPRESSION = typer.Option("none", help="Of features on the wire: none, lz4 or zstd.")
+CODEC = typer.Option(
+    "float32",
+    help="Of features on the wire: float32 (exact), float16, bfloat16 or int8; or several, as in float32,bfloat16, "
+    "among which a measured plan chooses.",
+)
+COMPRESSION = typer.Option("auto", help="Of features on the wire, lossless: none, lz4, zstd, or auto: if it pays.")
 DEVICE = typer.Option(None, help="Where the rest runs, as in cpu or cuda; default: a GPU if there is one.")
 WORKERS = typer.Option(0, "--workers", min=0, help="Threads that decode here; 0 is one per processor, at most 8.")
 IN_FLIGHT = typer.Option(4, "--in-flight", min=1, max=256, help="Requests to the server at once.")
@@ -53,6 +57,7 @@ def open_loader(
     skip_errors: bool = False,
     in_flight: int = 4,
     workers: int = 0,
+    codec: str = "float32",
     **options: Any,
 ) -> DataLoader:
     """The loader that a command's options describe; InputError for a size or rate that is none."""
@@ -73,5 +78,6 @@ def open_loader(
         on_error="skip" if skip_errors else "raise",
         requests_in_flight=in_flight,
         num_workers=workers,
+        codecs=[name.strip() for name in codec.split(",")],
         **options,
     )

@@ -129,7 +129,7 @@ def test_an_outage_is_told_once_with_its_end(
     assert "answers again after" in told[1]
 
 
-@pytest.mark.parametrize("codec", ["float16", "bfloat16"])
+@pytest.mark.parametrize("codec", ["float16", "bfloat16", "int8"])
 def test_narrow_codecs_are_near(
     server: FakeServer, graph: Graph, transform: v2.Compose, expected: list, codec: str
 ) -> None:
@@ -138,6 +138,21 @@ def test_narrow_codecs_are_near(
     for (features, _), (wanted, _) in zip(narrow, exact, strict=True):
         torch.testing.assert_close(features, wanted, rtol=2e-2, atol=2e-2)
         assert features.dtype == torch.float32
+
+
+def test_each_cut_travels_as_the_plan_says(server: FakeServer, graph: Graph, transform: v2.Compose) -> None:
+    cuts = [cut.name for cut in graph.cuts if cut.name != "input"][-2:]
+    shares = (Share(cuts[0], 0.5), Share(cuts[1], 0.5, "bfloat16", "zstd"))
+    made = Plan("mix", shares, None, None)
+    list(open_loader(server, graph, transform, pushdown=made, codecs=["float32", "bfloat16"]))
+    asked = {(request.cut, request.codec, request.compression) for request in server.requests}
+    assert asked == {(cuts[0], "float32", "none"), (cuts[1], "bfloat16", "zstd")}
+
+
+def test_a_plan_changes_no_values_unasked(server: FakeServer, graph: Graph, transform: v2.Compose) -> None:
+    lossy = Plan("single", (Share("output", 1.0, "int8", "none"),), None, None)
+    with pytest.raises(InputError, match="int8, which changes them"):
+        open_loader(server, graph, transform, pushdown=lossy)
 
 
 def test_only_missing_samples_are_asked_for_again(
