@@ -20,6 +20,7 @@ from hapi.errors import HapiError
 
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
+SERVE = (sys.executable, "-m", "hapi.cli", "serve")
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,17 @@ def local_server(
     options: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     prefix: Sequence[str] = (),
+    program: Sequence[str] = SERVE,
 ) -> Iterator[LocalServer]:
     """Runs `hapi serve --root ROOT` on a free loopback port for as long as the context lasts.
 
     Models and manifests are kept in a folder that goes away with the server, unless `options` names another. `prefix`
-    stands before the command: taskset, nsenter and others that run what follows in their own process.
+    stands before the command: taskset, nsenter and others that run what follows in their own process. `program` takes
+    the place of `hapi serve` itself: a server with another policy.
     """
     with tempfile.TemporaryDirectory(prefix="hapi-server-") as folder:
         log = Path(folder) / "log"
-        command = [*prefix, sys.executable, "-m", "hapi.cli", "serve", "--json", "--root", str(root), "--port", "0"]
+        command = [*prefix, *program, "--json", "--root", str(root), "--port", "0"]
         command += ["--cache-dir", str(Path(folder) / "cache"), *options]
         with log.open("wb") as log_file:
             process = subprocess.Popen(

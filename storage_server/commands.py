@@ -11,11 +11,19 @@ if TYPE_CHECKING:
     import socket
 
     from storage_server.service import Service
+    from storage_server.settings import ServerSettings
 
 Roots = Annotated[
     list[str] | None,
     typer.Option("--root", help="Folder or s3://bucket/prefix below which datasets may lie; may be repeated."),
 ]
+
+
+def make_service(settings: ServerSettings) -> Service:
+    """The service that is run; benchmarks put one with another policy in its place."""
+    from storage_server.service import Service
+
+    return Service(settings)
 
 
 def register(app: typer.Typer) -> None:
@@ -55,7 +63,6 @@ def serve(
     from storage_server.http.app import app_of
     from storage_server.http.server import listen, url_of
     from storage_server.http.server import serve as run
-    from storage_server.service import Service
     from storage_server.settings import ServerSettings
 
     given = {
@@ -76,7 +83,7 @@ def serve(
     logging.basicConfig(
         level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    service = Service(settings)
+    service = make_service(settings)
     try:
         service.check_roots()
         sock = listen(settings.host, settings.port)

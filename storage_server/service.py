@@ -68,10 +68,12 @@ class Service:
         store_settings: StoreSettings | None = None,
         *,
         policy: BatchPolicy | None = None,
+        budget: MemoryBudget | None = None,
     ) -> None:
         """Checks the settings (InputError) and starts the threads; `close` ends them.
 
-        `policy` decides batch sizes instead of our own (storage_server.extraction.sizing), to compare with.
+        `policy` decides batch sizes instead of our own (storage_server.extraction.sizing), to compare with, and
+        `budget` takes the place of the one that watches this machine.
         """
         store_settings = store_settings or StoreSettings.load()
         readers = max(store_settings.readers, settings.read_threads)
@@ -85,7 +87,7 @@ class Service:
         self.metrics = Metrics()
         kept_bytes = CACHE_BYTES if settings.feature_cache_bytes is None else settings.feature_cache_bytes
         buffers = settings.queue_bytes + kept_bytes
-        self.budget = MemoryBudget(settings.device, settings.memory_budget, buffers)
+        self.budget = budget or MemoryBudget(settings.device, settings.memory_budget, buffers)
         self.metrics.budget_bytes.set(self.budget.total_bytes)
         self.queue = QueueBytes(self.budget.queue_bytes * settings.queue_bytes // buffers)
         self.kept = MemoryCache(self.budget.queue_bytes - self.queue.total_bytes)
