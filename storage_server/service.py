@@ -6,7 +6,6 @@ import contextlib
 import logging
 from collections.abc import Generator
 from functools import partial
-from pathlib import Path
 
 import psutil
 
@@ -15,7 +14,6 @@ from hapi.cache import FeatureKeys, MemoryCache
 from hapi.cancel import Cancel
 from hapi.data import Manifest, TransformSpec, open_store
 from hapi.errors import BusyError, InputError, MemoryBudgetError
-from hapi.files import write_whole
 from hapi.plan import INPUT, OUTPUT
 from hapi.settings import StoreSettings
 from hapi.wire.protocol import DatasetSummary, ExtractRequest, ProfileRequest, ServerStatus
@@ -23,18 +21,13 @@ from profiler import TierProfile, measure, measure_loading
 from profiler.measuring import CPU_BATCH, DEVICE_BATCH
 from storage_server.access.auth import Tenant, check_binding, load_tokens
 from storage_server.access.roots import Roots
-from storage_server.extraction.batching import Batches
+from storage_server.checks import check_device, check_folder
 from storage_server.extraction.engine import Prefix
-from storage_server.extraction.executor import DeviceExecutor
 from storage_server.extraction.fitting import check_fits, with_remedy
-from storage_server.extraction.inflight import Flights
-from storage_server.extraction.lanes import Lanes
-from storage_server.extraction.loading import SampleLoader, Source
-from storage_server.extraction.patience import Patience
-from storage_server.extraction.pipeline import Extraction, Job, Stages
-from storage_server.extraction.running import Running
+from storage_server.extraction.loading import Source
+from storage_server.extraction.pipeline import Extraction, Job
 from storage_server.extraction.sizing import BatchPolicy, KneePolicy
-from storage_server.extraction.threads import WorkerThreads
+from storage_server.extraction.stages import Stages
 from storage_server.library.archives import ArchiveStore
 from storage_server.library.datasets import DatasetStore
 from storage_server.library.models import Lease, ModelStore
@@ -44,12 +37,10 @@ from storage_server.memory.workspaces import Workspaces
 from storage_server.metrics import Metrics
 from storage_server.reporting import Report, StatusCollector
 from storage_server.scheduling.admission import Admission
-from storage_server.scheduling.fair import SERVER
 from storage_server.scheduling.holding import QueueBytes
-from storage_server.scheduling.rates import LEAST_SECONDS, Rates
+from storage_server.scheduling.rates import Rates
 from storage_server.scheduling.remembered import Remembered
 from storage_server.settings import ServerSettings
-from storage_server.status import Board
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +60,12 @@ class Service:
         *,
         policy: BatchPolicy | None = None,
         budget: MemoryBudget | None = None,
+        rates: Rates | None = None,
     ) -> None:
         """Checks the settings (InputError) and starts the threads; `close` ends them.
 
-        `policy` decides batch sizes instead of our own (storage_server.extraction.sizing), to compare with, and
-        `budget` takes the place of the one that watches this machine.
+        `policy` decides batch sizes instead of our own (storage_server.extraction.sizing), to compare with;
+        `budget` takes the place of the one that watches this machine, `rates` of those that are measured.
         """
         store_settings = store_settings or StoreSettings.load()
         readers = max(store_settings.readers, settings.read_threads)
@@ -98,15 +90,14 @@ class Service:
         self.workspaces = Workspaces(settings.device, self.remembered, is_short=self.budget.is_short)
         self.models = ModelStore(archives, self.budget, settings.device, self.metrics, self.workspaces)
         self.policy = policy or KneePolicy(self.budget, settings.batch_limit, self.remembered)
-        self.rates = Rates()
-        self.board = Board()
-        self._running = Running()
-        self._build_stages()
+        stages = Stages.start(settings, self.policy, self.queue, self.kept, self.metrics, self.workspaces, rates)
+        self._stages = stages
+        self.device, self.loader, self.flights, self.board = stages.device, stages.loader, stages.flights, stages.board
         self.admission = Admission(
             settings.max_requests,
             settings.max_waiting,
             self.metrics,
-            lambda: self._running.backlog_seconds(self._sample_seconds),
+            stages.backlog_seconds,
             is_shared=not self.tokens.is_open,
         )
         self.idle = IdleRelease(lambda: not self.admission.running, settings.device)
@@ -114,37 +105,6 @@ class Service:
         self.report = Report(self.board, self.admission, self.queue, self.device.waiting)
         names_tenants = self.tokens.is_open or self.tokens.metrics_digest is not None
         self.metrics.registry.register(StatusCollector(self.report, with_tenants=names_tenants))
-
-    def _build_stages(self) -> None:
-        """The threads, and what the requests share of them."""
-        settings, metrics = self.settings, self.metrics
-        patience = Patience(settings.device, metrics)
-        self._finisher = WorkerThreads(1, "hapi-finish")
-        batches = Batches(
-            self.policy,
-            self.rates,
-            self.board,
-            metrics,
-            patience,
-            partial(self._finisher.submit, SERVER),
-            self.workspaces,
-        )
-        lanes = Lanes(self.policy, self.rates, self._running.waiting, self.board.decided)
-        self.device = DeviceExecutor(lanes, batches.run, settings.device, settings.threads, self.board.spent)
-        self._running.on_change = self.device.requests_changed
-        self.loader = SampleLoader(settings.read_threads, settings.workers, metrics, patience)
-        self.flights = Flights(self.loader, self.device, self.kept)
-        self._stages = Stages(
-            self.loader,
-            self.device,
-            self.flights,
-            self._running,
-            self.board,
-            metrics,
-            self.queue,
-            patience,
-            settings.frame_bytes,
-        )
 
     def check_roots(self) -> None:
         """Looks into every root once: a store's error says what is wrong with the first that cannot be listed."""
@@ -176,7 +136,7 @@ class Service:
         transform = TransformSpec.from_json(list(request.transform or ()))
         with self.models.lease(request.model, cancel) as lease:
             prefix = self._fitting(lease, request.cut)
-            self.rates.introduce(prefix)
+            self._stages.rates.introduce(prefix)
             keys = FeatureKeys(
                 manifest,
                 transform,
@@ -207,12 +167,7 @@ class Service:
     def predicted_seconds(self, request: ExtractRequest) -> float:
         """How long the server will work on a request; a guess for prefixes that it does not know."""
         key = None if request.model is None or request.cut == INPUT else (request.model, request.cut)
-        return len(request.indices) * self._sample_seconds(key)
-
-    def _sample_seconds(self, key: tuple[str, ...] | None) -> float:
-        """Of one sample, in the stage that is the narrowest for it."""
-        seconds = [threads.seconds.value / threads.count for threads in (self.loader.readers, self.loader.decoders)]
-        return max(LEAST_SECONDS, seconds[0]) if key is None else max(*seconds, self.rates.seconds(key))
+        return len(request.indices) * self._stages.sample_seconds(key)
 
     def profile(self, request: ProfileRequest, tenant: Tenant, cancel: Cancel) -> TierProfile:
         """Measures a model on this server's device, and reading and decoding samples of a dataset."""
@@ -224,7 +179,9 @@ class Service:
             store = self.datasets.store(manifest)
             load = measure_loading(store, manifest, transform, samples=request.samples, workers=threads)
             device = self.settings.device
-            batch = min(self.device.decision(whole).samples, CPU_BATCH if device == "cpu" else DEVICE_BATCH)
+            fits = whole.memory.largest_batch(self.budget.batch_bytes() + whole.memory.weight_bytes)
+            usual = min(self.settings.batch_limit, CPU_BATCH if device == "cpu" else DEVICE_BATCH)
+            batch = max(1, min(usual, fits))
             return self.device.call(
                 lambda: measure(
                     lease.graph,
@@ -272,33 +229,9 @@ class Service:
     def close(self) -> None:
         """Ends the threads and closes connections; requests must have ended before."""
         self.idle.close()
-        self.loader.close()
-        self.device.close()
-        self._finisher.close()
+        self._stages.close()
         self.datasets.close()
         self.remembered.save()
-
-
-def check_folder(folder: Path) -> None:
-    """Makes the cache directory; InputError if it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "writable", b"")
-        (folder / "writable").unlink()
-    except OSError as error:
-        raise InputError(f"cache directory {folder}: {error.strerror}. Choose another with --cache-dir.") from error
-
-
-def check_device(device: str) -> None:
-    """InputError if this machine does not have the device."""
-    if device == "cpu":
-        return
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    index = int(device.partition(":")[2] or 0)
-    if index >= count:
-        raise InputError(f"--device {device}: this machine has {count} CUDA devices. Use --device cpu or another one.")
 
 
 def summary(manifest: Manifest) -> DatasetSummary:

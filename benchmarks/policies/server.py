@@ -29,14 +29,6 @@ class PatientRates(Rates):
         return 3600.0
 
 
-class ComparisonService(Service):
-    """A server that leaves memory to the policy."""
-
-    def _build_stages(self) -> None:
-        self.rates = PatientRates()
-        super()._build_stages()
-
-
 def policy_of(name: str, device: str = "cpu") -> BatchPolicy:
     """The policy of a name; InputError."""
     kind, _, number = name.partition(":")
@@ -50,13 +42,13 @@ def policy_of(name: str, device: str = "cpu") -> BatchPolicy:
 
 
 def make(name: str) -> Any:
-    """Settings to a service with that policy."""
+    """Settings to a service that leaves memory to that policy."""
 
     def service(settings: ServerSettings) -> Service:
         budget = MemoryBudget(
             settings.device, ENDLESS, settings.queue_bytes, lambda device: ENDLESS, lambda device: 0, lambda: 0
         )
-        return ComparisonService(settings, policy=policy_of(name, settings.device), budget=budget)
+        return Service(settings, policy=policy_of(name, settings.device), budget=budget, rates=PatientRates())
 
     return service
 

@@ -12,8 +12,8 @@ import torch
 
 from hapi.cancel import CancelledWork
 from storage_server.extraction.engine import Prefix
-from storage_server.extraction.lanes import Batch, Row
 from storage_server.extraction.patience import Patience, attempt
+from storage_server.extraction.rows import Batch, Row
 from storage_server.extraction.sizing import BatchPolicy
 from storage_server.memory.outofmemory import release_memory
 from storage_server.memory.workspaces import Workspaces

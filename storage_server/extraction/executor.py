@@ -14,7 +14,8 @@ import torch
 
 from hapi.cancel import Cancel, CancelledWork
 from storage_server.extraction.engine import Prefix
-from storage_server.extraction.lanes import Batch, Call, Lanes, Row
+from storage_server.extraction.lanes import Lanes
+from storage_server.extraction.rows import Batch, Call, Row
 from storage_server.extraction.sizing import Decision
 from storage_server.scheduling.fair import SERVER, Flow
 

@@ -9,22 +9,16 @@ it goes on as long as one ticket is left, so that no follower has to begin anew 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum, auto
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch
-
-from hapi.cancel import Cancel, CancelledWork
+from hapi.cancel import CancelledWork
 from storage_server.extraction.engine import Prefix
 from storage_server.extraction.executor import DeviceExecutor
-from storage_server.extraction.lanes import Row
+from storage_server.extraction.flight import Arrival, Flight, Stage, Tensors, Ticket
 from storage_server.extraction.loading import SampleLoader, SampleTrouble, Source
+from storage_server.extraction.rows import Row
 from storage_server.scheduling.fair import Flow
-
-Tensors = tuple[torch.Tensor, ...]
 
 
 class Kept(Protocol):
@@ -35,65 +29,6 @@ class Kept(Protocol):
     def put(self, key: bytes, tensors: Tensors) -> None: ...
 
     def __contains__(self, key: bytes) -> bool: ...
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """One sample that is done, or why not.
-
-    `failed` is this sample's own trouble, and becomes its row's `error`; `error` is trouble that ends the request.
-    `is_shared`: it was computed for somebody else. `waited`: seconds in line for the device, None if it was not there.
-    """
-
-    index: int
-    tensors: Tensors | None = None
-    data: bytes | None = None
-    failed: str | None = None
-    error: BaseException | None = None
-    is_shared: bool = False
-    waited: float | None = None
-
-
-@dataclass(eq=False)
-class Ticket:
-    """One request's claim to one sample. `deliver` is called at most once, from another thread."""
-
-    index: int
-    flow: Flow
-    cancel: Cancel
-    deliver: Callable[[Arrival], Any]
-    flight: Flight | None = None
-
-
-class _Stage(Enum):
-    ORDERED = auto()
-    READING = auto()
-    READ = auto()
-    DECODING = auto()
-    READY = auto()
-    DONE = auto()
-
-
-@dataclass(eq=False)
-class Flight:
-    """One sample at one cut. Guarded by the lock of the table that it is in."""
-
-    source: Source
-    index: int
-    prefix: Prefix | None
-    key: bytes | None
-    tickets: dict[Ticket, None] = field(default_factory=dict)
-    stage: _Stage = _Stage.ORDERED
-    data: bytes | None = None
-    row: Row | None = None
-
-    def is_wanted(self) -> bool:
-        """Whether anybody still waits for it."""
-        return any(not ticket.cancel.is_set for ticket in tuple(self.tickets))
-
-    @property
-    def flows(self) -> set[Flow]:
-        return {ticket.flow for ticket in self.tickets}
 
 
 class Flights:
@@ -154,16 +89,16 @@ class Flights:
             self._line_up(flight, ticket.flow)
 
     def _line_up(self, flight: Flight, flow: Flow) -> None:
-        if flight.stage is _Stage.ORDERED:
+        if flight.stage is Stage.ORDERED:
             self._loader.readers.submit(flow, partial(self._read, flight))
-        elif flight.stage is _Stage.READ:
+        elif flight.stage is Stage.READ:
             self._loader.decoders.submit(flow, partial(self._decode, flight))
-        elif flight.stage is _Stage.READY and flight.row is not None:
+        elif flight.stage is Stage.READY and flight.row is not None:
             self._device.share(flight.row, flow)
 
     def _read(self, flight: Flight) -> bool:
         """On a reader's thread. False if there was nothing to do: another line's turn came first, or nobody waits."""
-        if not self._claim(flight, _Stage.ORDERED, _Stage.READING):
+        if not self._claim(flight, Stage.ORDERED, Stage.READING):
             return False
         try:
             data = self._loader.read(flight.source, flight.index, flight.is_wanted)
@@ -175,14 +110,14 @@ class Flights:
             return True
         with self._lock:
             if flight.tickets:
-                flight.data, flight.stage = data, _Stage.READ
+                flight.data, flight.stage = data, Stage.READ
                 for flow in flight.flows:
                     self._line_up(flight, flow)
         return True
 
     def _decode(self, flight: Flight) -> bool:
         """On a decoder's thread; see `_read`."""
-        if not self._claim(flight, _Stage.READ, _Stage.DECODING):
+        if not self._claim(flight, Stage.READ, Stage.DECODING):
             return False
         data, flight.data = flight.data, None
         assert data is not None
@@ -197,7 +132,7 @@ class Flights:
             if flight.tickets:
                 deliver = partial(self._computed, flight)
                 flight.row = Row(flight.prefix, tensor, flight.flows, flight.is_wanted, deliver)
-                flight.stage = _Stage.READY
+                flight.stage = Stage.READY
                 self._device.submit(flight.row)
         return True
 
@@ -209,7 +144,7 @@ class Flights:
             self._kept.put(flight.key, outcome)  # before it leaves the table: nobody finds it in neither
         self._land(flight, tensors=outcome)
 
-    def _claim(self, flight: Flight, before: _Stage, after: _Stage) -> bool:
+    def _claim(self, flight: Flight, before: Stage, after: Stage) -> bool:
         with self._lock:
             if flight.stage is not before or not flight.tickets:
                 return False
@@ -232,7 +167,7 @@ class Flights:
                 return
             if flight.row is not None and flight.prefix is not None:
                 self._device.expect(flight.prefix)
-            flight.stage, flight.row = _Stage.ORDERED, None
+            flight.stage, flight.row = Stage.ORDERED, None
             for flow in flight.flows:
                 self._line_up(flight, flow)
 
@@ -256,8 +191,8 @@ class Flights:
     def _end(self, flight: Flight) -> None:
         if flight.key is not None and self._by_key.get(flight.key) is flight:
             del self._by_key[flight.key]
-        if flight.prefix is not None and flight.row is None and flight.stage is not _Stage.DONE:
+        if flight.prefix is not None and flight.row is None and flight.stage is not Stage.DONE:
             self._device.expect(flight.prefix, -1)
-        flight.stage = _Stage.DONE
+        flight.stage = Stage.DONE
         flight.data = flight.row = None
         flight.tickets.clear()

@@ -18,18 +18,14 @@ from hapi.cache import FeatureKeys
 from hapi.cancel import Cancel
 from hapi.units import format_bytes
 from storage_server.extraction.engine import Prefix
-from storage_server.extraction.executor import DeviceExecutor
 from storage_server.extraction.fitting import queued_bytes
 from storage_server.extraction.frames import FrameWriter
-from storage_server.extraction.inflight import Arrival, Flights, Ticket
-from storage_server.extraction.loading import SampleLoader, Source
-from storage_server.extraction.patience import Patience
-from storage_server.extraction.running import Running
+from storage_server.extraction.inflight import Arrival, Ticket
+from storage_server.extraction.loading import Source
 from storage_server.extraction.sizing import BATCHES_AHEAD, Waiting
-from storage_server.metrics import Metrics
+from storage_server.extraction.stages import Stages
 from storage_server.scheduling.fair import SERVER, Flow
-from storage_server.scheduling.holding import Holding, QueueBytes
-from storage_server.status import Board
+from storage_server.scheduling.holding import Holding
 
 FILL_SECONDS = 0.02
 """How long rows wait for others to share a frame with."""
@@ -49,21 +45,6 @@ class Job:
     compression: str = "none"
     flow: Flow = SERVER
     keys: FeatureKeys | None = None
-
-
-@dataclass(frozen=True)
-class Stages:
-    """What all requests share."""
-
-    loader: SampleLoader
-    device: DeviceExecutor
-    flights: Flights
-    running: Running
-    board: Board
-    metrics: Metrics
-    queue: QueueBytes
-    patience: Patience
-    frame_bytes: int
 
 
 class Extraction:

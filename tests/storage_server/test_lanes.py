@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage_server.extraction.engine import Prefix
-from storage_server.extraction.lanes import Batch, Call, Lanes, Row
+from storage_server.extraction.lanes import Lanes
+from storage_server.extraction.rows import Batch, Call, Row
 from storage_server.extraction.sizing import Decision, Waiting
 from storage_server.scheduling.fair import Flow
 from storage_server.scheduling.rates import Rates

@@ -17,8 +17,8 @@ from profiler.memory import MemoryModel
 from storage_server.extraction.batching import Batches
 from storage_server.extraction.engine import Prefix
 from storage_server.extraction.fitting import check_fits, with_remedy
-from storage_server.extraction.lanes import Batch, Row
 from storage_server.extraction.patience import ATTEMPTS, Patience
+from storage_server.extraction.rows import Batch, Row
 from storage_server.extraction.sizing import RECOVER_AFTER, KneePolicy, Waiting
 from storage_server.memory.budget import MemoryBudget
 from storage_server.metrics import Metrics

@@ -1,0 +1,74 @@
+"""What waits for the device: rows in lanes, and calls; and what it is given to do, a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from storage_server.extraction.engine import Prefix
+from storage_server.extraction.sizing import Decision
+from storage_server.scheduling.fair import Flow
+
+
+@dataclass(eq=False)
+class Row:
+    """One sample's input tensor (*prefix.input.shape), ready for the device.
+
+    Attributes:
+        flows: whom it is for; it stands in the line of each, and each pays its part.
+        is_wanted: asked when a batch is formed; rows that nobody wants are not computed.
+        deliver: called once, from another thread, with the cut's tensors of this sample or with what went wrong;
+            CancelledWork if it was not computed because nobody wanted it.
+    """
+
+    prefix: Prefix
+    tensor: torch.Tensor
+    flows: set[Flow]
+    is_wanted: Callable[[], bool]
+    deliver: Callable[[tuple[torch.Tensor, ...] | BaseException], Any]
+    since: float = 0.0
+    waited: float = 0.0
+
+
+@dataclass(eq=False)
+class Call:
+    """A piece of the device's time that is no batch, for one flow."""
+
+    flow: Flow
+    run: Callable[[], Any]
+
+
+@dataclass(eq=False)
+class Batch:
+    """Rows of one lane that are to be computed now."""
+
+    prefix: Prefix
+    rows: list[Row]
+    row_seconds: float
+    """What each was charged."""
+    dropped: list[Row] = field(default_factory=list)
+    """Rows that nobody wanted, found on the way."""
+
+
+@dataclass(eq=False)
+class Lane:
+    """The rows that wait for one prefix, per flow in order of arrival."""
+
+    prefix: Prefix
+    lines: dict[Flow, dict[Row, None]] = field(default_factory=dict)
+    rows: dict[Row, None] = field(default_factory=dict)
+    expected: int = 0
+    """Rows on their way."""
+    decision: Decision | None = None
+
+    @property
+    def oldest(self) -> float:
+        """Since when its first row waits."""
+        return next(iter(self.rows)).since
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.rows and not self.expected

@@ -1,0 +1,85 @@
+"""The stages that all requests share: threads, the device with its lanes, samples in flight, and their records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from storage_server.extraction.batching import Batches
+from storage_server.extraction.executor import DeviceExecutor
+from storage_server.extraction.inflight import Flights, Kept
+from storage_server.extraction.lanes import Lanes
+from storage_server.extraction.loading import SampleLoader
+from storage_server.extraction.patience import Patience
+from storage_server.extraction.running import Running
+from storage_server.extraction.sizing import BatchPolicy
+from storage_server.extraction.threads import WorkerThreads
+from storage_server.memory.workspaces import Workspaces
+from storage_server.metrics import Metrics
+from storage_server.scheduling.fair import SERVER
+from storage_server.scheduling.holding import QueueBytes
+from storage_server.scheduling.rates import LEAST_SECONDS, Rates
+from storage_server.settings import ServerSettings
+from storage_server.status import Board
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Their threads run until `close`."""
+
+    loader: SampleLoader
+    device: DeviceExecutor
+    flights: Flights
+    running: Running
+    rates: Rates
+    board: Board
+    metrics: Metrics
+    queue: QueueBytes
+    patience: Patience
+    finisher: WorkerThreads
+    frame_bytes: int
+
+    @classmethod
+    def start(
+        cls,
+        settings: ServerSettings,
+        policy: BatchPolicy,
+        queue: QueueBytes,
+        kept: Kept,
+        metrics: Metrics,
+        workspaces: Workspaces | None = None,
+        rates: Rates | None = None,
+    ) -> Stages:
+        """Starts the threads. `kept` keeps finished rows; without `workspaces` no batch's memory is measured."""
+        patience, rates, board, running = Patience(settings.device, metrics), rates or Rates(), Board(), Running()
+        finisher = WorkerThreads(1, "hapi-finish")
+        finish = partial(finisher.submit, SERVER)
+        batches = Batches(policy, rates, board, metrics, patience, finish, workspaces)
+        lanes = Lanes(policy, rates, running.waiting, board.decided)
+        device = DeviceExecutor(lanes, batches.run, settings.device, settings.threads, board.spent)
+        running.on_change = device.requests_changed
+        loader = SampleLoader(settings.read_threads, settings.workers, metrics, patience)
+        flights = Flights(loader, device, kept)
+        return cls(
+            loader, device, flights, running, rates, board, metrics, queue, patience, finisher, settings.frame_bytes
+        )
+
+    def sample_seconds(self, key: tuple[str, ...] | None) -> float:
+        """Predicted seconds of one sample for the prefix with this key, in the stage that is the narrowest for it.
+
+        None: it is only read.
+        """
+        reading, decoding = (
+            threads.seconds.value / threads.count for threads in (self.loader.readers, self.loader.decoders)
+        )
+        return max(LEAST_SECONDS, reading) if key is None else max(reading, decoding, self.rates.seconds(key))
+
+    def backlog_seconds(self) -> float:
+        """Predicted seconds of all that the running requests still want."""
+        return self.running.backlog_seconds(self.sample_seconds)
+
+    def close(self) -> None:
+        """Ends the threads; requests must have ended before."""
+        self.loader.close()
+        self.device.close()
+        self.finisher.close()
