@@ -147,6 +147,11 @@ class LoaderCache:
             for start in range(0, len(indices), 256)
         )
 
+    def share(self, row_bytes: int) -> float:
+        """The part of all features that there is room for, if a sample's take `row_bytes`."""
+        room = self._table.budget_bytes + (self._options.disk_bytes if self._disk is not None else 0)
+        return max(0.0, min(1.0, room / max(1, row_bytes * self.views * self._dataset.samples)))
+
     @property
     def nbytes(self) -> int:
         """Bytes of the memory tier."""

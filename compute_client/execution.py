@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from dataclasses import dataclass, replace
 from functools import partial
@@ -214,6 +215,14 @@ class Execution:
             return None
         return LoaderCache(self.dataset, options, views=views, keys=partial(self._keys, views), stats=self.stats)
 
+    def _kept_share(self) -> float:
+        """Part of the samples that an epoch after the first finds in the cache, over all such epochs."""
+        later = self._workload.epochs - 1
+        if self.cache is None or later < 1:
+            return 0.0
+        row_bytes = sum(4 * math.prod(shape) for shape in self.feature_shapes)
+        return self.cache.share(row_bytes) * max(0, self._workload.epochs - self.cache.views) / later
+
     def _keys(self, views: int) -> list[FeatureKeys]:
         """Names of the finished features on disk, per view; none for a backbone that cannot be named."""
         assert isinstance(self._transform, TransformSpec)
@@ -264,6 +273,7 @@ class Execution:
                     allowed=self._allowed,
                     link=self._link,
                     threads=self._limits.threads,
+                    kept_share=self._kept_share(),
                 )
             except MemoryBudgetError as error:
                 if self._pushdown != AUTO:  # who names a policy wants to know

@@ -119,7 +119,7 @@ class EpochOrder:
         """The batches of an epoch, drawn lazily; a single index comes as a batch of one when `batch_size` is None."""
         generator = self._seeded(epoch) if self._from_seed else self._generator
         for batch in self._loader(self.world, generator):
-            yield [self._sample(position) for position in (batch if self.batched else [batch])]
+            yield self._samples(batch if self.batched else [batch])
         if self._from_seed and generator is not None:
             self._start = epoch + 1, generator.get_state()
 
@@ -186,6 +186,13 @@ class EpochOrder:
         if self._world is not None:
             return self._world
         return World.current() if self._own_sampler else World()
+
+    def _samples(self, positions: Sequence[Any]) -> list[int]:
+        if not self._own_sampler:
+            return [self._sample(position) for position in positions]
+        if self._indices is None:  # PyTorch's own samplers stay within bounds
+            return list(positions)
+        return [self._indices[position] for position in positions]
 
     def _sample(self, position: Any) -> int:
         if self._indices is None:

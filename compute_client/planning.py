@@ -77,10 +77,11 @@ def measured_plan(
     allowed: Allowed,
     link: Link | None,
     threads: int,
+    kept_share: float = 0.0,
 ) -> Plan:
     """Measures the server, this machine and the link (unless it is given), and decides by policy.
 
-    The server must hold the model already.
+    The server must hold the model already. `kept_share`: part of the samples that later epochs find in the cache.
     """
     from profiler.planner import plan
     from profiler.tiers import Job, profile_with_server
@@ -94,6 +95,7 @@ def measured_plan(
         allowed,
         PROFILE_REPEATS,
         PROFILE_SECONDS,
+        kept_share,
     )
     graph = backbone.graph(transform)
     profile = profile_with_server(client, graph, dataset, transform, job, link=link, workers=threads)

@@ -23,7 +23,7 @@ class FeatureTable:
     def __init__(self, rows: int, budget_bytes: int) -> None:
         """Memory is taken as rows come, up to `budget_bytes`, of which 8 bytes per row number find the rows."""
         self._slots = np.full(rows, -1, np.int64)
-        self._budget = budget_bytes - self._slots.nbytes
+        self.budget_bytes = budget_bytes - self._slots.nbytes
         self._columns: Tensors = ()
         self._kinds: list[tuple[torch.Size, torch.dtype]] = []
         self._used = 0
@@ -82,7 +82,7 @@ class FeatureTable:
 
     def _begin(self, kinds: list[tuple[torch.Size, torch.dtype]]) -> None:
         self._kinds = kinds
-        self._capacity = max(0, min(len(self._slots), self._budget // max(1, self.row_bytes)))
+        self._capacity = max(0, min(len(self._slots), self.budget_bytes // max(1, self.row_bytes)))
         self._columns = tuple(_reserve(self._capacity, shape, dtype) for shape, dtype in kinds)
 
 

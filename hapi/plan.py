@@ -83,6 +83,10 @@ class Profile:
     client_memory_bytes: int | None = None
     weight_bytes: int = 0
     """Of the whole backbone; 0 if unknown."""
+    kept_share: float = 0.0
+    """Part of the samples whose features the client keeps: in epochs after the first they cost the head only."""
+    head_seconds: float = 0.0
+    """Of `client_seconds`, what training the head takes, per sample."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Anything else worth keeping (devices, engine, library versions); never read by the planner."""
 
@@ -129,6 +133,8 @@ class Profile:
             server_memory_bytes=_optional_int(document, "server_memory_bytes"),
             client_memory_bytes=_optional_int(document, "client_memory_bytes"),
             weight_bytes=int(_number(document, "weight_bytes", "profile", 0)),
+            kept_share=min(1.0, _number(document, "kept_share", "profile", 0.0)),
+            head_seconds=_number(document, "head_seconds", "profile", 0.0),
             details=details if isinstance(details, dict) else {},
         )
 

@@ -81,7 +81,20 @@ class Pipeline:
         busy = self.busy_seconds(shares)
         steady = (self.samples - self.first_samples) * busy.max()
         start = self.first_samples * busy.sum() + (self.latency_seconds if self.first_samples else 0.0)
-        return float(self.profile.epochs * (steady + start))
+        return self.over_epochs(steady + start, busy)
+
+    def over_epochs(self, first_seconds: float, busy: np.ndarray) -> float:
+        """All epochs, of which the first takes `first_seconds`: later ones find a part of the samples kept.
+
+        Kept samples occupy the client, for the head; the others all resources, as in the first epoch. `busy` as above.
+        """
+        later, profile = self.profile.epochs - 1, self.profile
+        if not profile.kept_share:
+            return float(first_seconds * (1 + later))
+        kept = profile.kept_share * self.samples * profile.head_seconds
+        rest = (1 - profile.kept_share) * first_seconds
+        idle = (1 - profile.kept_share) * self.samples * max(0.0, float(busy.max() - busy[-1]))
+        return float(first_seconds + later * (rest + max(0.0, kept - idle)))
 
     def only(self, name: str) -> np.ndarray:
         """The mix in which every sample takes one cut, in the way that is fastest."""

@@ -43,7 +43,7 @@ def plan(
     pipeline = Pipeline.of(job, server_share=server_share)
     choice = _choose(pipeline, policy)
     limit = limit_shares(pipeline)
-    pace = min(pipeline.busy_seconds(limit).max(), pipeline.busy_seconds(choice.shares).max())
+    bounds = [pipeline.busy_seconds(shares) for shares in (limit, choice.shares)]
     return Plan(
         policy=policy,
         cuts=tuple(
@@ -52,7 +52,7 @@ def plan(
             if share
         ),
         predicted_seconds=pipeline.seconds(choice.shares),
-        limit_seconds=float(job.epochs * pipeline.samples * pace),
+        limit_seconds=min(pipeline.over_epochs(float(pipeline.samples * busy.max()), busy) for busy in bounds),
         reasons=tuple(_reasons(pipeline, policy, choice)),
     )
 
@@ -115,6 +115,8 @@ def _reasons(pipeline: Pipeline, policy: str, choice: Choice) -> list[str]:
     amount = f"{job.samples} samples" if job.samples else "each sample (the profile does not say how many)"
     if job.epochs > 1:
         amount += f" x {job.epochs} epochs"
+        if job.kept_share:
+            amount += f" ({job.kept_share:.0%} of the features are kept, and only trained on after the first)"
     times = {policy: pipeline.seconds(shares)}
     for name, cut in (("none", INPUT), ("all", OUTPUT)):
         times.setdefault(name, pipeline.seconds(pipeline.only(cut)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -43,6 +43,7 @@ class Job:
         classes: of the head; 0 if that is not known.
         device: the client's.
         allowed: in which codecs and compressions features may travel.
+        kept_share: part of the samples whose features the client keeps after the first epoch.
         repeats, limit_seconds: timed runs on this device, and after how long no further one is begun.
     """
 
@@ -54,6 +55,7 @@ class Job:
     allowed: Allowed = field(default_factory=Allowed)
     repeats: int = 5
     limit_seconds: float = 20.0
+    kept_share: float = 0.0
 
 
 def profile_here(graph: Graph, load: LoadCost, job: Job, examples: torch.Tensor | None = None) -> Profile:
@@ -102,18 +104,20 @@ def _profile(
     budget_bytes: int | None,
 ) -> Profile:
     features = graph.output.shape[-1] if graph.output.shape else 1
-    return combine(
+    head = head_seconds(features, job.classes, job.batch_size, job.device)
+    profile = combine(
         far,
         near,
         samples=job.samples,
         batch_size=job.batch_size,
         epochs=job.epochs,
         model=graph.name,
-        head_seconds=head_seconds(features, job.classes, job.batch_size, job.device),
+        head_seconds=head,
         link=link,
         server_memory_bytes=budget_bytes,
         details={"server": _about(far), "client": _about(near), "measured_on_server": link is not None},
     )
+    return replace(profile, kept_share=job.kept_share, head_seconds=head)
 
 
 def _measured(graph: Graph, load: LoadCost, job: Job, examples: torch.Tensor | None = None) -> TierProfile:

@@ -46,6 +46,12 @@ def serve(
     cache_dir: Annotated[
         Path | None, typer.Option(help="Where models and manifests are kept. (default ~/.cache/hapi/server)")
     ] = None,
+    feature_cache_bytes: Annotated[
+        str | None, typer.Option(help="Most memory for features that were asked for, like 1GB; 0 keeps none.")
+    ] = None,
+    feature_disk_bytes: Annotated[
+        str | None, typer.Option(help="Most bytes of features below the cache directory, like 50GB. (default 0)")
+    ] = None,
     max_batch: Annotated[int | None, typer.Option(help="Most samples in one pass through a network.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of one network operation.")] = None,
     workers: Annotated[int | None, typer.Option(help="Images decoded at the same time.")] = None,
@@ -73,6 +79,8 @@ def serve(
         "memory_budget": memory_budget,
         "tokens": tokens,
         "cache_dir": cache_dir,
+        "feature_cache_bytes": feature_cache_bytes,
+        "feature_disk_bytes": feature_disk_bytes,
         "max_batch": max_batch,
         "threads": threads,
         "workers": workers,

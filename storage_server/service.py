@@ -10,7 +10,7 @@ from functools import partial
 import psutil
 
 import hapi
-from hapi.cache import FeatureKeys, MemoryCache
+from hapi.cache import DiskCache, FeatureCache, FeatureKeys, MemoryCache
 from hapi.cancel import Cancel
 from hapi.data import Manifest, TransformSpec, open_store
 from hapi.errors import BusyError, InputError, MemoryBudgetError
@@ -82,8 +82,10 @@ class Service:
         self.budget = budget or MemoryBudget(settings.device, settings.memory_budget, buffers)
         self.metrics.budget_bytes.set(self.budget.total_bytes)
         self.queue = QueueBytes(self.budget.queue_bytes * settings.queue_bytes // buffers)
-        self.kept = MemoryCache(self.budget.queue_bytes - self.queue.total_bytes)
         check_folder(settings.cache_dir)
+        kept_here = MemoryCache(self.budget.queue_bytes - self.queue.total_bytes)
+        on_disk = settings.feature_disk_bytes
+        self.kept = FeatureCache(kept_here, DiskCache(settings.cache_dir / "features", on_disk) if on_disk else None)
         self.remembered = Remembered(settings.cache_dir / "learned.json")
         self.datasets = DatasetStore(settings.cache_dir / "datasets", self.store_settings)
         archives = ArchiveStore(settings.cache_dir / "models", settings.max_model_bytes, settings.max_cache_bytes)
@@ -230,6 +232,7 @@ class Service:
         """Ends the threads and closes connections; requests must have ended before."""
         self.idle.close()
         self._stages.close()
+        self.kept.close()
         self.datasets.close()
         self.remembered.save()
 

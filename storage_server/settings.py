@@ -68,6 +68,10 @@ class ServerSettings(BaseSettings):
     """Most bytes of finished features that are kept in memory for whoever asks for the same; 0 keeps none. None is an
     eighth of the memory budget, 256 MiB at most. Where the device is the CPU they are part of the memory budget."""
 
+    feature_disk_bytes: Bytes = Field(default=0, ge=0)
+    """Most bytes of finished features that are kept below the cache directory as well, and over restarts; 0 keeps none.
+    Several servers of one machine may share the directory."""
+
     max_requests: int = Field(default=32, ge=1, le=1024)
     """Extract and profile requests that run at the same time; each tenant has its part of them."""
     max_waiting: int = Field(default=64, ge=0, le=65536)

@@ -132,8 +132,9 @@ class DiskCache:
                 self._refuse(error)
 
     def __contains__(self, key: bytes) -> bool:
+        """As far as is known now: what other processes wrote since the last `refresh` is not."""
         with self._lock:
-            return self._find(key) is not None
+            return self._known(key) is not None
 
     def __len__(self) -> int:
         return len(self._places)
@@ -161,11 +162,15 @@ class DiskCache:
             self._writer = None
 
     def _find(self, key: bytes) -> tuple[Pack, int] | None:
-        place = self._places.get(_short(key))
-        if place is None and time.monotonic() - self._looked >= REFRESH_SECONDS:
+        found = self._known(key)
+        if found is None and time.monotonic() - self._looked >= REFRESH_SECONDS:
             with contextlib.suppress(OSError):  # what is not found now is a miss
                 self.refresh()
-            place = self._places.get(_short(key))
+            found = self._known(key)
+        return found
+
+    def _known(self, key: bytes) -> tuple[Pack, int] | None:
+        place = self._places.get(_short(key))
         if place is None:
             return None
         pack = self._numbered[place[0]]

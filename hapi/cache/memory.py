@@ -43,14 +43,14 @@ class MemoryCache:
         size = entry_bytes(tensors)
         if size > self.budget_bytes:
             return
-        owned = tuple(map(_owned, tensors))
+        copies = tuple(map(owned, tensors))
         with self._lock:
             if (old := self._entries.pop(key, None)) is not None:
                 self.nbytes -= entry_bytes(old)
             while self.nbytes + size > self.budget_bytes:
                 _, dropped = self._entries.popitem(last=False)
                 self.nbytes -= entry_bytes(dropped)
-            self._entries[key] = owned
+            self._entries[key] = copies
             self.nbytes += size
 
     def clear(self) -> None:
@@ -71,7 +71,7 @@ def entry_bytes(tensors: Tensors) -> int:
     return ENTRY_BYTES + sum(tensor.nbytes for tensor in tensors)
 
 
-def _owned(tensor: torch.Tensor) -> torch.Tensor:
+def owned(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor with memory of its own: a row of a batch would keep the whole batch alive."""
     whole = tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
     return tensor.detach() if whole else tensor.detach().clone(memory_format=torch.contiguous_format)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import queue
+import threading
+
 import torch
 
 from hapi.cache.disk import DiskCache
-from hapi.cache.memory import MemoryCache
+from hapi.cache.memory import MemoryCache, entry_bytes, owned
+
+WAITING_BYTES = 32 * 2**20
+"""Most bytes that wait to be written; what comes beyond is kept in memory only."""
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -13,12 +19,16 @@ Tensors = tuple[torch.Tensor, ...]
 class FeatureCache:
     """What is asked for is looked for in memory, then on disk; what is found on disk is kept in memory again.
 
-    Either tier may be missing. Thread-safe, as they are. What `get` answers must not be written to. `put` writes to
-    the disk before it returns: call it where waiting for a disk does no harm.
+    Either tier may be missing. Thread-safe, as they are. What `get` answers must not be written to. `put` does not
+    wait for the disk: a thread of its own writes, and a disk that is slower than the features come gets a part.
     """
 
     def __init__(self, memory: MemoryCache | None, disk: DiskCache | None = None) -> None:
         self.memory, self.disk = memory, disk
+        self._waiting: queue.Queue[tuple[bytes, Tensors] | None] = queue.Queue()
+        self._waiting_bytes = 0
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
 
     def get(self, key: bytes) -> Tensors | None:
         """The tensors kept under `key`, or None."""
@@ -31,11 +41,24 @@ class FeatureCache:
         return found
 
     def put(self, key: bytes, tensors: Tensors) -> None:
-        """Keeps host tensors in both tiers."""
+        """Keeps host tensors in both tiers; on disk after a while."""
         if self.memory is not None:
             self.memory.put(key, tensors)
-        if self.disk is not None:
-            self.disk.put(key, tensors)
+        if self.disk is None or key in self.disk:
+            return
+        size = entry_bytes(tensors)
+        with self._lock:
+            if self._waiting_bytes + size > WAITING_BYTES:
+                return
+            self._waiting_bytes += size
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._write, name="hapi-cache-write", daemon=True)
+                self._thread.start()
+        self._waiting.put((key, tuple(map(owned, tensors))))
+
+    def __contains__(self, key: bytes) -> bool:
+        """Whether `get` would probably find it; never waits for a disk."""
+        return (self.memory is not None and key in self.memory) or (self.disk is not None and key in self.disk)
 
     @property
     def nbytes(self) -> int:
@@ -45,7 +68,7 @@ class FeatureCache:
     @property
     def hits(self) -> int:
         """Questions that either tier answered."""
-        return (self.memory.hits if self.memory else 0) + (self.disk.hits if self.disk else 0)
+        return sum(tier.hits for tier in (self.memory, self.disk) if tier is not None)
 
     @property
     def misses(self) -> int:
@@ -53,7 +76,30 @@ class FeatureCache:
         last = self.disk if self.disk is not None else self.memory
         return last.misses if last is not None else 0
 
+    def flush(self) -> None:
+        """Waits until everything that waits is on disk."""
+        self._waiting.join()
+
     def close(self) -> None:
-        """Ends writing to disk."""
+        """Writes what waits, and ends the thread; it may be used again."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            self._waiting.put(None)
+            thread.join()
         if self.disk is not None:
             self.disk.close()
+
+    def _write(self) -> None:
+        assert self.disk is not None
+        while True:
+            item = self._waiting.get()
+            try:
+                if item is None:
+                    return
+                self.disk.put(*item)
+                with self._lock:
+                    self._waiting_bytes -= entry_bytes(item[1])
+            finally:
+                del item
+                self._waiting.task_done()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -191,3 +192,22 @@ def test_every_policy_gives_a_plan_that_is_json(profile: Profile, policy: str) -
     assert sum(cut["share"] for cut in document["cuts"]) == pytest.approx(1)
     assert {cut["name"] for cut in document["cuts"]} <= {cut.name for cut in profile.cuts}
     assert document["reasons"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(profiles(), st.floats(0, 1), st.floats(0, 1))
+def test_kept_features_make_later_epochs_cheaper(profile: Profile, kept: float, part: float) -> None:
+    head = part * min(cut.client_seconds for cut in profile.cuts)
+    plain, one = plan(profile), plan(profile, epochs=1)
+    made = plan(replace(profile, kept_share=kept, head_seconds=head))
+    everything = plan(replace(profile, kept_share=1.0, head_seconds=head))
+    assert made.limit_seconds <= made.predicted_seconds * (1 + 1e-9)
+    assert everything.predicted_seconds <= made.predicted_seconds * (1 + 1e-9)
+    assert made.predicted_seconds <= plain.predicted_seconds * (1 + 1e-9)
+    later = (profile.epochs - 1) * max(1, profile.samples) * head
+    assert everything.predicted_seconds == pytest.approx(one.predicted_seconds + later)
+
+
+def test_that_features_are_kept_is_said() -> None:
+    profile = profile_of((1000, 1, 2), (100, 2, 1), samples=100, epochs=5, kept_share=0.5)
+    assert any("50% of the features are kept" in reason for reason in plan(profile).reasons)

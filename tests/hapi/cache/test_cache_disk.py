@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hapi.cache import DiskCache, FeatureCache, MemoryCache, layout
+from hapi.cache import DiskCache, FeatureCache, MemoryCache, layout, tiers
 from hapi.errors import InputError
 
 BUDGET = 2**20
@@ -279,6 +280,8 @@ def test_tiers_look_in_memory_first(tmp_path: Path) -> None:
     cache.put(key(1), value(1))
     assert same(cache.get(key(1)), 1)
     assert (disk.hits, cache.hits, cache.misses) == (0, 1, 1)
+    assert key(1) in cache
+    cache.flush()
     later = FeatureCache(MemoryCache(10_000), DiskCache(tmp_path, BUDGET))
     for _ in range(3):
         assert same(later.get(key(1)), 1)
@@ -287,5 +290,29 @@ def test_tiers_look_in_memory_first(tmp_path: Path) -> None:
     assert later.nbytes > 0
     for alone in (FeatureCache(None, disk), FeatureCache(MemoryCache(10_000)), FeatureCache(None)):
         alone.put(key(2), value(2))
+        alone.flush()
         assert (alone.get(key(2)) is None) == (alone.memory is alone.disk)
         alone.close()
+
+
+def test_a_slow_disk_gets_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = DiskCache(tmp_path, BUDGET)
+    go_on = threading.Event()
+    write = DiskCache.put
+
+    def slow(self: DiskCache, name: bytes, tensors: tuple[torch.Tensor, ...]) -> None:
+        assert go_on.wait(60)
+        write(self, name, tensors)
+
+    monkeypatch.setattr(DiskCache, "put", slow)
+    monkeypatch.setattr(tiers, "WAITING_BYTES", 10_000)
+    cache = FeatureCache(MemoryCache(10**6), disk)
+    for number in range(50):
+        cache.put(key(number), value(number))
+    go_on.set()
+    cache.close()
+    assert 0 < len(disk) < 50
+    assert all(same(cache.get(key(number)), number) for number in range(50))
+    cache.put(key(99), value(99))  # closing is no end
+    cache.close()
+    assert same(disk.get(key(99)), 99)
