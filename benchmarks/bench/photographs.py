@@ -71,3 +71,16 @@ def _put(path: Path, place: Path) -> None:
         place.hardlink_to(path.resolve())
     except OSError:  # another file system, or one without links
         shutil.copyfile(path, place)
+
+
+@contextlib.contextmanager
+def multiplied(folder: Path, samples: int) -> Iterator[Path]:
+    """A folder with `samples` files, each a link to (or a copy of) one of the photographs of `folder`, in turn."""
+    pictures = sorted(folder.glob("*/*"))
+    with tempfile.TemporaryDirectory(prefix="hapi-photographs-", dir=folder.parent) as name:
+        for number in range(samples):
+            path = pictures[number % len(pictures)]
+            place = Path(name) / path.parent.name / f"{number:06d}{path.suffix}"
+            place.parent.mkdir(exist_ok=True)
+            _put(path, place)
+        yield Path(name)

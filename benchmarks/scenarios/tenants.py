@@ -1,0 +1,196 @@
+"""`hapi bench tenants`: many tenants on one storage server, beside the server alone and beside other batch policies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from benchmarks.bench import options
+from benchmarks.bench.run import Bench, Plot
+from benchmarks.bench.table import SAMPLES, SECONDS, SYSTEM, Column, number, times
+from hapi.units import format_bytes, format_seconds, parse_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.figure import Figure
+
+    from benchmarks.bench.rows import Row
+    from benchmarks.tenants.jobs import Network
+    from benchmarks.tenants.parts import Alone
+
+COUNTS, QUICK_COUNTS = (1, 2, 4, 8, 12, 20, 40), (1, 4, 8)
+POLICIES = ("whole", "paper-lp")
+PARTS = ("mixed", "same", "beside", "vanish")
+PHOTOGRAPHS, QUICK_PHOTOGRAPHS = 256, 128
+LARGE_JOB, QUICK_LARGE_JOB = 10_000, 2_000
+COLUMNS = (
+    Column("part", "part", is_text=True),
+    Column("tenants", "tenants"),
+    SYSTEM,
+    SAMPLES,
+    SECONDS,
+    Column("alone_seconds", "alone", format_seconds),
+    Column("makespan_to_alone", "of alone", times),
+    Column("mean_slowdown", "mean slowdown", number),
+    Column("worst_to_mean", "worst of mean", times),
+    Column("computed_per_sample", "computed per sample", number),
+    Column("batches_waited", "batches waited", number),
+    Column("worst_batches_waited", "worst", number),
+    Column("worst_batches_after", "batches after leaving", number),
+    Column("idle_rss_before_bytes", "idle before", format_bytes),
+    Column("idle_rss_after_bytes", "idle after", format_bytes),
+    Column("peak_bytes", "peak", format_bytes),
+    Column("retries", "retries"),
+    Column("failures", "failures"),
+)
+Parts = Annotated[list[str] | None, typer.Option("--part", help=f"Only this of {', '.join(PARTS)}; may be repeated.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("tenants")(tenants)
+
+
+def tenants(
+    count: Annotated[list[int] | None, typer.Option(min=1, max=40, help="Tenants at once; may be repeated.")] = None,
+    model: options.Models = None,
+    part: Parts = None,
+    system: options.Systems = None,
+    data: options.DataOption = None,
+    job_seconds: Annotated[
+        float, typer.Option(min=0.1, help="Of a tenant's job alone; every second takes twice.")
+    ] = 2.0,
+    budget: Annotated[str, typer.Option(help="Memory budget of the server: weights, batches, queues.")] = "1500MB",
+    room: Annotated[str, typer.Option(help="Of the control group above budget and idle server.")] = "300MB",
+    seed: options.Seed = 0,
+    quick: options.Quick = False,
+    report: options.Report = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Tenants with tokens of their own ask one server for features, all at once.
+
+    `mixed`: different networks and cuts inside one memory budget; `seconds` is the makespan, `alone` the sum of the
+    times of the same jobs one after the other; a tenant's slowdown is its time over that alone. `same`: 4 and 20 want
+    the same. `beside`: one image while a large job runs, in times of its batch. `vanish`: every second one breaks off.
+    Systems: `ours`; `whole`, every request is one batch; `paper-lp`, the published linear program; the latter two in
+    `mixed` only, under the same kernel limit. Their failures are told; only ours make the command fail.
+    """
+    chosen = set(part or PARTS)
+    columns = [Plot("slowdown", "How tenants are slowed, and how evenly", _draw)]
+    with Bench("tenants", as_json=as_json, report=report, columns=COLUMNS, plots=columns) as bench:
+        from benchmarks.bench.photographs import photographs
+        from benchmarks.tenants.jobs import MODELS, Network
+
+        used = PHOTOGRAPHS if not quick else QUICK_PHOTOGRAPHS
+        names = model or (MODELS[:4] if quick else MODELS)
+        bench.remark("Clients only receive and check what arrives; server on one processor, all clients on the rest.")
+        with photographs(data, used, seed=seed) as folder:
+            bench.say(f"capturing {', '.join(names)}")
+            networks = [Network.load(name) for name in names]
+            settings = _Settings(folder, networks, parse_bytes(budget), parse_bytes(room), job_seconds, used, quick)
+            if "mixed" in chosen or "vanish" in chosen:
+                counts = sorted(set(count or (QUICK_COUNTS if quick else COUNTS)))
+                _mixed(bench, settings, counts, system or ["ours", *POLICIES], chosen)
+            if "same" in chosen:
+                _same(bench, settings)
+            if "beside" in chosen:
+                _beside(bench, settings)
+
+
+class _Settings:
+    def __init__(
+        self, folder: Path, networks: Sequence[Network], budget: int, room: int, seconds: float, used: int, quick: bool
+    ) -> None:
+        self.folder, self.networks, self.budget, self.room = folder, networks, budget, room
+        self.job_seconds, self.photographs, self.quick = seconds, used, quick
+        self.names = [f"tenant-{number}" for number in range(1, 41)]
+
+
+def _mixed(bench: Bench, settings: _Settings, counts: Sequence[int], systems: Sequence[str], chosen: set[str]) -> None:
+    from benchmarks.scenarios.memory import idle_bytes
+    from benchmarks.tenants.jobs import tasks
+    from benchmarks.tenants.parts import measure_alone, mixed, vanish
+    from benchmarks.tenants.servers import OURS, tenant_server
+
+    limit = idle_bytes(settings.folder) + settings.budget + settings.room
+    bench.say(f"the control group's limit is {format_bytes(limit)}")
+    wanted = tasks(settings.networks, max([*counts, 20 if "vanish" in chosen else 0]))
+    alone: list[Alone] = []
+    for system in dict.fromkeys([OURS, *systems]):
+        common: dict[str, Any] = {"budget_bytes": settings.budget, "limit_bytes": limit}
+        with tenant_server(settings.folder, settings.networks, settings.names, system=system, **common) as server:
+            if system == OURS:
+                bench.say(f"measuring {len(wanted)} jobs alone")
+                alone = measure_alone(
+                    server, wanted, settings.names[: len(wanted)], settings.job_seconds, settings.photographs
+                )
+            for tenants in counts if "mixed" in chosen and system in systems else ():
+                if tenants > len(alone):
+                    bench.say(f"these networks give {len(alone)} different jobs, not {tenants}")
+                    continue
+                with bench.trial(system=system, part="mixed", tenants=tenants, **common) as trial:
+                    trial.measured(**mixed(server, alone[:tenants]))
+                    trial.measured(failed=system == OURS and trial.row.get("failures") > 0)
+            if "vanish" in chosen and system == OURS:
+                with bench.trial(system=system, part="vanish", **common) as trial:
+                    trial.measured(**vanish(server, alone[:20]))
+                    trial.measured(failed=trial.row.get("failures") > 0)
+
+
+def _same(bench: Bench, settings: _Settings) -> None:
+    from benchmarks.tenants.jobs import Task
+    from benchmarks.tenants.parts import same
+    from benchmarks.tenants.servers import tenant_server
+
+    network = settings.networks[0]
+    with tenant_server(settings.folder, [network], settings.names, budget_bytes=settings.budget, cached=True) as server:
+        for tenants in (4, 20):
+            with bench.trial(
+                system="ours", part="same", model=network.graph.name, budget_bytes=settings.budget
+            ) as trial:
+                task = Task(network, "output" if tenants == 20 else network.cut_at(0.9).name)
+                trial.measured(**same(server, task, settings.names[:tenants], settings.photographs * 3 // 8))
+                trial.measured(failed=trial.row.get("failures") > 0)
+
+
+def _beside(bench: Bench, settings: _Settings) -> None:
+    from benchmarks.bench.photographs import multiplied
+    from benchmarks.tenants.jobs import Task
+    from benchmarks.tenants.parts import beside
+    from benchmarks.tenants.servers import tenant_server
+
+    images = QUICK_LARGE_JOB if settings.quick else LARGE_JOB
+    with multiplied(settings.folder, images) as folder:
+        for network in settings.networks[: 1 if settings.quick else 3]:
+            with (
+                tenant_server(folder, [network], settings.names, budget_bytes=settings.budget) as server,
+                bench.trial(system="ours", part="beside", model=network.graph.name) as trial,
+            ):
+                trial.measured(**beside(server, Task(network, "output"), settings.names, images, tries=9))
+                trial.measured(failed=trial.row.get("failures") > 0)
+
+
+def _draw(figure: Figure, rows: Sequence[Row]) -> None:
+    from benchmarks.bench.report import colour
+
+    left, right = figure.subplots(1, 2)
+    mine = [row for row in rows if row.get("part") == "mixed" and row.get("slowdowns")]
+    for place, system in enumerate(dict.fromkeys(row.system for row in mine)):
+        part = [row for row in mine if row.system == system]
+        x = [row.get("tenants") for row in part]
+        left.plot(x, [row.get("makespan_to_alone") for row in part], "o-", label=system, color=colour(system, place))
+        right.plot(x, [row.get("worst_to_mean") for row in part], "o-", label=system, color=colour(system, place))
+        left.plot(
+            [row.get("tenants") for row in part if row.get("failures")],
+            [row.get("makespan_to_alone") for row in part if row.get("failures")],
+            "x", markersize=12, color=colour(system, place),
+        )  # fmt: skip
+    left.set_ylabel("makespan / sum of times alone (x: tenants failed)")
+    right.set_ylabel("worst slowdown / mean slowdown")
+    for axes in (left, right):
+        axes.set_xlabel("tenants at once")
+        axes.set_ylim(bottom=0)
+        axes.legend()

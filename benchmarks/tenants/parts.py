@@ -1,0 +1,222 @@
+"""The situations that are measured, each a row or several: mixed tenants, equal tenants, one image, tenants that go."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from benchmarks.tenants.clients import JobOutcome, JobRun, differs, run_together
+from benchmarks.tenants.jobs import Task, TenantJob
+from benchmarks.tenants.servers import TenantServer
+
+WARM_SAMPLES = 32
+SMALLEST_JOB = 16
+IDLE_SECONDS = 12.0
+"""After so long without work a server has given back the memory that it kept for the next tensors."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A job that had the server to itself."""
+
+    job: TenantJob
+    outcome: JobOutcome
+
+    @property
+    def seconds(self) -> float:
+        assert self.outcome.seconds is not None
+        return self.outcome.seconds
+
+
+def measure_alone(
+    server: TenantServer, tasks: Sequence[Task], tenants: Sequence[str], job_seconds: float, photographs: int
+) -> list[Alone]:
+    """A job for each task, sized to about `job_seconds` (every second one to twice that), and its time alone.
+
+    A first run, which is not timed, loads the network and finds its batch size, and tells how large the job must be.
+    """
+    found = []
+    for number, (task, tenant) in enumerate(zip(tasks, tenants, strict=True)):
+        warm = TenantJob(tenant, task, tuple(range(min(WARM_SAMPLES, photographs))))
+        begun = time.monotonic()
+        checked(run_together(server.address, [warm]))
+        begun = time.monotonic()
+        checked(run_together(server.address, [warm]))
+        rate = warm.samples / (time.monotonic() - begun)
+        wanted = int(rate * job_seconds * (1 + number % 2))
+        job = TenantJob(tenant, task, tuple(range(max(SMALLEST_JOB, min(wanted, photographs)))))
+        found.append(Alone(job, checked(run_together(server.address, [job]))[0]))
+    return found
+
+
+def checked(outcomes: Iterable[JobOutcome]) -> list[JobOutcome]:
+    """Those of a single tenant must succeed, else there is nothing to compare with; RuntimeError."""
+    outcomes = list(outcomes)
+    for outcome in outcomes:
+        if outcome.seconds is None:
+            raise RuntimeError(f"{outcome.job.task.name} failed alone: {outcome.error}")
+    return outcomes
+
+
+def mixed(server: TenantServer, alone: Sequence[Alone]) -> dict[str, Any]:
+    """All these jobs at once: makespan against the sum of their times alone, and how evenly they were slowed."""
+    outcomes = run_together(server.address, [one.job for one in alone])
+    done = [(one, outcome) for one, outcome in zip(alone, outcomes, strict=True) if outcome.seconds is not None]
+    wrong = [said for one, outcome in done if (said := differs(outcome, one.outcome.prints))]
+    failures = [f"{outcome.job.tenant}: {outcome.error}" for outcome in outcomes if outcome.seconds is None]
+    slowdowns = [(outcome.seconds or 0.0) / one.seconds for one, outcome in done]
+    makespan = max((outcome.seconds or 0.0 for _, outcome in done), default=0.0)
+    total = sum(one.seconds for one in alone)
+    return {
+        "tenants": len(alone),
+        "samples": sum(one.job.samples for one in alone),
+        "seconds": makespan,
+        "alone_seconds": total,
+        "makespan_to_alone": makespan / total,
+        "mean_slowdown": statistics.mean(slowdowns) if slowdowns else None,
+        "worst_slowdown": max(slowdowns, default=None),
+        "worst_to_mean": max(slowdowns) / statistics.mean(slowdowns) if slowdowns else None,
+        "slowdowns": slowdowns,
+        "failures": len(failures) + len(wrong),
+        "retries": sum(outcome.stats.retries for outcome in outcomes),
+        "bytes": sum(outcome.stats.bytes_received for outcome in outcomes),
+        "peak_bytes": server.peak_bytes,
+        "note": "; ".join([*failures[:2], *wrong[:2]]),
+    }
+
+
+def same(server: TenantServer, task: Task, tenants: Sequence[str], samples: int) -> dict[str, Any]:
+    """All tenants want the same features of the same photographs, in the same order: against one of them, alone.
+
+    The one tenant comes second, on photographs of its own, as many: nothing is kept for it.
+    """
+    warm = TenantJob(tenants[0], task, tuple(range(2 * samples, 2 * samples + WARM_SAMPLES)))
+    checked(run_together(server.address, [warm]))
+    before = _computed(server, task)
+    together = run_together(server.address, [TenantJob(tenant, task, tuple(range(samples))) for tenant in tenants])
+    computed = _computed(server, task) - before
+    one = checked(run_together(server.address, [TenantJob(tenants[0], task, tuple(range(samples, 2 * samples)))]))[0]
+    failures = [f"{outcome.job.tenant}: {outcome.error}" for outcome in together if outcome.seconds is None]
+    wrong = [said for outcome in together if (said := differs(outcome, together[0].prints))]
+    makespan = max((outcome.seconds or 0.0 for outcome in together), default=0.0)
+    assert one.seconds is not None
+    return {
+        "tenants": len(tenants),
+        "samples": samples,
+        "seconds": makespan,
+        "alone_seconds": one.seconds,
+        "makespan_to_alone": makespan / one.seconds,
+        "computed_per_sample": computed / samples,
+        "weight_bytes": server.status().used_bytes,
+        "failures": len(failures) + len(wrong),
+        "peak_bytes": server.peak_bytes,
+        "note": "; ".join([*failures[:2], *wrong[:2]]),
+    }
+
+
+def beside(server: TenantServer, task: Task, tenants: Sequence[str], images: int, tries: int) -> dict[str, Any]:
+    """One image at a time for other tenants, while a large job runs: its seconds in times of the large job's batch."""
+    large = JobRun(server.address, TenantJob(tenants[0], task, tuple(range(images))), in_flight=4, span=64)
+    large.start()
+    settled = _wait_for_batches(server, task)
+    waits, errors = [], []
+    for number in range(tries):
+        small = TenantJob(tenants[1 + number % (len(tenants) - 1)], task, (images - 1 - number,))
+        outcome = run_together(server.address, [small])[0]
+        if outcome.seconds is None:
+            errors.append(str(outcome.error))
+        else:
+            waits.append(outcome.seconds)
+    batch_seconds = _batch_seconds(server, task) or settled
+    large.vanish()
+    large.join()
+    return {
+        "tenants": 2,
+        "samples": images,
+        "seconds": statistics.median(waits) if waits else None,
+        "worst_seconds": max(waits, default=None),
+        "batch_seconds": batch_seconds,
+        "batches_waited": statistics.median(waits) / batch_seconds if waits else None,
+        "worst_batches_waited": max(waits) / batch_seconds if waits else None,
+        "batch": _prefix(server, task).batch,
+        "failures": len(errors),
+        "note": "; ".join(errors[:2]),
+    }
+
+
+def vanish(server: TenantServer, alone: Sequence[Alone]) -> dict[str, Any]:
+    """Every second tenant breaks its connections off in the middle: what that still costs, and the others' results."""
+    idle_before = server.status().rss_bytes
+    gone = [one.job.tenant for one in alone[1::2]]
+    spent: dict[str, float] = {}
+
+    def leave(runs: list[JobRun]) -> None:
+        """When the first half of the work is done, by the clock of the jobs alone."""
+        time.sleep(0.3 * sum(one.seconds for one in alone))
+        for run in runs[1::2]:
+            run.vanish()
+        spent.update(_device_seconds(server))
+
+    outcomes = run_together(server.address, [one.job for one in alone], leave)
+    after = _device_seconds(server)
+    wasted = [after.get(name, 0.0) - spent.get(name, 0.0) for name in gone]
+    stayed = [(one, outcome) for one, outcome in zip(alone, outcomes, strict=True) if one.job.tenant not in gone]
+    failures = [f"{outcome.job.tenant}: {outcome.error}" for _, outcome in stayed if outcome.seconds is None]
+    wrong = [said for one, outcome in stayed if (said := differs(outcome, one.outcome.prints))]
+    batches = [_batch_seconds(server, one.job.task) for one in alone[1::2]]
+    after_leaving = [seconds / batch for seconds, batch in zip(wasted, batches, strict=True) if batch]
+    status = server.status()
+    held = sum(tenant.held_bytes for tenant in status.tenants)
+    time.sleep(IDLE_SECONDS)
+    return {
+        "tenants": len(alone),
+        "samples": sum(one.job.samples for one, _ in stayed),
+        "seconds": max((outcome.seconds or 0.0 for _, outcome in stayed), default=0.0),
+        "worst_batches_after": max(
+            (seconds / batch for name, seconds in zip(gone, wasted, strict=True) if (batch := batches[name])),
+            default=0.0,
+        ),
+        "held_bytes": held,
+        "idle_rss_before_bytes": idle_before,
+        "idle_rss_after_bytes": server.status().rss_bytes,
+        "failures": len(failures) + len(wrong),
+        "peak_bytes": server.peak_bytes,
+        "note": "; ".join([*failures[:2], *wrong[:2]]),
+    }
+
+
+def renamed(alone: Sequence[Alone], tenants: Sequence[str]) -> list[Alone]:
+    """The same jobs for other tenants."""
+    return [replace(one, job=replace(one.job, tenant=name)) for one, name in zip(alone, tenants, strict=True)]
+
+
+def _prefix(server: TenantServer, task: Task) -> Any:
+    digest = task.network.graph.digest
+    return next(one for one in server.status().prefixes if (one.model, one.cut) == (digest, task.cut))
+
+
+def _computed(server: TenantServer, task: Task) -> int:
+    return int(_prefix(server, task).samples)
+
+
+def _batch_seconds(server: TenantServer, task: Task) -> float:
+    prefix = _prefix(server, task)
+    return float(prefix.batch / prefix.images_per_s) if prefix.images_per_s else 0.0
+
+
+def _device_seconds(server: TenantServer) -> dict[str, float]:
+    return {tenant.name: tenant.device_seconds for tenant in server.status().tenants}
+
+
+def _wait_for_batches(server: TenantServer, task: Task, samples: int = 256, seconds: float = 60.0) -> float:
+    """Until the large job has its batch size; answers a batch's seconds."""
+    digest, until = task.network.graph.digest, time.monotonic() + seconds
+    while time.monotonic() < until:
+        found = [one for one in server.status().prefixes if (one.model, one.cut) == (digest, task.cut)]
+        if found and found[0].samples >= samples:
+            return float(found[0].batch / found[0].images_per_s)
+        time.sleep(0.1)
+    raise RuntimeError(f"{task.name}: not {samples} samples in {seconds:g} s")

@@ -1,0 +1,106 @@
+"""The server that tenants meet: `hapi serve`, or one with another batch policy, under one memory limit."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.cgroup import MemoryGroup, NoControlGroupError, memory_group
+from benchmarks.localserver import SERVE, local_server
+from benchmarks.tenants.clients import Address
+from benchmarks.tenants.jobs import Network
+from benchmarks.testbed.host import Host, divide_processors
+from benchmarks.testbed.testbed import LOOPBACK, usable_processors
+from hapi.wire.protocol import ServerStatus
+from profiler.remote import ServerClient
+
+OPERATOR = "operator"
+OURS = "ours"
+
+
+@dataclass(frozen=True)
+class TenantServer:
+    """A running server, its address for tenants, and its control group, if there is one."""
+
+    address: Address
+    group: MemoryGroup | None
+
+    def status(self) -> ServerStatus:
+        """As its operator sees it."""
+        with self.address.client(OPERATOR) as client:
+            return client.status()
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Most memory that the kernel counted, file cache included."""
+        return self.group.peak_bytes if self.group else None
+
+
+@contextlib.contextmanager
+def tenant_server(
+    photographs: Path,
+    networks: Sequence[Network],
+    tenants: Sequence[str],
+    *,
+    system: str = OURS,
+    budget_bytes: int | None = None,
+    limit_bytes: int | None = None,
+    cached: bool = False,
+) -> Iterator[TenantServer]:
+    """A server that knows the photographs and the networks, on the first processor where there are two.
+
+    `budget_bytes` is its --memory-budget, `limit_bytes` that of its control group. Without `cached` it keeps no
+    features: every sample of every job is computed.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hapi-tenants-")))
+        tokens = {name: secrets.token_urlsafe(24) for name in (OPERATOR, *tenants)}
+        group = _group(stack, limit_bytes)
+        host = Host("storage", LOOPBACK, cpus=divide_processors(usable_processors())[0])
+        variables = {} if cached else {"HAPI_SERVER_FEATURE_CACHE_BYTES": "0", "HAPI_SERVER_FEATURE_DISK_BYTES": "0"}
+        options = ["--tokens", str(_tokens_file(folder, tokens))]
+        if budget_bytes is not None:
+            options += ["--memory-budget", str(budget_bytes)]
+        server = stack.enter_context(
+            local_server(
+                photographs,
+                options=options,
+                environment=host.environment(variables),
+                prefix=[*host.prefix, *(group.command() if group else [])],
+                program=program_of(system),
+            )
+        )
+        with ServerClient(server.url, tokens[OPERATOR]) as client:
+            dataset = client.register(photographs.as_uri()).digest
+            for network in networks:
+                client.ensure_model(network.graph)
+        yield TenantServer(Address(server.url, dataset, tokens), group)
+
+
+def program_of(system: str) -> Sequence[str]:
+    """`ours`, or a policy of benchmarks.policies.server."""
+    if system == OURS:
+        return SERVE
+    return (sys.executable, "-m", "benchmarks.policies.server", "--policy", system)
+
+
+def _group(stack: contextlib.ExitStack, limit_bytes: int | None) -> MemoryGroup | None:
+    try:
+        return stack.enter_context(memory_group(limit_bytes))
+    except NoControlGroupError:
+        if limit_bytes is not None:
+            raise
+        return None
+
+
+def _tokens_file(folder: Path, tokens: dict[str, str]) -> Path:
+    path = folder / "tokens.toml"
+    path.touch(mode=0o600)
+    lines = [f'[tenants.{name}]\ntoken = "{token}"\n' for name, token in tokens.items()]
+    path.write_text("".join(lines).replace(f"[tenants.{OPERATOR}]\n", f"[tenants.{OPERATOR}]\noperator = true\n"))
+    return path
