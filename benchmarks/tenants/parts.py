@@ -175,10 +175,7 @@ def vanish(server: TenantServer, alone: Sequence[Alone]) -> dict[str, Any]:
         "tenants": len(alone),
         "samples": sum(one.job.samples for one, _ in stayed),
         "seconds": max((outcome.seconds or 0.0 for _, outcome in stayed), default=0.0),
-        "worst_batches_after": max(
-            (seconds / batch for name, seconds in zip(gone, wasted, strict=True) if (batch := batches[name])),
-            default=0.0,
-        ),
+        "worst_batches_after": max(after_leaving, default=0.0),
         "held_bytes": held,
         "idle_rss_before_bytes": idle_before,
         "idle_rss_after_bytes": server.status().rss_bytes,
