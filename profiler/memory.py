@@ -40,11 +40,14 @@ class Workspace:
 
     @classmethod
     def fit(cls, program: Program, device: torch.device | str = "cpu", batches: tuple[int, int] = (2, 8)) -> Workspace:
-        """Measures a program at two batch sizes; the larger slope and start that explain both, never negative."""
+        """Measures a program at two batch sizes: the line that explains both, never negative.
+
+        It may fall: where the tensors alive elsewhere outgrow an operation's workspace, the peak moves there.
+        """
         model = prefix_memory(program)
         small, large = (measure_peak(program, batch, device) - model.live_bytes(batch) for batch in batches)
-        per_sample = max(0, -(-(large - small) // (batches[1] - batches[0])))
-        fixed = max(0, small - per_sample * batches[0], large - per_sample * batches[1])
+        per_sample = -(-(large - small) // (batches[1] - batches[0]))
+        fixed = max(small - per_sample * batches[0], large - per_sample * batches[1])
         return cls.of((per_sample, fixed))
 
 
