@@ -19,7 +19,7 @@ def networks() -> list[Network]:
         torch.manual_seed(seed)
         layers = [nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, width, 3), nn.ReLU(), nn.Flatten()]
         graph = capture(nn.Sequential(*layers), torch.randn(2, 3, 16, 16), name=f"net{width}")
-        made.append(Network(graph, TransformSpec.from_json([])))
+        made.append(Network(graph, TransformSpec.from_json([{"name": "ToImage", "args": {}}])))
     return made
 
 
