@@ -21,6 +21,7 @@ from storage_server.scheduling.fair import SERVER, Flow
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -135,11 +136,12 @@ class DeviceExecutor:
     def _one(self) -> bool:
         """Does one thing; a frame of its own keeps nothing of a finished request alive while the thread waits."""
         with self._changed:
-            while (work := self._lanes.next()) is None:
+            work, due = self._next()
+            while work is None:
                 if self._closed and not self._lanes.calls:
                     return False
-                due = self._lanes.due()
                 self._changed.wait(None if due is None else max(0.0, due - self._lanes.clock()))
+                work, due = self._next()
         started = self._lanes.clock()
         try:
             if isinstance(work, Batch):
@@ -157,6 +159,18 @@ class DeviceExecutor:
                 spent = {work.flow: seconds}
         self._on_spent(spent)
         return True
+
+    def _next(self) -> tuple[Batch | Call | None, float | None]:
+        """What is next; if nothing is, when to ask again at the latest, by the clock.
+
+        A policy that fails does not stop the device for all: it is asked again in a while.
+        """
+        try:
+            work = self._lanes.next()
+            return work, None if work is not None else self._lanes.due()
+        except Exception:
+            log.exception("the next batch could not be decided")
+            return None, self._lanes.clock() + RETRY_SECONDS
 
 
 def _perform(run: Callable[[], T], cancel: Cancel, deliver: Callable[[Outcome[T]], Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from collections import Counter
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage_server.extraction.engine import Prefix
+from storage_server.extraction.executor import DeviceExecutor
 from storage_server.extraction.lanes import Lanes
 from storage_server.extraction.rows import Batch, Call, Row
 from storage_server.extraction.sizing import Decision, Waiting
@@ -198,3 +200,19 @@ def test_tenants_of_different_models_have_equal_parts_of_the_device(prefixes: Se
         for flow, part in spent.items():
             seconds[flow] += part  # type: ignore[assignment]
     assert abs(seconds[A] - seconds[B]) <= 4 * 10 * ROW_SECONDS + 4 * ROW_SECONDS
+
+
+def test_a_policy_that_fails_once_does_not_end_the_device(prefixes: Sequence[Prefix]) -> None:
+    class Failing(Fixed):
+        def decide(self, prefix: Prefix, waiting: Sequence[Waiting]) -> Decision:
+            if self.samples:
+                self.samples = 0
+                raise ZeroDivisionError
+            return Decision(1, "limit")
+
+    done: queue.SimpleQueue[Batch] = queue.SimpleQueue()
+    executor = DeviceExecutor(Lanes(Failing(1), Rates(), list), done.put)
+    executor.expect(prefixes[0])
+    executor.submit(row(prefixes[0], A))
+    assert len(done.get(timeout=30).rows) == 1
+    executor.close()
