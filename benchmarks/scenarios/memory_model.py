@@ -30,8 +30,8 @@ MODELS = (
     "torchvision:convnext_tiny",
     "torchvision:inception_v3",
 )
-FITTED, BATCHES = (1, 4), (2, 8)
-"""Batches at which the workspace is measured, and others for which it is predicted."""
+FITTED, BATCHES = (2, 8), (4, 12)
+"""Batches at which the workspace is measured, and others for which it is predicted; libraries take 1 for special."""
 COLUMNS = (
     MODEL,
     SYSTEM,
@@ -58,9 +58,9 @@ def memory_model(
     report: options.Report = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Peak bytes of a batch without weights, at an early, a middle and the last cut, for batches of 2 and 8.
+    """Peak bytes of a batch without weights, at an early, a middle and the last cut, for batches of 4 and 12.
 
-    Predicted: tensors alive by liveness, and a workspace measured with batches of 1 and 4. Measured: the allocator's
+    Predicted: tensors alive by liveness, and a workspace measured with batches of 2 and 8. Measured: the allocator's
     peak. Resident: what the process grew by, the allocator's holes included (CPU). A row fails beyond 15 %.
     """
     with Bench("memory-model", as_json=as_json, report=report, columns=COLUMNS) as bench:
