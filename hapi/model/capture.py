@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import Dim, ExportedProgram, default_decompositions, export
 from torch.nn.modules import activation
 from torch.utils import _pytree as pytree
@@ -17,6 +17,7 @@ from hapi.errors import CaptureError
 from hapi.model.checks import ShapeError
 from hapi.model.graph import Graph
 from hapi.model.lower import Lowering, LoweringError, is_known
+from hapi.model.purify import NotPureError, pure_graph
 from hapi.model.specs import TensorSpec
 
 Example: TypeAlias = "torch.Tensor | tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]"
@@ -41,14 +42,14 @@ def capture(module: nn.Module, example: Example, *, name: str | None = None, out
     """
     title = name or type(module).__name__
     args, kwargs = _at_least_two(title, example)
-    exported = _export(title, module, args, kwargs)
+    exported, graph = _export(title, module, args, kwargs)
     index = _output_index(title, exported, output)
     inputs = {
         key: TensorSpec(tuple(tensor.shape[1:]), tensor.dtype)
         for key, tensor in zip(_input_names(exported), (*args, *kwargs.values()), strict=True)
     }
     try:
-        lowered = Lowering(exported, index)
+        lowered = Lowering(exported, graph, index)
         return Graph(title, inputs, lowered.nodes, lowered.output, lowered.weights, lowered.orders)
     except (LoweringError, ShapeError) as error:
         raise _refusal(title, str(error)) from error
@@ -76,7 +77,7 @@ def _at_least_two(title: str, example: Example) -> tuple[tuple[torch.Tensor, ...
 
 def _export(
     title: str, module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]
-) -> ExportedProgram:
+) -> tuple[ExportedProgram, fx.Graph]:
     batch = Dim("batch")
     shapes: Any = {key: {0: batch} for key in kwargs} if kwargs else tuple({0: batch} for _ in args)
     ways: list[Callable[[], AbstractContextManager[None]]] = [nullcontext]
@@ -94,7 +95,20 @@ def _export(
     raise _refusal(title, _reason(failure)) from failure
 
 
-def _pure(exported: ExportedProgram) -> ExportedProgram:
+def _pure(exported: ExportedProgram) -> tuple[ExportedProgram, fx.Graph]:
+    """The program, and its graph with in-place operations made pure: the short way if that will do."""
+    try:
+        graph = pure_graph(exported.graph)
+    except NotPureError:
+        exported = _decomposed(exported)
+        return exported, exported.graph
+    if all(is_known(node.target) for node in graph.nodes if node.op == "call_function"):
+        return exported, graph
+    exported = _decomposed(exported)
+    return exported, exported.graph
+
+
+def _decomposed(exported: ExportedProgram) -> ExportedProgram:
     """The program with in-place operations made pure, and rarer operations taken apart into listed ones.
 
     An empty table keeps convolutions, norms and attention whole, as eager mode runs them.

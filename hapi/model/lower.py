@@ -27,9 +27,9 @@ class LoweringError(ValueError):
 
 
 class Lowering:
-    """Walks an exported program once; `nodes`, `output` (a value's name), `weights` and `orders` are the result."""
+    """Walks an exported program's pure graph once; `nodes`, `output` (a value's name), `weights`, `orders` result."""
 
-    def __init__(self, exported: ExportedProgram, output_index: int) -> None:
+    def __init__(self, exported: ExportedProgram, graph: fx.Graph, output_index: int) -> None:
         self.nodes: list[Node] = []
         self.weights: dict[str, torch.Tensor] = {}
         self.orders: dict[str, tuple[int, ...]] = {}
@@ -39,10 +39,10 @@ class Lowering:
         self._calls = _CallPaths()
         self._exported = exported
         self._batch: Any = None
-        kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
-        for node in exported.graph.nodes:
+        specs = iter(exported.graph_signature.input_specs)
+        for node in graph.nodes:
             if node.op == "placeholder":
-                self._placeholder(node, kinds[node.name])
+                self._placeholder(node, next(specs))
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
@@ -52,7 +52,7 @@ class Lowering:
 
     def _placeholder(self, node: fx.Node, spec: Any) -> None:
         if spec.kind is InputKind.USER_INPUT:
-            self._values[node.name] = Ref(node.name)
+            self._values[node.name] = Ref(spec.arg.name)
             if isinstance(node.meta["val"], torch.Tensor) and self._batch is None:
                 self._batch = node.meta["val"].shape[0]
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
@@ -151,6 +151,8 @@ class Lowering:
 
 
 _BATCH_NORM = "aten.batch_norm.default"
+_BATCH_NORM_ARGUMENTS = 9
+"""The last says whether cuDNN may be used: export notes that it is not there, a GPU that runs the graph has it."""
 _NATIVE_BATCH_NORM = "aten._native_batch_norm_legit_no_training.default"
 _IDENTITIES = frozenset(f"aten.{name}.default" for name in ("alias", "detach", "lift_fresh", "lift_fresh_copy"))
 _SAME: Mapping[str, str] = {
@@ -160,6 +162,7 @@ _SAME: Mapping[str, str] = {
     "aten.__or__.Tensor": "aten.bitwise_or.Tensor",
     "aten.__and__.Scalar": "aten.bitwise_and.Scalar",
     "aten.__or__.Scalar": "aten.bitwise_or.Scalar",
+    "aten.swapaxes.default": "aten.transpose.int",
     "aten.zero.default": "aten.zeros_like.default",
 }
 
@@ -195,6 +198,8 @@ def _plain(
         value, weight, bias, mean, variance, momentum, epsilon = args
         # The form that eager mode calls, so that a GPU picks the same kernel.
         return _BATCH_NORM, (value, weight, bias, mean, variance, False, momentum, epsilon, True), kwargs
+    if op == _BATCH_NORM and len(args) == _BATCH_NORM_ARGUMENTS:
+        return op, (*args[:-1], True), kwargs
     if op == "aten.clone.default" and kwargs.get("memory_format") is torch.contiguous_format:
         return "aten.contiguous.default", args, {}
     return _SAME.get(op, op), args, kwargs
