@@ -83,6 +83,7 @@ def measured_plan(
 
     The server must hold the model already. `kept_share`: part of the samples that later epochs find in the cache.
     """
+    from profiler.measurements import Measurements, default_folder
     from profiler.planner import plan
     from profiler.tiers import Job, profile_with_server
 
@@ -98,5 +99,6 @@ def measured_plan(
         kept_share,
     )
     graph = backbone.graph(transform)
-    profile = profile_with_server(client, graph, dataset, transform, job, link=link, workers=threads)
+    kept = Measurements(default_folder())
+    profile = profile_with_server(client, graph, dataset, transform, job, link=link, workers=threads, remembered=kept)
     return plan(profile, "mix" if pushdown == AUTO else pushdown)

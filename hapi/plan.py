@@ -87,6 +87,8 @@ class Profile:
     """Part of the samples whose features the client keeps: in epochs after the first they cost the head only."""
     head_seconds: float = 0.0
     """Of `client_seconds`, what training the head takes, per sample."""
+    server_fits_to: str = OUTPUT
+    """The deepest cut that the server says it has the memory for."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Anything else worth keeping (devices, engine, library versions); never read by the planner."""
 
@@ -96,6 +98,10 @@ class Profile:
             raise ProfileError(
                 f"profile of {self.model!r}: the cuts must start with 'input' and end with 'output', "
                 f"got {names[:1]} ... {names[-1:]}. Add the missing rows."
+            )
+        if self.server_fits_to not in names:
+            raise ProfileError(
+                f"profile of {self.model!r}: 'server_fits_to' is {self.server_fits_to!r}, which is no cut of it."
             )
         if len(set(names)) != len(names):
             raise ProfileError(f"profile of {self.model!r}: a cut name appears twice. Give each cut its own name.")
@@ -135,6 +141,7 @@ class Profile:
             weight_bytes=int(_number(document, "weight_bytes", "profile", 0)),
             kept_share=min(1.0, _number(document, "kept_share", "profile", 0.0)),
             head_seconds=_number(document, "head_seconds", "profile", 0.0),
+            server_fits_to=str(document.get("server_fits_to", OUTPUT)),
             details=details if isinstance(details, dict) else {},
         )
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Mapping
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
 
-from hapi.model import Cut, Graph
-from hapi.plan import INPUT
+from hapi.machine import processors
+from hapi.model import Cut, Graph, Program
+from hapi.plan import INPUT, OUTPUT
 from hapi.wire import Codec, FeatureBatch, StreamEncoder, get_codec, read_stream
 from hapi.wire.allowed import Allowed
 from profiler.flops import count_flops
@@ -19,6 +23,8 @@ from profiler.ways import compress_seconds, measure_ways
 
 CPU_BATCH, DEVICE_BATCH = 8, 64
 """Batch sizes at which CPUs and accelerators are past the steep part of their throughput, and that most models fit."""
+MEASUREMENT_FORMAT = 1
+"""Counted up when what is measured, or how, changes: what was remembered before is then measured anew."""
 _WIRE_VALUES = 2**20
 
 
@@ -30,6 +36,7 @@ def measure(
     repeats: int = 5,
     limit_seconds: float = 20.0,
     codec: str = "float32",
+    last: str | None = None,
     load_seconds: float = 0.0,
     read_seconds: float = 0.0,
     decode_seconds: float | None = None,
@@ -46,17 +53,21 @@ def measure(
         repeats: timed runs, of which the median counts.
         limit_seconds: after which no further run is started.
         codec: in which `out_bytes` are counted.
+        last: the deepest cut that this device has the memory to run, if that is not `output`. What comes after it is
+            not run: its seconds are estimated from its FLOPs.
         load_seconds, read_seconds, decode_seconds: per sample, to read, decode and transform, and of that only to read,
             only to decode and transform (by default the difference); see `measure_loading`.
         input_bytes: mean size of a stored object.
         allowed: codecs and compressions whose costs at every cut are measured too, on the features of `examples`
             (n, ...), inputs of real samples; the first codec is then that of `out_bytes`.
     """
-    whole = graph.whole.to(device)
+    whole = (graph.whole if last is None else graph.split(last)[0]).to(device)
     batch = batch_size or (CPU_BATCH if whole.device.type == "cpu" else DEVICE_BATCH)
     times = time_nodes(whole, batch, repeats=repeats, limit_seconds=limit_seconds)
     flops = count_flops(graph.whole)
     codec = allowed.codecs[0] if allowed else codec
+    per_flop = times.whole / max(1, sum(flops[node.name] for node in whole.nodes))
+    seconds = {node.name: times.nodes.get(node.name, per_flop * flops[node.name]) for node in graph.nodes}
     writer = get_codec(codec)
     encode, decode = wire_seconds_per_byte(get_codec("float32"))
     ways: dict[str, tuple[TierWay, ...]] = {}
@@ -69,8 +80,8 @@ def measure(
             TierRow(
                 name=cut.name,
                 out_bytes=cut_bytes(cut, writer),
-                prefix_seconds=times.of(prefix),
-                suffix_seconds=times.of(suffix),
+                prefix_seconds=_total(seconds, prefix),
+                suffix_seconds=_total(seconds, suffix),
                 flops=sum(flops[node.name] for node in prefix.nodes),
                 prefix_bytes_per_sample=prefix_memory(prefix).per_sample_bytes,
                 suffix_bytes_per_sample=prefix_memory(suffix).per_sample_bytes,
@@ -91,8 +102,28 @@ def measure(
         encode_seconds_per_byte=encode,
         decode_seconds_per_byte=decode,
         compress_seconds=compress_seconds(),
+        fits_to=OUTPUT if last is None else last,
         details={"threads": torch.get_num_threads(), "torch": str(torch.__version__), "codec": codec},
     )
+
+
+def measured_with(digest: str, device: torch.device | str, threads: int | None = None) -> dict[str, Any]:
+    """All that the measurement of a graph on a device depends on, as the key under which it is remembered."""
+    place = torch.device(device)
+    return {
+        "what": "graph",
+        "format": MEASUREMENT_FORMAT,
+        "model": digest,
+        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else f"{platform.machine()} cpu",
+        "processors": processors(),
+        "threads": threads or torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "engine": "eager",
+    }
+
+
+def _total(seconds: Mapping[str, float], program: Program) -> float:
+    return sum((seconds[node.name] for node in program.nodes), 0.0)
 
 
 def cut_bytes(cut: Cut, codec: Codec) -> int:

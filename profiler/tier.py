@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from hapi.errors import ProfileError
-from hapi.plan import INPUT, CutCost, Link, Profile, WireCost
+from hapi.plan import INPUT, OUTPUT, CutCost, Link, Profile, WireCost
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class TierProfile:
         weight_bytes: of the whole model.
         encode_seconds_per_byte, decode_seconds_per_byte: to write features as a stream, and to read them.
         compress_seconds: of a fixed piece of compressing (`ways.compress_seconds`), to compare two tiers; 0 if unknown.
+        fits_to: the deepest cut that the tier has the memory for; the rows after it were not run, but estimated.
         details: anything else worth keeping.
     """
 
@@ -82,6 +83,7 @@ class TierProfile:
     encode_seconds_per_byte: float = 0.0
     decode_seconds_per_byte: float = 0.0
     compress_seconds: float = 0.0
+    fits_to: str = OUTPUT
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -176,6 +178,7 @@ def combine(
         epochs=epochs,
         server_memory_bytes=server_memory_bytes,
         client_memory_bytes=client_memory_bytes,
+        server_fits_to=server.fits_to,
         weight_bytes=max(server.weight_bytes, client.weight_bytes),
         details=details or {},
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 import torch
 
@@ -15,9 +17,12 @@ from hapi.wire.allowed import Allowed
 from profiler.head import head_seconds
 from profiler.link import probe_link
 from profiler.loading import DEFAULT_SAMPLES, LoadCost, load_examples, measure_decoding
-from profiler.measuring import measure
+from profiler.measurements import Measurements
+from profiler.measuring import measure, measured_with
 from profiler.remote import ServerClient
 from profiler.tier import TierProfile, combine
+
+Value = TypeVar("Value")
 
 
 class Listing(Protocol):
@@ -63,8 +68,8 @@ def profile_here(graph: Graph, load: LoadCost, job: Job, examples: torch.Tensor 
 
     `examples` are inputs (n, ...) of real samples, on whose features compression is measured.
     """
-    tier = _measured(graph, load, job, examples)
-    return _profile(graph, tier, tier, job, None, budget_bytes=None)
+    tier, head = _measured(graph, load, job, examples), _Kept(None, False).head(graph, job)
+    return _profile(graph, tier, tier, job, None, head=head, budget_bytes=None)
 
 
 def profile_with_server(
@@ -77,21 +82,115 @@ def profile_with_server(
     link: Link | None = None,
     samples: int = DEFAULT_SAMPLES,
     workers: int | None = None,
+    remembered: Measurements | None = None,
+    refresh: bool = False,
 ) -> Profile:
     """Lets the server measure itself, and measures this device and, unless it is given, the link.
 
     Either side decodes up to `samples` of the dataset, this one with `workers` threads (default: one per processor).
-    The server must hold the model. Raises what the server answers.
+    Measurements of this device are taken from `remembered` and kept there; the server keeps its own. `refresh` has all
+    of them made anew. The link is always measured. The server must hold the model. Raises what the server answers.
     """
-    count = max(2, min(samples, dataset.samples))
-    far = server.measure(graph.digest, dataset.digest, transform, count)
+    kept = _Kept(remembered, refresh)
     link = link or probe_link(server.link)
-    spread = sorted({position * dataset.samples // count for position in range(count)})
-    objects = server.objects(dataset.digest, spread)
-    decode_seconds = measure_decoding(objects, transform, workers=workers)
-    load = LoadCost(decode_seconds, 0.0, decode_seconds, dataset.bytes / dataset.samples)
-    near = _measured(graph, load, job, load_examples(objects, transform) if job.allowed.is_choice else None)
-    return _profile(graph, far, near, job, link, budget_bytes=server.status().budget_bytes)
+
+    def far_side() -> TierProfile:
+        count = max(2, min(samples, dataset.samples))
+        return server.measure(graph.digest, dataset.digest, transform, count, refresh=refresh)
+
+    def near_side() -> tuple[TierProfile, float]:
+        objects = _Objects(server, dataset, samples)
+        load = kept.load(objects, transform, workers)
+        return kept.graph(graph, load, job, objects, transform), kept.head(graph, job)
+
+    if _is_local(server.url):  # two measurements on one machine would measure each other
+        far, (near, head) = far_side(), near_side()
+    else:
+        with ThreadPoolExecutor(1, thread_name_prefix="hapi-measure") as pool:
+            answer = pool.submit(far_side)
+            near, head = near_side()
+            far = answer.result()
+    return _profile(graph, far, near, job, link, head=head, budget_bytes=server.status().budget_bytes)
+
+
+class _Objects:
+    """Some stored objects, spread over a dataset, that cross the link once, and only if they are needed."""
+
+    def __init__(self, server: ServerClient, dataset: Listing, samples: int) -> None:
+        count = max(2, min(samples, dataset.samples))
+        self.dataset = dataset
+        self.indices = sorted({position * dataset.samples // count for position in range(count)})
+        self._server = server
+        self._objects: list[bytes] | None = None
+
+    def get(self) -> list[bytes]:
+        if self._objects is None:
+            self._objects = self._server.objects(self.dataset.digest, self.indices)
+        return self._objects
+
+
+class _Kept:
+    """This device's measurements, each made unless it is remembered."""
+
+    def __init__(self, remembered: Measurements | None, refresh: bool) -> None:
+        self._remembered, self._refresh = remembered, refresh
+
+    def graph(self, graph: Graph, load: LoadCost, job: Job, objects: _Objects, transform: TransformSpec) -> TierProfile:
+        """All that is left after each cut; where there are codecs to choose from, also what they cost on real data."""
+
+        def measured() -> TierProfile:
+            examples = load_examples(objects.get(), transform) if job.allowed.is_choice else None
+            return _measured(graph, LoadCost(), job, examples)
+
+        data = {"dataset": objects.dataset.digest, "transform": transform.to_json()} if job.allowed.is_choice else {}
+        key = {**measured_with(graph.digest, job.device), "allowed": asdict(job.allowed), **data}
+        tier = self._get(key, measured, TierProfile.to_json, TierProfile.from_json)
+        return replace(
+            tier,
+            load_seconds=load.load_seconds,
+            read_seconds=load.read_seconds,
+            decode_seconds=load.decode_seconds,
+            input_bytes=load.input_bytes,
+        )
+
+    def head(self, graph: Graph, job: Job) -> float:
+        features = graph.output.shape[-1] if graph.output.shape else 1
+        shape = {"features": features, "classes": job.classes, "batch": job.batch_size}
+        return self._get(
+            {**measured_with("", job.device), "what": "head", **shape},
+            lambda: head_seconds(features, job.classes, job.batch_size, job.device),
+            float,
+            float,
+        )
+
+    def load(self, objects: _Objects, transform: TransformSpec, workers: int | None) -> LoadCost:
+        """Decoding; the objects for that need not cross the link again once it is known."""
+        dataset = objects.dataset
+        key = {"dataset": dataset.digest, "transform": transform.to_json(), "samples": len(objects.indices)}
+        seconds = self._get(
+            {**measured_with("", "cpu"), "what": "decoding", "workers": workers, **key},
+            lambda: measure_decoding(objects.get(), transform, workers=workers),
+            float,
+            float,
+        )
+        return LoadCost(seconds, 0.0, seconds, dataset.bytes / dataset.samples)
+
+    def _get(
+        self,
+        key: dict[str, Any],
+        measure: Callable[[], Value],
+        to_json: Callable[[Value], Any],
+        from_json: Callable[[Any], Value],
+    ) -> Value:
+        if self._remembered is None:
+            return measure()
+        return self._remembered.get(key, measure, to_json=to_json, from_json=from_json, refresh=self._refresh)[0]
+
+
+def _is_local(url: str) -> bool:
+    """Whether a server is on this machine, as far as its address tells."""
+    host = urlsplit(url).hostname or ""
+    return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def _profile(
@@ -101,10 +200,9 @@ def _profile(
     job: Job,
     link: Link | None,
     *,
+    head: float,
     budget_bytes: int | None,
 ) -> Profile:
-    features = graph.output.shape[-1] if graph.output.shape else 1
-    head = head_seconds(features, job.classes, job.batch_size, job.device)
     profile = combine(
         far,
         near,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Generator
+from dataclasses import replace
 from functools import partial
 
 import psutil
@@ -18,7 +19,8 @@ from hapi.plan import INPUT, OUTPUT
 from hapi.settings import StoreSettings
 from hapi.wire.protocol import DatasetSummary, ExtractRequest, ProfileRequest, ServerStatus
 from profiler import TierProfile, measure, measure_loading
-from profiler.measuring import CPU_BATCH, DEVICE_BATCH
+from profiler.measurements import Measurements
+from profiler.measuring import CPU_BATCH, DEVICE_BATCH, measured_with
 from storage_server.access.auth import Tenant, check_binding, load_tokens
 from storage_server.access.roots import Roots
 from storage_server.checks import check_device, check_folder
@@ -87,6 +89,7 @@ class Service:
         on_disk = settings.feature_disk_bytes
         self.kept = FeatureCache(kept_here, DiskCache(settings.cache_dir / "features", on_disk) if on_disk else None)
         self.remembered = Remembered(settings.cache_dir / "learned.json")
+        self._measurements = Measurements(settings.cache_dir / "measurements")
         self.datasets = DatasetStore(settings.cache_dir / "datasets", self.store_settings)
         archives = ArchiveStore(settings.cache_dir / "models", settings.max_model_bytes, settings.max_cache_bytes)
         self.workspaces = Workspaces(settings.device, self.remembered, is_short=self.budget.is_short)
@@ -172,32 +175,53 @@ class Service:
         return len(request.indices) * self._stages.sample_seconds(key)
 
     def profile(self, request: ProfileRequest, tenant: Tenant, cancel: Cancel) -> TierProfile:
-        """Measures a model on this server's device, and reading and decoding samples of a dataset."""
+        """Measures a model on this server's device, and reading and decoding samples of a dataset.
+
+        The model's part is remembered; reading and decoding are measured each time. A model that does not fit whole is
+        measured to its deepest cut that does; MemoryBudgetError if there is none.
+        """
         manifest = self.datasets.manifest(request.dataset, tenant)
         transform = TransformSpec.from_json(list(request.transform))
         with self.models.lease(request.model, cancel) as lease:
-            whole = self._fitting(lease, OUTPUT)
+            prefix = self._deepest(lease)
             threads = max(self.settings.read_threads, self.settings.workers)
             store = self.datasets.store(manifest)
             load = measure_loading(store, manifest, transform, samples=request.samples, workers=threads)
             device = self.settings.device
-            fits = whole.memory.largest_batch(self.budget.batch_bytes() + whole.memory.weight_bytes)
+            fits = prefix.memory.largest_batch(self.budget.batch_bytes() + prefix.memory.weight_bytes)
             usual = min(self.settings.batch_limit, CPU_BATCH if device == "cpu" else DEVICE_BATCH)
             batch = max(1, min(usual, fits))
-            return self.device.call(
-                lambda: measure(
-                    lease.graph,
-                    device=device,
-                    batch_size=batch,
-                    limit_seconds=PROFILE_SECONDS,
-                    load_seconds=load.load_seconds,
-                    read_seconds=load.read_seconds,
-                    decode_seconds=load.decode_seconds,
-                    input_bytes=load.input_bytes,
-                ),
-                cancel,
-                tenant.flow,
+            last = None if prefix.cut.name == OUTPUT else prefix.cut.name
+
+            def measured() -> TierProfile:
+                work = partial(measure, lease.graph, device=device, batch_size=batch, last=last)
+                return self.device.call(partial(work, limit_seconds=PROFILE_SECONDS), cancel, tenant.flow)
+
+            key = measured_with(request.model, device, self.settings.threads)
+            tier, is_known = self._measurements.get(
+                {**key, "last": last or OUTPUT, "batch": batch},
+                measured,
+                to_json=TierProfile.to_json,
+                from_json=TierProfile.from_json,
+                refresh=request.refresh,
             )
+        return replace(
+            tier,
+            load_seconds=load.load_seconds,
+            read_seconds=load.read_seconds,
+            decode_seconds=load.decode_seconds,
+            input_bytes=load.input_bytes,
+            details={**tier.details, "remembered": is_known},
+        )
+
+    def _deepest(self, lease: Lease) -> Prefix:
+        """The whole model, or as much of it as fits here."""
+        try:
+            return self._fitting(lease, OUTPUT)
+        except MemoryBudgetError as error:
+            if error.fits is None:
+                raise
+            return self._fitting(lease, error.fits)
 
     def status(self, tenant: Tenant) -> ServerStatus:
         """What the server is doing, and what this tenant may read."""

@@ -126,6 +126,7 @@ class ProfileRequest(Message):
     dataset: Digest
     transform: list[dict[str, Any]] = Field(max_length=64)
     samples: int = Field(default=32, ge=2, le=1024)
+    refresh: bool = Field(default=False, description="Measure the model even if a measurement of it is remembered.")
 
 
 class Problem(BaseModel):

@@ -117,9 +117,15 @@ class ServerClient:
     def delete_model(self, digest: str) -> None:
         self._again(lambda: self._connection.call("DELETE", f"/models/{digest}"))
 
-    def measure(self, model: str, dataset: str, transform: TransformSpec, samples: int) -> TierProfile:
-        """What the server's own device needs for every cut of a model that it holds."""
-        request = ProfileRequest(model=model, dataset=dataset, transform=transform.to_json(), samples=samples)
+    def measure(
+        self, model: str, dataset: str, transform: TransformSpec, samples: int, *, refresh: bool = False
+    ) -> TierProfile:
+        """What the server's own device needs for every cut of a model that it holds.
+
+        The server remembers it; `refresh` has it measure again.
+        """
+        steps = transform.to_json()
+        request = ProfileRequest(model=model, dataset=dataset, transform=steps, samples=samples, refresh=refresh)
         body = request.model_dump()
         document = self._again(lambda: self._connection.document("POST", "/profile", json=body, long_answer=True))
         return TierProfile.from_json(document)

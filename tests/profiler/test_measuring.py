@@ -12,9 +12,9 @@ from torch import nn
 
 from hapi.errors import ProfileError
 from hapi.model import Graph, capture
-from hapi.plan import Link
+from hapi.plan import Link, Profile
 from hapi.wire import get_codec
-from profiler import TierProfile, TierRow, combine, measure
+from profiler import Pipeline, TierProfile, TierRow, combine, measure
 from profiler.flops import count_flops
 from profiler.measuring import wire_seconds_per_byte
 from profiler.timing import time_nodes
@@ -186,3 +186,18 @@ def test_measuring_on_a_gpu(graph: Graph) -> None:
     assert tier.device.startswith("cuda")
     assert tier.rows[-1].prefix_seconds > 0
     assert measure_peak(graph.whole, 8, "cuda") >= prefix_memory(graph.whole).live_bytes(8)
+
+
+def test_a_device_that_fits_only_the_first_part_measures_that_and_estimates_the_rest() -> None:
+    graph = capture(nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 4)), torch.randn(2, 8))
+    last = graph.cuts[2].name
+    tier = measure(graph, repeats=1, last=last)
+    assert tier.fits_to == last
+    assert [row.name for row in tier.rows] == [cut.name for cut in graph.cuts]
+    seconds = [row.prefix_seconds for row in tier.rows]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] > seconds[2] > 0
+    found = combine(tier, measure(graph, repeats=1), link=Link(1e9), samples=100, batch_size=8)
+    assert found.server_fits_to == last
+    assert list(Pipeline.of(found).misfits()) == [cut.name for cut in graph.cuts[3:]]
+    assert Profile.from_json(found.to_json()) == found

@@ -192,6 +192,11 @@ def test_a_profile_has_every_cut(
     assert [row.name for row in profile.rows] == [cut.name for cut in archive.graph.cuts]
     assert profile.load_seconds > 0
     assert profile.input_bytes > 0
+    assert profile.details["remembered"] is False
+    again = TierProfile.from_json(client.post("/v1/profile", json=body).json())
+    assert (again.rows, again.details["remembered"]) == (profile.rows, True)
+    anew = client.post("/v1/profile", json={**body, "refresh": True}).json()
+    assert anew["details"]["remembered"] is False
     problem(client.post("/v1/profile", json={**body, "model": ABSENT}), 404, "unknown-model")
     problem(client.post("/v1/profile", json={**body, "samples": 1}), 422, "bad-input")
 
