@@ -82,6 +82,8 @@ class LoaderCache:
         self._table = FeatureTable(views * dataset.samples, options.memory)
         self._labels = np.full(dataset.samples, -1, np.int64)
         self._disk = DiskCache(options.folder, options.disk_bytes, keep_used=True) if options.folder else None
+        if self._disk is not None:
+            _ = dataset.listing  # names the files on disk; asked for now, while there is a server to ask
         rows = views * dataset.samples if self._disk is not None else 0
         self._keys, self._has_key = np.zeros((rows, KEY_BYTES), np.uint8), np.zeros(rows, bool)
         self._key_makers: list[FeatureKeys] | None = None

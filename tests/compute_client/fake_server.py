@@ -49,7 +49,9 @@ class FakeServer:
         self._lock = threading.Lock()
 
     def client(self, token: str | None = None) -> ServerClient:
-        return ServerClient(URL, token or self.token, retry=FAST, transport=httpx.MockTransport(self.handle))
+        return ServerClient(
+            URL, token or self.token, retry=FAST, transport=httpx.MockTransport(lambda request: self.handle(request))
+        )
 
     def handle(self, request: httpx.Request) -> httpx.Response:
         path = request.url.path

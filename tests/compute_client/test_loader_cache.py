@@ -151,6 +151,15 @@ def test_another_job_finds_the_features_on_disk(
     assert len(list(tmp_path.glob("*.data"))) == 2
 
 
+def test_a_loader_over_a_full_folder_needs_no_server_once_it_is_made(
+    server: FakeServer, graph: Graph, transform: v2.Compose, tmp_path: Path
+) -> None:
+    expected = epochs(remote(server, graph, transform, cache_dir=tmp_path))
+    loader = remote(server, graph, transform, cache_dir=tmp_path, pushdown="auto")
+    server.handle = lambda request: (_ for _ in ()).throw(httpx.ConnectError("refused"))  # type: ignore[method-assign]
+    assert_equal(epochs(loader), expected)
+
+
 def test_without_memory_the_disk_serves(
     server: FakeServer, graph: Graph, transform: v2.Compose, tmp_path: Path
 ) -> None:
