@@ -15,6 +15,8 @@ PLAIN_WORKERS = 2
 nothing is gained (mobilenet_v2 at rho 4), and PyTorch warns of more workers than cores."""
 PUSHDOWN = {"none": "none", "all": "all", "paper": "paper", "paper-v1": "paper-v1", "single": "single", "mix": "auto"}
 """What `hapi train --pushdown` is given; `static` is decided per model."""
+RECOMPUTES = ("paper", "paper-v1")
+"""The published system keeps no features: every epoch computes them anew."""
 SYSTEMS = (PLAIN, "none", "all", "static", "paper", "paper-v1", "single", "mix")
 
 
@@ -60,5 +62,6 @@ def command_of(system: str, job: Job) -> list[str]:
         workers = ["--num-workers", str(PLAIN_WORKERS)]
         return [sys.executable, "-m", "benchmarks.baselines.plain", *job.words(), *workers]
     pushdown = freeze_cut(job.model) if system == "static" else PUSHDOWN[system]
-    train = [sys.executable, "-m", "hapi.cli", "train", "--json", *job.words(), "--pushdown", pushdown]
+    regime = ["--cache-bytes", "0"] if system in RECOMPUTES else []
+    train = [sys.executable, "-m", "hapi.cli", "train", "--json", *job.words(), "--pushdown", pushdown, *regime]
     return [*train, *(["--server", job.server] if job.server else []), *job.options]

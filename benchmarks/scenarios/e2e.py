@@ -49,6 +49,7 @@ def e2e(
     serve_option: Annotated[
         list[str] | None, typer.Option(help="Further option of `hapi serve`, like --serve-option=--workers=2.")
     ] = None,
+    upload: Annotated[bool, typer.Option("--upload", help="Send the network anew in every system's start-up.")] = False,
     quick: options.Quick = False,
     report: options.Report = None,
     as_json: options.AsJson = False,
@@ -61,7 +62,8 @@ def e2e(
 
     rho is the link time of plain over its compute time: plain runs once without a limit for the latter, and the
     bandwidth follows. `seconds` are those of the epochs; start-up (imports, capture, upload, measuring) is apart, in
-    `start_seconds`. Each system has processes of its own, a fresh server and empty caches.
+    `start_seconds`. Each system has processes of its own, a fresh server and empty caches; the
+    server has the network already (unless --upload), as after a first job.
     """
     from benchmarks.e2e.experiment import Settings, run
 
@@ -85,6 +87,7 @@ def e2e(
             s3_endpoint=s3_endpoint,
             train_options=tuple(train_option or ()),
             serve_options=tuple(serve_option or ()),
+            upload=upload,
             quick=quick,
         ),
         report=report,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,11 +66,43 @@ def start_store(bed: Testbed, photographs: Path) -> Store:
     return Store(uri, pushed["sent"], pushed["bytes"], variables, there)
 
 
+@dataclass(frozen=True)
+class SentModel:
+    """A network as a storage server keeps it: a folder to begin with, and its size on the wire."""
+
+    folder: Path
+    bytes: int
+
+
+def send_model(bed: Testbed, store: Store, model: str, weights: str) -> SentModel:
+    """Sends a network to a server from the server's own host, so that later ones can begin with it."""
+    kept = Path(tempfile.mkdtemp(prefix="models-", dir=bed.folder))
+    with start_server(bed, store, cache=kept) as server:
+        assert server.inner_url is not None
+        push = [sys.executable, "-m", "hapi.cli", "models", "push", model, "--weights", weights, "--json"]
+        words = [*push, "--server", server.inner_url]
+        told = bed.run(bed.storage, words, server.variables, seconds=START_SECONDS).document
+    return SentModel(kept / "models", told["bytes"])
+
+
 @contextlib.contextmanager
-def start_server(bed: Testbed, store: Store, options: Sequence[str] = ()) -> Iterator[Server]:
-    """Runs a fresh `hapi serve` over the store: it has no models, manifests or caches of an earlier one."""
+def start_server(
+    bed: Testbed,
+    store: Store,
+    options: Sequence[str] = (),
+    *,
+    model: SentModel | None = None,
+    cache: Path | None = None,
+) -> Iterator[Server]:
+    """Runs a fresh `hapi serve` over the store: it has no manifests or caches of an earlier one.
+
+    Of models it has `model`, if that is given. `cache` is where it keeps things, if they shall outlive it.
+    """
     with tempfile.TemporaryDirectory(prefix="server-", dir=bed.folder) as folder:
-        variables, more = {}, list(options)
+        variables, cache = {}, cache or Path(folder) / "cache"
+        if model is not None:
+            shutil.copytree(model.folder, cache / "models")
+        more = [*options, "--cache-dir", str(cache)]
         if bed.storage.address != LOOPBACK:  # other hosts reach it: it asks for a token
             variables["HAPI_TOKEN"] = secrets.token_urlsafe(24)
             tokens = Path(folder) / "tokens.toml"
