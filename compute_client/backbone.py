@@ -12,8 +12,9 @@ from torch import nn
 from compute_client.decode import Transform
 from compute_client.suffix import Compute, as_tensors, frozen_copy
 from hapi.data import TransformSpec
+from hapi.engine import CHOICES, Choice, Engine, Precision, check_precision
 from hapi.errors import CaptureError, HapiError, InputError
-from hapi.model import Graph, capture
+from hapi.model import Graph, Program, capture
 
 PROBE_SIZE = (640, 480)
 """Size of the picture whose transform shows what the backbone's input looks like."""
@@ -30,7 +31,15 @@ class Backbone:
         device: where its rest runs: as asked; else where the module's parameters are; else a GPU if there is one.
     """
 
-    def __init__(self, backbone: Any, *, weights: str | None, device: str | torch.device | None) -> None:
+    def __init__(
+        self,
+        backbone: Any,
+        *,
+        weights: str | None,
+        device: str | torch.device | None,
+        engine: Choice = "auto",
+        precision: Precision = "float32",
+    ) -> None:
         self.transform: Any = None
         self._example: torch.Tensor | None = None
         self._module: nn.Module | None = None
@@ -55,6 +64,10 @@ class Backbone:
                 "or a name such as 'torchvision:resnet18'."
             )
         self.device = _device(device, None if isinstance(backbone, str) else self._module)
+        if engine not in CHOICES:
+            raise InputError(f"engine {engine!r} is not known. Choose one of {', '.join(CHOICES)}.")
+        check_precision(precision, self.device)
+        self.engine, self.precision = engine, precision
 
     def graph(self, transform: Transform | None) -> Graph:
         """The captured graph; CaptureError says why there is none and that pushdown="none" still works."""
@@ -92,19 +105,23 @@ class Backbone:
             return (self._graph.output.shape,)
         example = self._example if self._example is not None else _example(transform)
         with torch.no_grad():
-            return tuple(tuple(output.shape[1:]) for output in as_tensors(self.whole()(example.to(self.device))))
+            return tuple(
+                tuple(output.shape[1:]) for output in as_tensors(self.whole(transform)(example.to(self.device)))
+            )
 
-    def whole(self) -> Compute:
-        """The backbone itself, in eval mode, on the device: no capture needed."""
-        if self._module is None:
-            assert self._graph is not None
-            return self._graph.whole.to(self.device)
+    def whole(self, transform: Transform | None = None) -> Compute:
+        """The backbone itself, in eval mode, on the device: captured only for compiled code and other precisions."""
+        if self._module is None or self.engine == "compiled" or self.precision != "float32":
+            return self._engine(self.graph(transform).whole)
         return frozen_copy(self._module, self.device)
 
     def suffix(self, cut: str, transform: Transform | None) -> Compute:
         """What is left after a cut, on the device."""
         _, suffix = self.graph(transform).split(cut)
-        return suffix.to(self.device)
+        return self._engine(suffix)
+
+    def _engine(self, program: Program) -> Engine:
+        return Engine(program.to(self.device), choice=self.engine, precision=self.precision)
 
 
 def _device(asked: str | torch.device | None, module: nn.Module | None) -> torch.device:

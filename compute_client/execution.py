@@ -240,7 +240,8 @@ class Execution:
                 epoch=view,
                 model_digest=digest,
                 cut=OUTPUT,
-                precision="float32" if exact else f"float32, {'/'.join(self._allowed.codecs)} on the wire",
+                precision=self._backbone.precision
+                + ("" if exact else f", {'/'.join(self._allowed.codecs)} on the wire"),
             )
             for view in range(views)
         ]
@@ -294,7 +295,7 @@ class Execution:
                     self._upload()
                     self._parts = {cut: self._backbone.suffix(cut, self._transform) for cut in cuts}
                 else:
-                    self._parts = {INPUT: self._backbone.whole()}
+                    self._parts = {INPUT: self._backbone.whole(self._transform)}
             return self._parts
 
     def _source(self) -> SpanSource:

@@ -26,6 +26,7 @@ from compute_client.position import Position
 from compute_client.stats import LoaderStats
 from hapi.backoff import QUICK
 from hapi.data import Manifest
+from hapi.engine import Choice, Precision
 from hapi.errors import InputError
 from hapi.machine import processors
 from hapi.model import Graph
@@ -69,6 +70,9 @@ class DataLoader:
         compression: of features on the wire, lossless: `none`, `lz4`, `zstd`, or `auto`: that of them which pays by
             measurement; without measuring, none.
         device: where the rest of the backbone runs; default where the module is, for other backbones a GPU if any.
+        engine: how that rest runs here: "auto" (compiled in the background once it pays), "eager" (exact to the last
+            bit), or "compiled" (from the start; the whole backbone too).
+        precision: in which it computes here, "float32" or "bf16"; the server's is its own setting.
         on_error: what to do with a sample that cannot be read or decoded. `raise`: SampleError when its batch is
             reached. `skip`: leave it out, counted in `stats.failed_samples`; a batch that lost all samples is left out.
         epochs: how many are planned: the planner weighs start-up costs with it.
@@ -122,6 +126,8 @@ class DataLoader:
         codecs: Sequence[str] | None = None,
         compression: CompressionName | Literal["auto"] = "auto",
         device: str | torch.device | None = None,
+        engine: Choice = "auto",
+        precision: Precision = "float32",
         on_error: Literal["raise", "skip"] = "raise",
         epochs: int = 1,
         requests_in_flight: int = 4,
@@ -154,7 +160,7 @@ class DataLoader:
         world = None if rank is None or world_size is None else World(rank, world_size)
         first_contact = replace(QUICK, busy_seconds=retry_seconds)
         self._server = ServerClient(server, token, retry=first_contact) if isinstance(server, str) else server
-        frozen = Backbone(backbone, weights=weights, device=device)
+        frozen = Backbone(backbone, weights=weights, device=device, engine=engine, precision=precision)
         self.dataset: Dataset
         self.dataset, own_transform = resolve(data, self._server)
         self._order = EpochOrder(

@@ -97,6 +97,8 @@ def measured_plan(
         PROFILE_REPEATS,
         PROFILE_SECONDS,
         kept_share,
+        backbone.engine,
+        backbone.precision,
     )
     graph = backbone.graph(transform)
     kept = Measurements(default_folder())

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from compute_client.stats import LoaderStats
+from hapi.engine import Engine
 from hapi.errors import InputError
 from hapi.model import Program
 
@@ -59,9 +60,10 @@ class SuffixRunner:
 def suffix_batch(compute: Compute, batch_size: int) -> int:
     """How many samples one call gets."""
     wanted = min(max(batch_size, LEAST_BATCH), MOST_BATCH)
-    if not isinstance(compute, Program):
+    program = compute.program if isinstance(compute, Engine) else compute
+    if not isinstance(program, Program):
         return wanted
-    return max(1, min(wanted, SUFFIX_BYTES // max(1, compute.peak_bytes(1))))
+    return max(1, min(wanted, SUFFIX_BYTES // max(1, program.peak_bytes(1))))
 
 
 def as_tensors(output: Any) -> tuple[torch.Tensor, ...]:

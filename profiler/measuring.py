@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from hapi.engine import Choice, Precision
+from hapi.engine.precision import rewritten
 from hapi.machine import processors
 from hapi.model import Cut, Graph, Program
 from hapi.plan import INPUT, OUTPUT
@@ -35,6 +37,8 @@ def measure(
     batch_size: int | None = None,
     repeats: int = 5,
     limit_seconds: float = 20.0,
+    engine: Choice = "auto",
+    precision: Precision = "float32",
     codec: str = "float32",
     last: str | None = None,
     load_seconds: float = 0.0,
@@ -52,6 +56,8 @@ def measure(
         batch_size: of the timed runs; by default 8 on a CPU and 64 on an accelerator.
         repeats: timed runs, of which the median counts.
         limit_seconds: after which no further run is started.
+        engine, precision: of the engine that will run it. What it runs from the first call on is measured; that it may
+            be compiled later is left to those who measure rates while they work.
         codec: in which `out_bytes` are counted.
         last: the deepest cut that this device has the memory to run, if that is not `output`. What comes after it is
             not run: its seconds are estimated from its FLOPs.
@@ -61,13 +67,19 @@ def measure(
         allowed: codecs and compressions whose costs at every cut are measured too, on the features of `examples`
             (n, ...), inputs of real samples; the first codec is then that of `out_bytes`.
     """
-    whole = (graph.whole if last is None else graph.split(last)[0]).to(device)
+    is_rewritten = precision != "float32" or (engine != "eager" and torch.device(device).type == "cpu")
+
+    def as_run(part: Program) -> Program:
+        return rewritten(part, precision) if is_rewritten else part
+
+    everything = as_run(graph.whole)
+    whole = (everything if last is None else as_run(graph.split(last)[0])).to(device)
     batch = batch_size or (CPU_BATCH if whole.device.type == "cpu" else DEVICE_BATCH)
     times = time_nodes(whole, batch, repeats=repeats, limit_seconds=limit_seconds)
-    flops = count_flops(graph.whole)
+    flops = count_flops(everything)
     codec = allowed.codecs[0] if allowed else codec
     per_flop = times.whole / max(1, sum(flops[node.name] for node in whole.nodes))
-    seconds = {node.name: times.nodes.get(node.name, per_flop * flops[node.name]) for node in graph.nodes}
+    seconds = {node.name: times.nodes.get(node.name, per_flop * flops[node.name]) for node in everything.nodes}
     writer = get_codec(codec)
     encode, decode = wire_seconds_per_byte(get_codec("float32"))
     ways: dict[str, tuple[TierWay, ...]] = {}
@@ -75,7 +87,7 @@ def measure(
         ways = measure_ways(graph, examples, allowed, copy_seconds_per_byte=(encode, decode), device=whole.device)
     rows = []
     for cut in graph.cuts:
-        prefix, suffix = graph.split(cut)
+        prefix, suffix = map(as_run, graph.split(cut))
         rows.append(
             TierRow(
                 name=cut.name,

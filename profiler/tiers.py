@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import torch
 
 from hapi.data import TransformSpec
+from hapi.engine import Choice, Precision
 from hapi.model import Graph
 from hapi.plan import Link, Profile
 from hapi.wire.allowed import Allowed
@@ -50,6 +51,7 @@ class Job:
         allowed: in which codecs and compressions features may travel.
         kept_share: part of the samples whose features the client keeps after the first epoch.
         repeats, limit_seconds: timed runs on this device, and after how long no further one is begun.
+        engine, precision: of the client, see `measure`.
     """
 
     samples: int = 0
@@ -61,6 +63,8 @@ class Job:
     repeats: int = 5
     limit_seconds: float = 20.0
     kept_share: float = 0.0
+    engine: Choice = "auto"
+    precision: Precision = "float32"
 
 
 def profile_here(graph: Graph, load: LoadCost, job: Job, examples: torch.Tensor | None = None) -> Profile:
@@ -144,6 +148,7 @@ class _Kept:
 
         data = {"dataset": objects.dataset.digest, "transform": transform.to_json()} if job.allowed.is_choice else {}
         key = {**measured_with(graph.digest, job.device), "allowed": asdict(job.allowed), **data}
+        key |= {"engine": job.engine, "precision": job.precision}
         tier = self._get(key, measured, TierProfile.to_json, TierProfile.from_json)
         return replace(
             tier,
@@ -226,6 +231,8 @@ def _measured(graph: Graph, load: LoadCost, job: Job, examples: torch.Tensor | N
         examples=examples,
         repeats=job.repeats,
         limit_seconds=job.limit_seconds,
+        engine=job.engine,
+        precision=job.precision,
         load_seconds=load.load_seconds,
         read_seconds=load.read_seconds,
         decode_seconds=load.decode_seconds,

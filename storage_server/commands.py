@@ -52,6 +52,10 @@ def serve(
     feature_disk_bytes: Annotated[
         str | None, typer.Option(help="Most bytes of features below the cache directory, like 50GB. (default 0)")
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="auto (compiled in the background once it pays), eager, or compiled.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bf16. (default float32)")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Most samples in one pass through a network.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of one network operation.")] = None,
     workers: Annotated[int | None, typer.Option(help="Images decoded at the same time.")] = None,
@@ -81,6 +85,8 @@ def serve(
         "cache_dir": cache_dir,
         "feature_cache_bytes": feature_cache_bytes,
         "feature_disk_bytes": feature_disk_bytes,
+        "engine": engine,
+        "precision": precision,
         "max_batch": max_batch,
         "threads": threads,
         "workers": workers,

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Generator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import psutil
 
@@ -14,6 +15,7 @@ import hapi
 from hapi.cache import DiskCache, FeatureCache, FeatureKeys, MemoryCache
 from hapi.cancel import Cancel
 from hapi.data import Manifest, TransformSpec, open_store
+from hapi.engine import Compiler, Engine, check_precision
 from hapi.errors import BusyError, InputError, MemoryBudgetError
 from hapi.plan import INPUT, OUTPUT
 from hapi.settings import StoreSettings
@@ -78,6 +80,7 @@ class Service:
         self.tokens = load_tokens(settings.tokens, self.roots, follow_links=follow)
         check_binding(settings.host, self.tokens)
         check_device(settings.device)
+        check_precision(settings.precision, settings.device)
         self.metrics = Metrics()
         kept_bytes = CACHE_BYTES if settings.feature_cache_bytes is None else settings.feature_cache_bytes
         buffers = settings.queue_bytes + kept_bytes
@@ -93,7 +96,9 @@ class Service:
         self.datasets = DatasetStore(settings.cache_dir / "datasets", self.store_settings)
         archives = ArchiveStore(settings.cache_dir / "models", settings.max_model_bytes, settings.max_cache_bytes)
         self.workspaces = Workspaces(settings.device, self.remembered, is_short=self.budget.is_short)
-        self.models = ModelStore(archives, self.budget, settings.device, self.metrics, self.workspaces)
+        self.compiler = Compiler(settings.cache_dir / "compiled") if settings.engine != "eager" else None
+        engines = partial(Engine, choice=settings.engine, precision=settings.precision, compiler=self.compiler)
+        self.models = ModelStore(archives, self.budget, settings.device, self.metrics, self.workspaces, engines)
         self.policy = policy or KneePolicy(self.budget, settings.batch_limit, self.remembered)
         stages = Stages.start(settings, self.policy, self.queue, self.kept, self.metrics, self.workspaces, rates)
         self._stages = stages
@@ -149,6 +154,7 @@ class Service:
                 epoch=request.epoch,
                 model_digest=request.model,
                 cut=prefix.cut.name,
+                precision=self.settings.precision,
             )
             source = source_of(transform)
             job = Job(source, request.indices, prefix, request.codec, request.compression, tenant.flow, keys)
@@ -193,13 +199,15 @@ class Service:
             batch = max(1, min(usual, fits))
             last = None if prefix.cut.name == OUTPUT else prefix.cut.name
 
+            how: dict[str, Any] = {"engine": self.settings.engine, "precision": self.settings.precision}
+
             def measured() -> TierProfile:
-                work = partial(measure, lease.graph, device=device, batch_size=batch, last=last)
+                work = partial(measure, lease.graph, device=device, batch_size=batch, last=last, **how)
                 return self.device.call(partial(work, limit_seconds=PROFILE_SECONDS), cancel, tenant.flow)
 
             key = measured_with(request.model, device, self.settings.threads)
             tier, is_known = self._measurements.get(
-                {**key, "last": last or OUTPUT, "batch": batch},
+                {**key, **how, "last": last or OUTPUT, "batch": batch},
                 measured,
                 to_json=TierProfile.to_json,
                 from_json=TierProfile.from_json,
@@ -257,6 +265,8 @@ class Service:
         self.idle.close()
         self._stages.close()
         self.kept.close()
+        if self.compiler is not None:
+            self.compiler.close()
         self.datasets.close()
         self.remembered.save()
 

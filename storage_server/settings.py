@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from hapi.engine import Choice, Precision
 from hapi.errors import InputError
 from hapi.machine import processors
 from hapi.settings import said
@@ -52,6 +53,10 @@ class ServerSettings(BaseSettings):
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     threads: int | None = Field(default=None, ge=1, le=1024)
     """Threads of one torch operation on the CPU; None is torch's own choice."""
+    engine: Choice = "auto"
+    """auto compiles a prefix in the background once that pays; eager never does, and is exact to the last bit."""
+    precision: Precision = "float32"
+    """bf16 computes in bfloat16 where the device does so natively; what is sent keeps its dtype."""
     read_threads: int = Field(default=16, ge=1, le=512)
     """Objects read at the same time."""
     workers: int = Field(default_factory=processors, ge=1, le=512)

@@ -43,6 +43,8 @@ AUGMENT_VIEWS = typer.Option(
     help="Keep K variants of a random transform and go through them in turn; default: new ones in every epoch.",
 )
 SEED = typer.Option(0, min=0, help="Of split, order, initialisation and random transforms.")
+ENGINE = typer.Option("auto", help="How networks run here: auto (compiled once it pays), eager or compiled.")
+PRECISION = typer.Option("float32", help="In which networks compute here: float32 or bf16.")
 JSON = typer.Option(False, "--json", help="One JSON document on standard output; the rest on standard error.")
 
 

@@ -72,8 +72,11 @@ Load = Callable[[Path, torch.device], Run]
 class Compiler:
     """Finds compiled programs on the shelf, and makes those that are not there. Thread-safe; `close` ends it."""
 
-    def __init__(self, shelf: Shelf | None = None, *, make: Make | None = None, load: Load = Library) -> None:
-        """`make` and `load` are for tests: what compiles a job, and what loads the result."""
+    def __init__(self, shelf: Shelf | Path | None = None, *, make: Make | None = None, load: Load = Library) -> None:
+        """`shelf`, or the folder of one, which is opened at the first request: a bad one is an answer, not an error.
+
+        `make` and `load` are for tests: what compiles a job, and what loads the result.
+        """
         self._shelf = shelf
         self._make = make or self._run_worker
         self._load = load
@@ -130,8 +133,8 @@ class Compiler:
             del request, answer
 
     def _answer(self, request: Request) -> Answer:
-        if self._shelf is None:
-            self._shelf = Shelf()
+        if not isinstance(self._shelf, Shelf):
+            self._shelf = Shelf(self._shelf)
         if self._known is None:
             self._known = self._shelf.all()
         program = request.program
@@ -152,7 +155,7 @@ class Compiler:
 
     def _adopt(self, request: Request, key: str, compiled: Compiled) -> Answer:
         """Loads it, and compares it once more: the file may be older than this process."""
-        assert self._shelf is not None
+        assert isinstance(self._shelf, Shelf)
         program, limit = request.program, TOLERANCE[request.precision]
         source = program if request.precision == "float32" else rewritten(program, request.precision)
         run = self._load(self._shelf.path(key), program.device)
@@ -164,7 +167,7 @@ class Compiler:
 
     def _compile(self, request: Request, key: str) -> Compiled | str:
         """The facts of a program that now lies on the shelf, or why none does."""
-        assert self._shelf is not None
+        assert isinstance(self._shelf, Shelf)
         assert self._known is not None
         program = request.program
         log.info("compiling %s (%s, about %.0f s)", program.title, request.precision, self.expected_seconds(program))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 
 from hapi.engine.agreement import Run, given, outputs
 from hapi.engine.compiler import Answer, Compiler, Request
+from hapi.engine.folding import weight_versions
 from hapi.engine.precision import Precision, check_precision, rewritten
 from hapi.errors import InputError
 from hapi.model import Program
@@ -18,6 +20,8 @@ from hapi.model.indices import READERS
 from hapi.model.liveness import constants
 
 Choice = Literal["auto", "eager", "compiled"]
+LOOK_SECONDS = 1.0
+"""Work after which it is worth looking whether a compiled program lies on disk: naming it means reading its weights."""
 CHOICES: tuple[Choice, ...] = ("auto", "eager", "compiled")
 
 
@@ -38,7 +42,7 @@ class Engine:
     * `auto`: the folded program (channels last, norms folded) from the first call on, exact to float32 rounding. When
       the time that compiled code would have saved so far reaches what compiling is expected to take, it is compiled in
       the background (so at worst twice the time is spent that the better of the two would have taken); what lies
-      compiled on disk is used from the start.
+      compiled on disk is used after a second of work.
     * `compiled`: compiled from the first call on, in the background, and as `auto` until it is ready.
 
     Compiled code is taken only if it agrees with the eager program, see `TOLERANCE`. With precision `bf16` everything
@@ -61,20 +65,28 @@ class Engine:
         self.program, self.choice, self.precision = program, choice, precision
         self._compiler = compiler or shared_compiler()
         self._lock = threading.Lock()
+        self._begin()
+
+    def _begin(self) -> None:
+        """At first, and again after somebody wrote to the weights, of which folded and compiled ones are copies."""
+        self._versions = weight_versions(self.program.graph)
         self._spent_seconds = 0.0
-        self._is_asked = self._is_settled = False
+        self._is_asked = self._has_looked = self._is_settled = False
         self._way = self._first_way()
-        if choice == "eager" or not program.nodes:
+        program = self.program
+        if self.choice == "eager" or not program.nodes:
             self._is_settled = True
         elif reads_by_data(program) and program.device.type != "cpu":
             # Compiled code does not look at indices; on a GPU a wrong one would end the process's use of the device.
             self._settle(Answer(None, "it reads by indices from the data, which are checked eagerly"))
 
     def _first_way(self) -> _Way:
-        if self.choice == "eager" and self.precision == "float32":
-            return _Way("eager", _tuples(self.program), self.program, "as asked")
+        why = "as asked" if self.choice == "eager" else "not compiled yet"
+        is_asked_exact = self.choice == "eager" or self.program.device.type != "cpu"  # a GPU would hold weights twice
+        if self.precision == "float32" and (is_asked_exact or not self.program.nodes):
+            return _Way("eager", _tuples(self.program), self.program, why)
         program = rewritten(self.program, self.precision)
-        return _Way("eager", _tuples(program), program, "as asked" if self.choice == "eager" else "not compiled yet")
+        return _Way("eager", _tuples(program), program, why)
 
     @property
     def kind(self) -> str:
@@ -88,6 +100,8 @@ class Engine:
 
     def __call__(self, *tensors: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """What the program gives for these tensors (B, ...), in its dtypes, in the usual layout in memory."""
+        if self._versions != weight_versions(self.program.graph):
+            self._begin()
         way = self._way
         started = time.perf_counter()
         if way.takes is self.program and way.kind == "eager":
@@ -105,20 +119,24 @@ class Engine:
     def _consider(self, seconds: float) -> None:
         """Asks for the compiled program: whether it is there, at first; to have it made, once that pays."""
         with self._lock:
-            is_first, self._spent_seconds = self._spent_seconds == 0.0, self._spent_seconds + seconds
+            self._spent_seconds += seconds
+            may_look = not self._has_looked and self._spent_seconds >= LOOK_SECONDS
             may_make = self.choice == "compiled" or self._pays()
-            if self._is_asked or self._is_settled or not (is_first or may_make):
+            if self._is_asked or self._is_settled or not (may_look or may_make):
                 return
-            self._is_asked = True
-        self._compiler.submit(Request(self.program, self.precision, torch.get_num_threads(), may_make, self._settle))
+            self._is_asked = self._has_looked = True
+        settle = partial(self._settle, versions=self._versions)
+        self._compiler.submit(Request(self.program, self.precision, torch.get_num_threads(), may_make, settle))
 
     def _pays(self) -> bool:
         saved = self._spent_seconds * (1 - 1 / max(1.0, self._compiler.expected_gain()))
         return saved >= self._compiler.expected_seconds(self.program)
 
-    def _settle(self, answer: Answer) -> None:
-        """The compiler's answer, on its thread."""
+    def _settle(self, answer: Answer, versions: tuple[int, ...] | None = None) -> None:
+        """The compiler's answer, on its thread; not for weights that have changed since."""
         with self._lock:
+            if versions not in (None, self._versions):
+                return
             self._is_asked = False
             self._is_settled = not answer.may_ask_again
             way = self._way

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from threading import Lock
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 
@@ -16,7 +17,29 @@ from hapi.model.ops import named
 
 CONVOLUTIONS = frozenset({"aten.conv1d.default", "aten.conv2d.default", "aten.conv2d.padding", "aten.conv3d.default"})
 BATCH_NORM = "aten.batch_norm.default"
-_KEPT: WeakKeyDictionary[Graph, Graph] = WeakKeyDictionary()
+
+
+class Kept:
+    """What was made from graphs, as long as somebody uses it and the weights are as they were."""
+
+    def __init__(self, make: Callable[[Graph], Graph]) -> None:
+        self._make = make
+        self._made: WeakKeyDictionary[Graph, tuple[tuple[int, ...], ref[Graph]]] = WeakKeyDictionary()
+        self._lock = Lock()
+
+    def of(self, graph: Graph) -> Graph:
+        with self._lock:
+            versions, made = self._made.get(graph, (None, None))
+            found = made() if made is not None else None
+            if found is None or versions != weight_versions(graph):
+                versions, found = weight_versions(graph), self._make(graph)
+                self._made[graph] = (versions, ref(found))
+            return found
+
+
+def weight_versions(graph: Graph) -> tuple[int, ...]:
+    """Changes whenever somebody writes to a weight."""
+    return tuple(0 if weight.is_inference() else weight._version for weight in graph.weights.values())
 
 
 def folded(graph: Graph) -> Graph:
@@ -25,9 +48,7 @@ def folded(graph: Graph) -> Graph:
     Values keep their names, so cuts stay what they are: a convolution between which and its norm lies a cut is left
     alone. The result is made once per graph. Jacob et al. 2018, arXiv:1712.05877, eq. 14 is the arithmetic.
     """
-    if graph not in _KEPT:
-        _KEPT[graph] = _fold(graph)
-    return _KEPT[graph]
+    return _FOLDED.of(graph)
 
 
 def _fold(graph: Graph) -> Graph:
@@ -88,3 +109,6 @@ def _arguments(node: Node, weights: Mapping[str, torch.Tensor]) -> dict[str, Any
     """The arguments by name, weights as tensors."""
     given = named(node.op, node.args, node.kwargs)
     return {key: weights[value.name] if isinstance(value, Weight) else value for key, value in given.items()}
+
+
+_FOLDED = Kept(_fold)

@@ -7,11 +7,10 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 
-from hapi.engine.folding import folded
+from hapi.engine.folding import Kept, folded
 from hapi.errors import InputError
 from hapi.model import Graph, Program, TensorSpec
 from hapi.model.node import Argument, Node, Ref, Weight
@@ -24,7 +23,6 @@ TOLERANCE: Mapping[Precision, float] = {"float32": 1e-5, "bf16": 1e-2}
 _NATIVE = {"avx512_bf16", "amx_bf16", "bf16"}
 """Processor flags, x86 and ARM, of machines that multiply in bfloat16."""
 _LARGEST = torch.finfo(torch.bfloat16).max
-_KEPT: WeakKeyDictionary[Graph, Graph] = WeakKeyDictionary()
 
 
 def check_precision(precision: str, device: torch.device | str) -> None:
@@ -65,14 +63,17 @@ def in_bf16(graph: Graph) -> Graph:
     Values keep their names. What depends on weights and sizes alone (position indices, masks) is computed in float32
     and rounded where it is used. Made once per graph.
     """
-    if graph not in _KEPT:
-        _KEPT[graph] = _Rounding(folded(graph)).graph
-    return _KEPT[graph]
+    return _IN_BF16.of(graph)
+
+
+def as_run(graph: Graph, precision: Precision) -> Graph:
+    """The graph as the engine runs it from the first call on: folded, and in bfloat16 if that is the precision."""
+    return folded(graph) if precision == "float32" else in_bf16(graph)
 
 
 def rewritten(program: Program, precision: Precision) -> Program:
     """The same part of the graph, folded, and in bfloat16 if that is the precision; runs without a compiler."""
-    graph = folded(program.graph) if precision == "float32" else in_bf16(program.graph)
+    graph = as_run(program.graph, precision)
     return Program(
         graph, program.title, program.input_names, program.output_names, is_single=program.is_single,
         device=program.device,
@@ -136,3 +137,6 @@ def _within_range(argument: Argument) -> Argument:
 
 def _rounded_spec(spec: TensorSpec) -> TensorSpec:
     return TensorSpec(spec.shape, torch.bfloat16) if spec.dtype == torch.float32 else spec
+
+
+_IN_BF16 = Kept(lambda graph: _Rounding(folded(graph)).graph)

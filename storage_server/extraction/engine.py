@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
+from hapi.engine import Engine
 from hapi.errors import InputError
 from hapi.model import Cut, Graph, Program, TensorSpec
 from profiler.memory import MemoryModel, prefix_memory
 from storage_server.scheduling.rates import approximate_flops
+
+Engines = Callable[[Program], Engine]
+"""What runs a program that is on its device."""
+
+
+def _eager(program: Program) -> Engine:
+    return Engine(program, choice="eager")
 
 
 @dataclass
@@ -22,7 +31,7 @@ class Prefix:
         cut: what `run` answers, per sample.
         input: the one tensor per sample that `run` takes.
         memory: weights and peak bytes per sample.
-        engine: what runs it.
+        engine: what runs it now, `eager` or `compiled`, with `, bf16` in that precision.
     """
 
     key: tuple[str, str]
@@ -32,8 +41,14 @@ class Prefix:
     memory: MemoryModel
     device: str
     _program: Program = field(repr=False)
-    _placed: bool = False
-    engine: str = "eager"
+    _engines: Engines | None = field(default=None, repr=False)
+    _engine: Engine | None = field(default=None, repr=False)
+
+    @property
+    def engine(self) -> str:
+        if self._engine is None:
+            return "eager"
+        return self._engine.kind + (", bf16" if self._engine.precision == "bf16" else "")
 
     @property
     def what(self) -> str:
@@ -46,7 +61,7 @@ class Prefix:
         return approximate_flops(self._program)
 
     @classmethod
-    def of(cls, graph: Graph, cut_name: str, device: str, digest: str) -> Prefix:
+    def of(cls, graph: Graph, cut_name: str, device: str, digest: str, engines: Engines | None = None) -> Prefix:
         """Divides `graph` at the cut; UnknownCutError, or InputError for a model that takes more than an image."""
         if len(graph.inputs) != 1:
             raise InputError(
@@ -56,13 +71,13 @@ class Prefix:
         cut = graph.cut(cut_name)
         program, _ = graph.split(cut)
         memory = prefix_memory(program)
-        return cls((digest, cut.name), graph.name, cut, graph.inputs[0], memory, device, program)
+        return cls((digest, cut.name), graph.name, cut, graph.inputs[0], memory, device, program, engines)
 
     def run(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The cut's tensors (n, *shape) in host memory, of a batch (n, *input.shape) in host memory."""
-        if not self._placed:
+        if self._engine is None:
             self._program = self._program.to(self.device)
-            self._placed = True
+            self._engine = (self._engines or _eager)(self._program)
         with torch.inference_mode():
-            tensors = self._program(batch.to(self.device, non_blocking=True))
+            tensors = self._engine(batch.to(self.device, non_blocking=True))
             return tuple(tensor.to("cpu") for tensor in tensors)

@@ -17,7 +17,7 @@ from hapi.model import Graph, load_archive
 from hapi.model.specs import dtype_name
 from hapi.units import format_bytes
 from hapi.wire.protocol import CutInfo, ModelInfo
-from storage_server.extraction.engine import Prefix
+from storage_server.extraction.engine import Engines, Prefix
 from storage_server.library.archives import ArchiveStore
 from storage_server.library.locks import KeyedLocks
 from storage_server.memory.budget import MemoryBudget
@@ -84,6 +84,7 @@ class ModelStore:
         device: str,
         metrics: Metrics,
         workspaces: Workspaces | None = None,
+        engines: Engines | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.archives = archives
@@ -91,6 +92,7 @@ class ModelStore:
         self._device = device
         self._metrics = metrics
         self._workspaces = workspaces or Workspaces(device)
+        self._engines = engines
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -183,7 +185,7 @@ class ModelStore:
         with self._per_digest.held(digest):
             prefix = loaded.prefixes.get(name)
             if prefix is None:
-                prefix = loaded.prefixes[name] = Prefix.of(loaded.graph, name, self._device, digest)
+                prefix = loaded.prefixes[name] = Prefix.of(loaded.graph, name, self._device, digest, self._engines)
                 prefix.memory = self._workspaces.measured(prefix)
         self._promise(digest, loaded, prefix.memory.weight_bytes, f"{prefix.model} up to {name}", cancel)
         return prefix

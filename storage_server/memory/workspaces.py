@@ -32,7 +32,10 @@ class Measurable(Protocol):
     """What is asked of a prefix; `memory` is renewed when something was learned."""
 
     key: tuple[str, str]
-    engine: str
+
+    @property
+    def engine(self) -> str: ...
+
     input: TensorSpec
     memory: MemoryModel
 

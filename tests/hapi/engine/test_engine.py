@@ -103,6 +103,7 @@ def shelf(tmp_path: Path) -> Shelf:
 def room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "cxx", lambda: "/usr/bin/g++")
     monkeypatch.setattr(compiling, "free_bytes", lambda device: 2**40)
+    monkeypatch.setattr("hapi.engine.engine.LOOK_SECONDS", 0.0)
 
 
 def parts(graph: Graph) -> Iterator[Program]:
@@ -267,6 +268,30 @@ def test_a_folder_that_others_can_write_is_refused(tmp_path: Path) -> None:
         Shelf(folder)
     folder.chmod(0o700)
     assert os.stat(Shelf(folder).folder).st_mode & 0o077 == 0
+
+
+def test_an_open_folder_leaves_eager(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    compiler = Compiler(tmp_path / "open", make=FakeMaker())
+    answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+    compiler.submit(Request(small().whole, "float32", 1, True, answers.put))
+    answer = answers.get(timeout=60)
+    compiler.close()
+    assert answer.run is None
+    assert "chmod 700" in answer.why
+
+
+def test_the_weights_may_change_under_an_engine() -> None:
+    program = small().whole
+    engine = Engine(program)
+    before = engine(*probe(program))
+    with torch.no_grad():
+        for weight in program.graph.weights.values():
+            if weight.is_floating_point():
+                weight.mul_(1.5)
+    assert not torch.allclose(before, engine(*probe(program)))  # type: ignore[arg-type]
+    assert difference(program, engine(*probe(program))) < TOLERANCE["float32"]
 
 
 def test_the_least_recently_used_make_room(tmp_path: Path) -> None:

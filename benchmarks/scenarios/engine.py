@@ -1,0 +1,243 @@
+"""`hapi bench engine`: images per second of whole networks on one core, beside PyTorch's own ways and OpenVINO."""
+
+from __future__ import annotations
+
+import queue
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from benchmarks.bench import options
+from benchmarks.bench.run import Bench
+from benchmarks.bench.table import LIMIT, MODEL, SECONDS, SYSTEM, Column, number, times
+from hapi.errors import HapiError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from hapi.engine import Compiler, Precision
+    from hapi.model import Graph
+
+COLUMNS = (
+    MODEL,
+    Column("precision", "precision", is_text=True),
+    SYSTEM,
+    Column("images_per_s", "images/s", number),
+    Column("ratio_to_eager", "of eager", times),
+    SECONDS,
+    LIMIT,
+    Column("largest_error", "error", lambda value: f"{value:.1e}"),
+    Column("compile_seconds", "compiling", number),
+)
+MODELS = ["alexnet", "resnet18", "resnet50", "mobilenet_v2", "densenet121", "vit_b_16"]
+QUICK_MODELS = ["resnet18"]
+BATCH = 16
+PEAK_SIZE = 2048
+Run = Callable[["Tensor"], "Tensor"]
+
+
+class PeerError(HapiError):
+    """A system to compare with is not installed here."""
+
+    kind = "no-peer"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("engine")(engine)
+
+
+def engine(
+    model: options.Models = None,
+    batch_size: options.BatchSize = BATCH,
+    repeats: options.Repeats = 3,
+    threads: options.Threads = 1,
+    system: options.Systems = None,
+    quick: options.Quick = False,
+    report: options.Report = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Images per second from input tensors to features; nothing is read or decoded.
+
+    `eager` is the module as torchvision gives it, `folded` our engine before anything is compiled, `compiled` our
+    engine afterwards, `torch.compile` PyTorch's compiler (with freezing) on the module, `openvino` its CPU
+    plugin on the same graph. Ratios are to eager float32, errors too (the largest, over the largest feature).
+    `limit` is the network's multiplications at the rate of this machine's best large matrix product.
+    """
+    from hapi.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    with (
+        Bench("engine", as_json=as_json, report=report, columns=COLUMNS, compare_with=["eager"],
+              same=("scenario", "model")) as bench,
+        tempfile.TemporaryDirectory(prefix="hapi-bench-engine-") as folder,
+    ):  # fmt: skip
+        import torch
+
+        from hapi.engine import Compiler, Shelf, has_bf16
+        from hapi.model import capture
+        from profiler.flops import count_flops
+
+        torch.set_num_threads(threads or 1)
+        compiler = Compiler(Shelf(Path(folder) / "shelf"))
+        precisions: list[Precision] = ["float32", "bf16"] if has_bf16("cpu") else ["float32"]
+        peaks = {precision: peak(precision) for precision in precisions}
+        for name in model or (QUICK_MODELS if quick else MODELS):
+            network, images = load(name, batch_size)
+            graph = capture(network, images[:2], name=name)
+            with torch.inference_mode():
+                expected = network(images)
+            flops = sum(count_flops(graph.whole).values()) * batch_size
+            for precision in precisions:
+                for called, build in systems(network, graph, images, precision, compiler):
+                    if system and called not in system and called != "eager":
+                        continue
+                    with bench.trial(
+                        system=called, model=name.removeprefix("torchvision:"), precision=precision
+                    ) as trial:
+                        started = time.perf_counter()
+                        run = build()
+                        prepared = time.perf_counter() - started
+                        seconds, found = best_of(repeats, run, images)
+                        trial.measured(
+                            samples=batch_size,
+                            seconds=seconds,
+                            images_per_s=batch_size / seconds,
+                            limit_seconds=flops / peaks[precision],
+                            largest_error=error_of(expected, found),
+                            compile_seconds=prepared,
+                        )
+        compiler.close()
+
+
+def load(name: str, batch: int) -> tuple[nn.Module, Tensor]:
+    """A backbone with random weights whose norms have statistics, and normal noise for pictures."""
+    import torch
+
+    from hapi.model import load_model
+
+    torch.manual_seed(0)
+    loaded = load_model(name if ":" in name else f"torchvision:{name}", "none")
+    for part in loaded.backbone.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(part.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
+            torch.nn.init.uniform_(part.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+    return loaded.backbone.eval(), torch.randn(batch, *loaded.example.shape[1:])
+
+
+def systems(
+    network: nn.Module, graph: Graph, images: Tensor, precision: Precision, compiler: Compiler
+) -> Iterator[tuple[str, Callable[[], Run]]]:
+    """By name, how to make ready what maps images to features; in bf16 eager stays float32 and is left out."""
+    if precision == "float32":
+        yield "eager", lambda: network
+    yield "folded", lambda: ours(graph, precision, None)
+    yield "compiled", lambda: ours(graph, precision, compiler)
+    yield "torch.compile", lambda: torch_compile(network, images, precision)
+    yield "openvino", lambda: openvino(graph, images, precision)
+
+
+def ours(graph: Graph, precision: Precision, compiler: Compiler | None) -> Run:
+    """Our engine: compiled, or as it runs before."""
+    import torch
+
+    from hapi.engine.agreement import given, outputs
+    from hapi.engine.compiler import Answer, Request
+    from hapi.engine.precision import rewritten
+
+    program = graph.whole
+    takes = rewritten(program, precision)
+    if compiler is None:
+        return lambda images: outputs(takes(*given([images], takes)))[0].float()
+    answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+    compiler.submit(Request(program, precision, torch.get_num_threads(), True, answers.put))
+    answer = answers.get()
+    run = answer.run
+    if run is None:
+        raise PeerError(f"stays eager: {answer.why}")
+    source = program if precision == "float32" else takes
+    return lambda images: run(*given([images], source))[0].float()
+
+
+def torch_compile(network: nn.Module, images: Tensor, precision: Precision) -> Run:
+    """PyTorch's compiler on a copy of the module, channels last, with freezing."""
+    import copy
+
+    import torch
+    import torch._inductor.config as settings
+
+    dtype = torch.float32 if precision == "float32" else torch.bfloat16
+    twin = copy.deepcopy(network).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    torch._dynamo.reset()
+    made = torch.compile(twin)
+
+    def run(images: Tensor) -> Tensor:
+        with settings.patch(freezing=True):
+            found: Tensor = made(images.to(dtype=dtype, memory_format=torch.channels_last))  # type: ignore[no-untyped-call]
+            return found.float()
+
+    with torch.inference_mode():
+        run(images)
+    return run
+
+
+def openvino(graph: Graph, images: Tensor, precision: Precision) -> Run:
+    """OpenVINO's CPU plugin on the same graph, one stream."""
+    try:
+        import openvino as ov
+    except ImportError as error:
+        raise PeerError("openvino is not installed: pip install openvino") from error
+    import torch
+
+    from hapi.engine.module import as_module
+
+    with torch.no_grad():
+        exported = torch.export.export(as_module(graph.whole), (images,))
+    made = ov.compile_model(
+        ov.convert_model(exported),
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,
+        },
+    )
+    request = made.create_infer_request()
+    return lambda images: torch.from_numpy(request.infer({0: images.numpy()})[0]).clone()
+
+
+def best_of(repeats: int, run: Run, images: Tensor) -> tuple[float, Tensor]:
+    """Least seconds of the repeats after a warm-up, and the features."""
+    import torch
+
+    taken = []
+    with torch.inference_mode():
+        found = run(images)
+        for _ in range(repeats):
+            started = time.perf_counter()
+            found = run(images)
+            taken.append(time.perf_counter() - started)
+    return min(taken), found
+
+
+def error_of(expected: Tensor, found: Tensor) -> float:
+    """The largest difference over the largest value."""
+    return float((expected - found).abs().max() / expected.abs().max())
+
+
+def peak(precision: Precision, turns: int = 5) -> float:
+    """FLOPs per second of the best of a large matrix product and a wide convolution."""
+    import torch
+
+    dtype = torch.float32 if precision == "float32" else torch.bfloat16
+    one, other = (torch.randn(PEAK_SIZE, PEAK_SIZE).to(dtype) for _ in range(2))
+    conv = torch.nn.Conv2d(256, 256, 3, padding=1).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    image = torch.randn(16, 256, 28, 28).to(dtype=dtype, memory_format=torch.channels_last)
+    product, _ = best_of(turns, lambda given: given @ other, one)
+    convolved, _ = best_of(turns, conv, image)
+    return max(2 * PEAK_SIZE**3 / product, 2 * 9 * 256 * 256 * 16 * 28 * 28 / convolved)
