@@ -1,0 +1,67 @@
+"""`hapi bench startup`: how long a job takes until its first batch, the first time and when it comes again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from benchmarks.bench import options
+from benchmarks.bench.run import Bench
+from benchmarks.bench.table import MODEL, SECONDS, SYSTEM, Column, number
+
+PHASES = ("import", "load", "capture", "connect", "upload", "plan", "first_batch")
+COLUMNS = (MODEL, SYSTEM, SECONDS, *(Column(f"{phase}_seconds", phase.replace("_", " "), number) for phase in PHASES))
+DEFAULT_MODELS = ["resnet50", "densenet121", "vit_b_16", "mobilenet_v3_small", "swin_t", "convnext_tiny"]
+QUICK_MODELS = ["resnet50", "mobilenet_v3_small"]
+PHOTOGRAPHS = 128
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("startup")(startup)
+
+
+def startup(
+    model: options.Models = None,
+    data: options.DataOption = None,
+    seed: options.Seed = 0,
+    quick: options.Quick = False,
+    report: options.Report = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Seconds from the start of a process to its first batch, in parts.
+
+    `cold`: nothing of the model is known to either side. `warm`: the same job again, in a new process: the server holds
+    the model, and both remember what they measured. Weights are random, so that nothing is downloaded.
+    """
+    with Bench("startup", as_json=as_json, report=report, columns=COLUMNS, compare_with=["cold"]) as bench:
+        from benchmarks.bench.photographs import photographs
+        from benchmarks.localserver import local_server
+
+        with (
+            photographs(data, PHOTOGRAPHS, seed=seed) as folder,
+            tempfile.TemporaryDirectory() as cache,
+            local_server(folder) as server,
+        ):
+            for spec in model or (QUICK_MODELS if quick else DEFAULT_MODELS):
+                for system in ("cold", "warm"):
+                    with bench.trial(system=system, model=spec.removeprefix("torchvision:")) as trial:
+                        trial.measured(samples=PHOTOGRAPHS, **_start(server.url, folder, spec, cache))
+
+
+def _start(url: str, folder: Path, model: str, cache: str) -> dict[str, Any]:
+    """One start, in a process of its own."""
+    name = model if ":" in model else f"torchvision:{model}"
+    command = [sys.executable, "-m", "benchmarks.starting", url, str(folder), name]
+    done = subprocess.run(
+        command, env={**os.environ, "XDG_CACHE_HOME": cache}, check=True, stdout=subprocess.PIPE, text=True
+    )
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return {"note": answer.pop("plan"), **answer}
