@@ -23,7 +23,8 @@ from compute_client.source import SpanSource
 from compute_client.spans import Dealer, SpanCutter, span_size
 from compute_client.stats import LoaderStats
 from compute_client.suffix import Compute, SuffixRunner
-from hapi.backoff import RetryPolicy
+from compute_client.window import Window
+from hapi.backoff import BUSY_SECONDS, RetryPolicy
 from hapi.cache import FeatureKeys
 from hapi.data import TransformSpec, describe_transform
 from hapi.errors import (
@@ -51,10 +52,18 @@ class Limits:
     in_flight: int
     buffer_bytes: int
     retry_seconds: float
+    busy_seconds: float = BUSY_SECONDS
 
     def __post_init__(self) -> None:
-        if self.in_flight < 1 or self.buffer_bytes < 1 or self.retry_seconds < 0:
-            raise InputError("requests_in_flight and buffer_bytes must be at least 1, retry_seconds not negative.")
+        if self.in_flight < 1 or self.buffer_bytes < 1 or min(self.retry_seconds, self.busy_seconds) < 0:
+            raise InputError(
+                "requests_in_flight and buffer_bytes must be at least 1, retry_seconds and busy_seconds not negative."
+            )
+
+    @property
+    def retry(self) -> RetryPolicy:
+        """Patience with a server, once it was reached."""
+        return RetryPolicy(patience_seconds=self.retry_seconds, busy_seconds=self.busy_seconds)
 
 
 class Execution:
@@ -94,6 +103,7 @@ class Execution:
         self._plan = self._checked(pushdown) if isinstance(pushdown, Plan) else None
         self._parts: dict[str, Compute] | None = None
         self._restorer = Restorer(self._restore)
+        self._window = Window(limits.in_flight)  # what a full server taught holds for the next epoch as well
         self.cache = self._open_cache(caching)
 
     @property
@@ -309,10 +319,11 @@ class Execution:
         return RemoteSource(
             self._server,
             self._job.planned(self.plan),
-            retry=RetryPolicy(patience_seconds=self._limits.retry_seconds),
+            retry=self._limits.retry,
             restorer=self._restorer,
             decoder=decoder,
             stats=self.stats,
+            window=self._window,
         )
 
     def _bytes_at(self, cut: str) -> float:

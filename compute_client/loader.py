@@ -24,7 +24,7 @@ from compute_client.order import EpochOrder, World
 from compute_client.planning import AUTO, Workload
 from compute_client.position import Position
 from compute_client.stats import LoaderStats
-from hapi.backoff import QUICK
+from hapi.backoff import BUSY_SECONDS, QUICK
 from hapi.data import Manifest
 from hapi.engine import Choice, Precision
 from hapi.errors import InputError
@@ -77,7 +77,9 @@ class DataLoader:
             reached. `skip`: leave it out, counted in `stats.failed_samples`; a batch that lost all samples is left out.
         epochs: how many are planned: the planner weighs start-up costs with it.
         requests_in_flight, buffer_bytes: how much is asked for at once, and how many bytes may be under way.
-        retry_seconds: how long a server may be away or full, without any progress, before its error is raised.
+        retry_seconds: how long a server may be away before its error is raised, counted from its last answer.
+        busy_seconds: how long a server may go on answering that it is full without serving a sample here. It is waited
+            for as it asks (Retry-After), with fewer requests in flight; what can never fit is an error at once.
         link: bandwidth and latency for the planner; default: measured.
         rank, world_size: this process's share of every epoch; default: those of torch.distributed if it is
             initialised. All ranks have the same number of batches. A sampler of your own replaces this.
@@ -133,6 +135,7 @@ class DataLoader:
         requests_in_flight: int = 4,
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,
         retry_seconds: float = 120.0,
+        busy_seconds: float = BUSY_SECONDS,
         link: Link | None = None,
         rank: int | None = None,
         world_size: int | None = None,
@@ -158,7 +161,7 @@ class DataLoader:
             raise InputError("rank and world_size belong together: give both or neither.")
         allowed = Allowed(tuple(codecs) if codecs is not None else (codec,), compression)
         world = None if rank is None or world_size is None else World(rank, world_size)
-        first_contact = replace(QUICK, busy_seconds=retry_seconds)
+        first_contact = replace(QUICK, busy_seconds=busy_seconds)
         self._server = ServerClient(server, token, retry=first_contact) if isinstance(server, str) else server
         frozen = Backbone(backbone, weights=weights, device=device, engine=engine, precision=precision)
         self.dataset: Dataset
@@ -185,7 +188,11 @@ class DataLoader:
             allowed=allowed,
             workload=Workload(len(self.dataset), batch_size or 1, epochs),
             limits=Limits(
-                num_workers or min(processors(), MAX_DEFAULT_THREADS), requests_in_flight, buffer_bytes, retry_seconds
+                num_workers or min(processors(), MAX_DEFAULT_THREADS),
+                requests_in_flight,
+                buffer_bytes,
+                retry_seconds,
+                busy_seconds,
             ),
             link=link,
             caching=CacheOptions(

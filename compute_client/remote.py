@@ -17,9 +17,17 @@ from compute_client.outage import Outage
 from compute_client.source import Stage
 from compute_client.spans import Span
 from compute_client.stats import LoaderStats
+from compute_client.window import Window
 from hapi.backoff import TRANSIENT, Backoff, RetryPolicy
 from hapi.cancel import Cancel
-from hapi.errors import HapiError, TruncatedStreamError, UnknownDatasetError, UnknownModelError, WireError
+from hapi.errors import (
+    BusyError,
+    HapiError,
+    TruncatedStreamError,
+    UnknownDatasetError,
+    UnknownModelError,
+    WireError,
+)
 from hapi.plan import INPUT, Plan
 from hapi.wire import FeatureBatch
 from hapi.wire.protocol import ExtractRequest
@@ -87,7 +95,8 @@ class RemoteSource:
     """A SpanSource over one server. Any server that knows model and dataset gives the same answer, so retries are safe.
 
     An answer that breaks off costs a request for the samples that are missing, after a pause; a server that forgot the
-    model or the dataset is told them again. Patience (`retry`) counts from the last sample that arrived.
+    model or the dataset is told them again. Patience (`retry`) counts from the last sample that arrived. A server that
+    is full is asked for less at once (`window`), and not before the time that it names.
     """
 
     def __init__(
@@ -99,11 +108,12 @@ class RemoteSource:
         restorer: Restorer,
         decoder: Decoder | None,
         stats: LoaderStats,
+        window: Window,
     ) -> None:
         """`decoder` is needed for spans at cut `input` only."""
         self._client, self._job, self._retry, self._restorer = client, job, retry, restorer
-        self._decoder, self._stats = decoder, stats
-        self._outage = Outage(client.url, retry.patience_seconds)
+        self._decoder, self._stats, self._window = decoder, stats, window
+        self._outage = Outage(client.url, retry)
 
     def fetch(self, span: Span, cancel: Cancel) -> Stage:
         answer = _Objects(span, self._decoder, cancel) if span.cut == INPUT and self._decoder else _Tensors(span)
@@ -112,7 +122,7 @@ class RemoteSource:
         while missing := answer.missing():
             known = self._restorer.round
             try:
-                self._ask(span, missing, answer, backoff, cancel)
+                self._ask_in_turn(span, missing, answer, backoff, cancel)
             except (UnknownModelError, UnknownDatasetError) as error:
                 cancel.check()
                 if (restores := restores + 1) > MAX_RESTORES:
@@ -130,6 +140,19 @@ class RemoteSource:
     def close(self) -> None:
         if self._decoder is not None:
             self._decoder.close()
+
+    def _ask_in_turn(self, span: Span, indices: list[int], answer: _Answer, backoff: Backoff, cancel: Cancel) -> None:
+        """Asks when the window has a place. A full server is no error: the window keeps everybody back for a while."""
+        with self._window.place(span.number, cancel) as place:
+            try:
+                self._ask(span, indices, answer, backoff, cancel)
+            except BusyError as error:
+                cancel.check()
+                self._outage.met(error)
+                self._window.refused(place, backoff.delay(error))
+                self._stats.add(refused=1)
+            else:
+                self._window.answered()
 
     def _ask(self, span: Span, indices: list[int], answer: _Answer, backoff: Backoff, cancel: Cancel) -> None:
         self._stats.add(requests=1)

@@ -22,6 +22,7 @@ class LoaderStats:
         bytes_read: bytes of objects read from the store by this process.
         requests: extract requests sent, repeated ones included.
         retries: requests that were sent again because an answer failed or was incomplete.
+        refused: of those, requests that a full server put off.
         waiting_seconds: time the training loop waited for a batch.
         suffix_seconds: time the compute device worked on suffixes.
         decode_seconds: thread time of decoding and transforming here.
@@ -37,6 +38,7 @@ class LoaderStats:
     bytes_read: int = 0
     requests: int = 0
     retries: int = 0
+    refused: int = 0
     waiting_seconds: float = 0.0
     suffix_seconds: float = 0.0
     decode_seconds: float = 0.0

@@ -14,6 +14,8 @@ class HapiError(Exception):
 
     kind: ClassVar[str] = "failed"
     exit_code: ClassVar[int] = 1
+    retry_after_seconds: float = 0.0
+    """How long a server asked to wait before another try; 0 if it did not."""
 
     def __init_subclass__(cls) -> None:
         if "kind" not in cls.__dict__:

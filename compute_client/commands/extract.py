@@ -34,6 +34,7 @@ def extract_command(
     buffer: str = options.BUFFER,
     bandwidth: str | None = options.BANDWIDTH,
     retry_seconds: float = options.RETRY_SECONDS,
+    busy_seconds: float = options.BUSY_SECONDS,
     skip_errors: bool = options.SKIP_ERRORS,
     cache_dir: Path | None = options.CACHE_DIR,
     disk_cache_bytes: str = options.DISK_CACHE_BYTES,
@@ -67,6 +68,7 @@ def extract_command(
             buffer=buffer,
             bandwidth=bandwidth,
             retry_seconds=retry_seconds,
+            busy_seconds=busy_seconds,
             skip_errors=skip_errors,
             cache_bytes="0",  # one pass: nothing is asked for again
             cache_dir=cache_dir,

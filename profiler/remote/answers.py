@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from email.utils import parsedate_to_datetime
+
 import httpx
 
 from hapi.errors import (
@@ -49,7 +51,7 @@ def error_of(response: httpx.Response, url: str) -> HapiError:
     if not isinstance(kind, str) or not isinstance(document, dict):
         return _from_status(response, url)
     error = from_kind(kind, f"{url}: {document.get('detail') or document.get('title') or f'answered {status}'}")
-    if isinstance(error, BusyError):
+    if isinstance(error, BusyError) or "retry-after" in response.headers:
         error.retry_after_seconds = _retry_after(response)
     return error
 
@@ -67,9 +69,18 @@ def _from_status(response: httpx.Response, url: str) -> HapiError:
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """Seconds of the header, within bounds; the date form and nonsense count as one second."""
+    """Seconds of the header, within bounds; from now where it is a date; nonsense counts as one second."""
+    said = response.headers.get("retry-after", "1")
     try:
-        seconds = float(response.headers.get("retry-after", "1"))
+        seconds = float(said)
     except ValueError:
-        return 1.0
+        seconds = _seconds_until(said, response.headers.get("date"))
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_SECONDS) if seconds == seconds else 1.0
+
+
+def _seconds_until(said: str, date: str | None) -> float:
+    """From the answer's own date, as clocks may differ; 1.0 if either is no date."""
+    try:
+        return (parsedate_to_datetime(said) - parsedate_to_datetime(date or "")).total_seconds()
+    except (ValueError, TypeError):  # the latter: one of them without a time zone
+        return 1.0

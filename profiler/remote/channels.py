@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 
 _CONNECTED = ("connection.connect_tcp.complete", "connection.start_tls.complete")
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}
+"""A host that is silent for a minute is gone; these are the kernel's questions, so a server that computes answers."""
 
 
 class Channel:
@@ -38,8 +40,20 @@ class Channel:
         """httpcore's hook: tells of the socket when a connection is made."""
         if event in _CONNECTED:
             self._network_stream = info["return_value"]
+            _keep_alive(self._network_stream.get_extra_info("socket"))
             if self._broken:
                 self.break_off()
+
+
+def _keep_alive(connection: socket.socket | None) -> None:
+    """Has the kernel find out when the other host is gone, where it can be told how."""
+    if connection is None:
+        return
+    with suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEP_ALIVE.items():
+            if hasattr(socket, name):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class Channels:

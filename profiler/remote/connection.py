@@ -15,7 +15,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from hapi.cancel import Cancel
-from hapi.errors import InputError, ServerUnreachableError, TruncatedStreamError, WireError
+from hapi.errors import BusyError, HapiError, InputError, ServerUnreachableError, TruncatedStreamError, WireError
 from hapi.wire.protocol import API
 from profiler.remote.answers import check_answer
 from profiler.remote.channels import Channels
@@ -27,12 +27,14 @@ Answer = TypeVar("Answer", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Seconds: to connect; between two pieces of an answer, and before its first one, for which a busy server lets a
-    request wait its turn; for an answer that is computed as a whole before it is sent."""
+    """Seconds: to connect; for a short answer; for an answer that takes work before it begins, in whose line a busy
+    server lets a request wait its turn, and between the pieces of a stream. A host that is gone is noticed sooner."""
 
     connect: float = 5.0
     read: float = 120.0
     long_answer: float = 600.0
+    alive: float = 10.0
+    """For a server that did not begin such an answer in time, to show that it is alive."""
 
 
 class Connection:
@@ -115,9 +117,11 @@ class Connection:
         """The pieces of an answer as they arrive; TruncatedStreamError if the connection breaks.
 
         `cancel` breaks it off, also while it waits for bytes. WireError for another content type than `expects`.
+        BusyError if nothing came in time, but the server answers others.
         """
+        options["timeout"] = self._timeout(self._timeouts.long_answer)
         with self._channels.lend() as channel, (cancel or Cancel()).calling(channel.break_off):
-            with self._reaching():
+            with self._reaching(), self._waiting_in_line():
                 response = channel.send(channel.client.build_request(method, API + path, **options), stream=True)
             try:
                 if response.is_error:
@@ -145,6 +149,21 @@ class Connection:
                 f"no storage server answers at {self.url} ({_reason(error)}). "
                 "Check the address, and that `hapi serve` runs there."
             ) from error
+
+    @contextmanager
+    def _waiting_in_line(self) -> Iterator[None]:
+        """For an answer that does not begin in time: is the server full, or gone?"""
+        try:
+            yield
+        except httpx.ReadTimeout:
+            try:
+                self.call("GET", "/status", timeout=self._timeouts.alive)
+            except ServerUnreachableError:
+                raise
+            except HapiError:
+                pass  # an answer all the same
+            seconds = self._timeouts.long_answer
+            raise BusyError(f"{self.url}: is alive, but did not begin its answer within {seconds:g} s.") from None
 
     def _timeout(self, read: float) -> httpx.Timeout:
         return httpx.Timeout(self._timeouts.read, connect=self._timeouts.connect, read=read)

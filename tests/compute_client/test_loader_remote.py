@@ -13,6 +13,8 @@ from torch import nn
 from torchvision.transforms import v2
 
 from compute_client import DataLoader, planning
+from compute_client.outage import Outage
+from hapi.backoff import RetryPolicy
 from hapi.errors import (
     BusyError,
     CaptureError,
@@ -105,10 +107,45 @@ def test_auto_goes_without_a_server_that_has_no_room_and_says_so(
             open_loader(server, graph, transform, pushdown="mix").warm_up()
 
 
-def test_a_full_server_is_waited_for_as_long_as_one_that_is_away(pictures: Path, graph: Graph) -> None:
+def test_a_full_server_is_waited_for_at_the_first_contact_as_well(pictures: Path, graph: Graph) -> None:
     with patch("compute_client.loader.ServerClient") as client, pytest.raises(TypeError):
-        DataLoader(pictures, backbone=graph, server="http://127.0.0.1:1", retry_seconds=77)
-    assert client.call_args.kwargs["retry"].patience(BusyError("full"))[0] == 77
+        DataLoader(pictures, backbone=graph, server="http://127.0.0.1:1", busy_seconds=77)
+    assert client.call_args.kwargs["retry"].busy_seconds == 77
+
+
+def test_a_full_server_is_asked_for_less_at_once_and_later_for_more_again(
+    server: FakeServer, graph: Graph, transform: v2.Compose, expected: list
+) -> None:
+    server.trouble = lambda number: problem(429, "busy", "full.", **{"retry-after": "0"}) if number < 12 else None
+    loader = open_loader(server, graph, transform, requests_in_flight=8, retry_seconds=0, cache_bytes=0)
+    window = loader._execution._window
+    iterator = iter(loader)
+    batches = [next(iterator)]
+    assert window.limit < 8
+    batches += iterator
+    assert_same(batches, expected[:9])
+    assert loader.stats.refused == 12
+    assert server.sent == Counter(dict.fromkeys(range(SAMPLES), 1))
+    for _ in range(8):
+        list(loader)
+    assert window.limit == 8
+
+
+def test_a_server_that_is_full_for_long_is_told_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = [0.0]
+    outage = Outage("http://s", RetryPolicy(busy_seconds=600.0), lambda: seconds[0])
+    with caplog.at_level("WARNING"):
+        for seconds[0] in range(29):
+            outage.met(BusyError("full."))
+        outage.over()
+        assert not caplog.records
+        for seconds[0] in range(100, 200):
+            outage.met(BusyError("full."))
+        outage.over()
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["full. Trying again for up to 10 min 00 s.", "http://s answers again after 99 s."]
 
 
 def test_an_outage_is_told_once_with_its_end(
@@ -223,7 +260,7 @@ def test_patience_ends(server: FakeServer, graph: Graph, transform: v2.Compose) 
         list(loader)
     server.trouble = lambda number: problem(429, "busy", "full.", **{"retry-after": "0"})
     with pytest.raises(BusyError, match=r"full\."):
-        list(loader)
+        list(open_loader(server, graph, transform, busy_seconds=0.05))
     assert_no_threads()
 
 
@@ -279,8 +316,6 @@ def test_tokens_are_sent_and_wrong_ones_reported(
 def test_an_unreachable_server_is_one_sentence(pictures: Path, graph: Graph, transform: v2.Compose) -> None:
     def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("connection refused")
-
-    from hapi.backoff import RetryPolicy
 
     client = ServerClient("http://nowhere:1", retry=RetryPolicy(0.01), transport=httpx.MockTransport(refuse))
     with pytest.raises(ServerUnreachableError, match=r"http://nowhere:1.*hapi serve"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import pytest
 
 from hapi.backoff import Backoff, RetryPolicy, again
@@ -9,7 +11,9 @@ from hapi.cancel import Cancel, CancelledWork
 from hapi.errors import (
     BusyError,
     ForbiddenError,
+    HapiError,
     ServerUnreachableError,
+    StoreUnavailableError,
 )
 
 QUICK = RetryPolicy(patience_seconds=60, attempts=4, first_seconds=0.0, longest_seconds=0.0)
@@ -64,14 +68,60 @@ def test_a_pause_can_be_cancelled() -> None:
         Backoff(RetryPolicy(first_seconds=60, longest_seconds=60), cancel).pause(ServerUnreachableError("gone"))
 
 
-def test_a_busy_server_is_given_the_time_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr(Cancel, "wait", lambda self, seconds: waits.append(seconds))
-    backoff = Backoff(RetryPolicy(patience_seconds=30, first_seconds=0.1))
-    backoff.pause(BusyError("full", 7.0))
-    backoff.pause(BusyError("full", 500.0))
-    assert waits[0] == 7.0
-    assert waits[1] <= 30  # not beyond the patience
+class Clock:
+    """Time that passes only in pauses."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds, self.waits = 0.0, []
+        monkeypatch.setattr(Cancel, "wait", lambda cancel, seconds: self.wait(seconds))
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def wait(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.seconds += seconds
+
+
+def pause_for_ever(backoff: Backoff, *errors: HapiError) -> None:
+    for error in cycle(errors):
+        backoff.pause(error)
+
+
+def test_a_server_is_given_the_time_it_asks_for_and_clients_do_not_return_in_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits = [Backoff(RetryPolicy(busy_seconds=300)).delay(BusyError("full", 7.0)) for _ in range(100)]
+    assert min(waits) >= 7.0
+    assert max(waits) <= 10.5
+    assert len(set(waits)) > 90
+    assert Backoff(RetryPolicy(busy_seconds=30)).delay(BusyError("full", 500.0)) == 30  # not beyond the patience
+    resting = StoreUnavailableError("the store rests.")
+    resting.retry_after_seconds = 5.0
+    assert 5.0 <= Backoff(RetryPolicy()).delay(resting) <= 7.5
+
+
+def test_a_full_server_is_no_failure_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    backoff = Backoff(RetryPolicy(patience_seconds=3.0, attempts=2), now=clock)
+    with pytest.raises(BusyError, match=r"Given up after \d+ tries in 3600 s"):
+        pause_for_ever(backoff, BusyError("full", 1.0))
+    assert clock.seconds == 3600.0
+    assert len(clock.waits) < 3600
+
+
+def test_an_answer_ends_an_absence_but_not_the_whole_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    backoff = Backoff(RetryPolicy(patience_seconds=10.0, busy_seconds=100.0, attempts=1000), now=clock)
+    errors = [ServerUnreachableError("gone"), ServerUnreachableError("gone"), BusyError("full", 1.0)]
+    with pytest.raises((ServerUnreachableError, BusyError), match="in 100 s"):
+        pause_for_ever(backoff, *errors)
+    gone = Backoff(RetryPolicy(patience_seconds=10.0, attempts=1000), now=clock)
+    gone.pause(BusyError("full", 60.0))
+    begun = clock.seconds
+    with pytest.raises(ServerUnreachableError):
+        pause_for_ever(gone, ServerUnreachableError("gone"))
+    assert clock.seconds - begun == pytest.approx(10.0)
 
 
 def test_a_full_server_is_waited_for_longer_than_one_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,12 @@ from hapi.errors import (
     ForbiddenError,
     ServerUnreachableError,
     ServiceError,
+    StoreUnavailableError,
     UnauthorizedError,
     UnknownModelError,
 )
+from hapi.wire.protocol import ExtractRequest
+from profiler.remote import ServerClient
 from profiler.remote.answers import error_of
 
 
@@ -43,3 +46,36 @@ def test_retry_after_is_read_within_bounds(header: str, seconds: float) -> None:
     error = error_of(response, "http://s")
     assert isinstance(error, BusyError)
     assert error.retry_after_seconds == seconds
+
+
+def test_retry_after_may_be_a_date() -> None:
+    headers = {"date": "Wed, 21 Oct 2026 07:27:40 GMT", "retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}
+    response = httpx.Response(503, request=httpx.Request("GET", "http://s"), headers=headers)
+    assert error_of(response, "http://s").retry_after_seconds == 20.0
+
+
+def test_a_store_that_rests_may_say_for_how_long() -> None:
+    body = {"type": "store-unavailable", "detail": "the store rests."}
+    request = httpx.Request("POST", "http://s")
+    said = error_of(httpx.Response(503, request=request, json=body, headers={"retry-after": "5"}), "http://s")
+    assert isinstance(said, StoreUnavailableError)
+    assert said.retry_after_seconds == 5.0
+    assert error_of(httpx.Response(503, request=request, json=body), "http://s").retry_after_seconds == 0.0
+
+
+def test_an_answer_that_does_not_begin_is_a_full_server_if_it_answers_others() -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/status":
+            if is_gone:
+                raise httpx.ConnectTimeout("no route")
+            return httpx.Response(401, json={"type": "unauthorized", "detail": "no."})
+        raise httpx.ReadTimeout("nothing came")
+
+    is_gone = False
+    request = ExtractRequest(dataset="0" * 64, indices=[0], cut="input")
+    client = ServerClient("http://s", transport=httpx.MockTransport(handle))
+    with pytest.raises(BusyError, match="is alive"):
+        list(client.extract(request))
+    is_gone = True
+    with pytest.raises(ServerUnreachableError):
+        list(client.extract(request))
