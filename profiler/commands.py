@@ -1,7 +1,8 @@
-"""`hapi profile` and `hapi plan`."""
+"""`hapi profile`, `hapi plan` and `hapi top`."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ ASSUMED_BITS_PER_S = 1e9
 WIDE_COLUMNS = 105
 """Width of a terminal in which the whole table can be read."""
 MAX_PROFILE_BYTES = 64 * 2**20
+LOCAL_SERVER = "http://127.0.0.1:8470"
+"""Where `hapi serve` listens unless it is told otherwise."""
 
 _JSON = typer.Option(False, "--json", help="One JSON document on standard output; the rest on standard error.")
 _BANDWIDTH = typer.Option(None, help="Of the link, as in 300mbit or 1Gbit; default: measured, or what the file says.")
@@ -30,6 +33,7 @@ def register(app: typer.Typer) -> None:
     """Adds this room's commands to `app`."""
     app.command("profile")(profile_command)
     app.command("plan")(plan_command)
+    app.command("top")(top_command)
 
 
 def profile_command(
@@ -101,6 +105,38 @@ def plan_command(
         emit(chosen.to_json())
     else:
         _explain(console(), chosen)
+
+
+def top_command(
+    server: str = typer.Option(LOCAL_SERVER, help="A storage server's address."),
+    token: str | None = typer.Option(None, help="For the server; default: the environment's HAPI_TOKEN."),
+    interval: float = typer.Option(2.0, min=0.1, max=3600, help="Seconds between two looks."),
+    once: bool = typer.Option(False, "--once", help="Look once and print; so it is, too, where there is no terminal."),
+    as_json: bool = _JSON,
+) -> None:
+    """Watch a storage server at work: memory, batches and why they have their size, tenants. Ctrl-C leaves.
+
+    A tenant sees itself and the others together; an operator's token, or a server without tokens, shows all.
+    """
+    from hapi.backoff import RetryPolicy
+    from profiler.remote import ServerClient, Timeouts
+    from profiler.top import View, Watcher, screen, watch
+
+    out = console(as_json)
+    impatient = RetryPolicy(patience_seconds=0, busy_seconds=0)
+    with ServerClient(server, token, retry=impatient, timeouts=Timeouts(connect=3.0, read=10.0)) as client:
+        first = client.status()  # a wrong address or token is an error; a server that goes away later is shown
+        if as_json:
+            emit(first.model_dump(mode="json"))
+            return
+        if once or not out.is_terminal:
+            out.print(screen(View(client.url, first), out.width))
+            return
+        from rich.live import Live
+
+        with suppress(KeyboardInterrupt), Live(console=out, screen=True, auto_refresh=False) as live:
+            for view in watch(Watcher(client.url, client.status), interval):
+                live.update(screen(view, out.width), refresh=True)
 
 
 def _plan_of(out: Any, result: Profile) -> Plan:
