@@ -16,6 +16,7 @@ from benchmarks.tenants.jobs import TenantJob
 from compute_client.remote import RemoteJob, RemoteSource, Restorer
 from compute_client.spans import Span
 from compute_client.stats import LoaderStats
+from compute_client.window import Window
 from hapi.backoff import RetryPolicy
 from hapi.cancel import Cancel, CancelledWork
 from hapi.errors import HapiError
@@ -72,6 +73,7 @@ class JobRun:
             restorer=Restorer(lambda error: None),
             decoder=None,
             stats=self.outcome.stats,
+            window=Window(in_flight),
         )
         self._spans = _spans(job, span)
         self._cancel = Cancel()
