@@ -33,6 +33,7 @@ from hapi.wire import FeatureBatch
 from hapi.wire.protocol import ExtractRequest
 from profiler.remote import ServerClient
 
+MOST_AT_ONCE = 1024
 MAX_RESTORES = 5
 """How often one span tells the server what it forgot; a server that forgets more often has no room for the model."""
 
@@ -108,11 +109,11 @@ class RemoteSource:
         restorer: Restorer,
         decoder: Decoder | None,
         stats: LoaderStats,
-        window: Window,
+        window: Window | None = None,
     ) -> None:
-        """`decoder` is needed for spans at cut `input` only."""
+        """`decoder` is needed for spans at cut `input` only. Without a `window`, one as wide as there are threads."""
         self._client, self._job, self._retry, self._restorer = client, job, retry, restorer
-        self._decoder, self._stats, self._window = decoder, stats, window
+        self._decoder, self._stats, self._window = decoder, stats, window or Window(MOST_AT_ONCE)
         self._outage = Outage(client.url, retry)
 
     def fetch(self, span: Span, cancel: Cancel) -> Stage:
