@@ -75,7 +75,7 @@ class JobRun:
             stats=self.outcome.stats,
             window=Window(in_flight),
         )
-        self._spans = _spans(job, span)
+        self._spans = spans_of(task.cut, job.indices, span)
         self._cancel = Cancel()
         self._lock = threading.Lock()
         self._started = 0.0
@@ -150,6 +150,7 @@ def differs(outcome: JobOutcome, expected: Mapping[int, tuple[float, float]]) ->
     return None
 
 
-def _spans(job: TenantJob, size: int) -> Iterator[Span]:
-    for number, start in enumerate(range(0, job.samples, size)):
-        yield Span(number, job.task.cut, 0, job.indices[start : start + size])
+def spans_of(cut: str, indices: Sequence[int], size: int) -> Iterator[Span]:
+    """The requests of a job, in order."""
+    for number, start in enumerate(range(0, len(indices), size)):
+        yield Span(number, cut, 0, tuple(indices[start : start + size]))

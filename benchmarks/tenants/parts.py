@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.tenants.clients import JobOutcome, JobRun, differs, run_together
 from benchmarks.tenants.jobs import Task, TenantJob
+from benchmarks.tenants.leaving import leaving
 from benchmarks.tenants.servers import TenantServer
 
 WARM_SAMPLES = 32
@@ -148,22 +149,24 @@ def beside(server: TenantServer, task: Task, tenants: Sequence[str], images: int
 
 
 def vanish(server: TenantServer, alone: Sequence[Alone]) -> dict[str, Any]:
-    """Every second tenant breaks its connections off in the middle: what that still costs, and the others' results."""
+    """Every second tenant is killed in the middle: what that still costs, and the others' results."""
     idle_before = server.status().rss_bytes
     gone = [one.job.tenant for one in alone[1::2]]
     spent: dict[str, float] = {}
 
-    def leave(runs: list[JobRun]) -> None:
-        """When the first half of the work is done, by the clock of the jobs alone."""
-        time.sleep(0.3 * sum(one.seconds for one in alone))
-        for run in runs[1::2]:
-            run.vanish()
-        spent.update(_device_seconds(server))
+    with leaving() as killed:
 
-    outcomes = run_together(server.address, [one.job for one in alone], leave)
+        def leave(runs: list[JobRun]) -> None:
+            """When about a third of the work is done, by the clock of the jobs alone."""
+            killed.start(server.address, [one.job for one in alone[1::2]])
+            time.sleep(0.3 * sum(one.seconds for one in alone))
+            killed.kill()
+            spent.update(_device_seconds(server))
+
+        outcomes = run_together(server.address, [one.job for one in alone[0::2]], leave)
     after = _device_seconds(server)
     wasted = [after.get(name, 0.0) - spent.get(name, 0.0) for name in gone]
-    stayed = [(one, outcome) for one, outcome in zip(alone, outcomes, strict=True) if one.job.tenant not in gone]
+    stayed = list(zip(alone[0::2], outcomes, strict=True))
     failures = [f"{outcome.job.tenant}: {outcome.error}" for _, outcome in stayed if outcome.seconds is None]
     wrong = [said for one, outcome in stayed if (said := differs(outcome, one.outcome.prints))]
     batches = [_batch_seconds(server, one.job.task) for one in alone[1::2]]

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.tenants.clients import JobOutcome, _spans, differs
+from benchmarks.bench.rows import Row
+from benchmarks.tenants.clients import JobOutcome, differs, spans_of
 from benchmarks.tenants.jobs import MOST_CUT_BYTES, Network, Task, TenantJob, tasks
+from benchmarks.tenants.promises import broken, judged
 from hapi.data import TransformSpec
 from hapi.model import capture
 
@@ -36,7 +38,7 @@ def test_tasks_differ_and_begin_with_whole_networks(networks: list[Network]) -> 
 @pytest.mark.parametrize("samples", [1, 31, 32, 33, 100])
 def test_spans_cover_each_sample_once(networks: list[Network], samples: int) -> None:
     job = TenantJob("a", Task(networks[0], "output"), tuple(range(samples)))
-    spans = list(_spans(job, 32))
+    spans = list(spans_of(job.task.cut, job.indices, 32))
     assert [index for span in spans for index in span.indices] == list(range(samples))
     assert [span.number for span in spans] == list(range(len(spans)))
 
@@ -48,3 +50,19 @@ def test_features_that_differ_by_more_than_rounding_are_told(networks: list[Netw
     said = differs(outcome, {1: (2.1, 10.0)})
     assert said is not None
     assert "sample 1" in said
+
+
+def test_what_is_promised_is_judged_and_policies_promise_nothing() -> None:
+    good = {"part": "mixed", "makespan_to_alone": 1.1, "worst_to_mean": 1.2, "failures": 0}
+    slow = good | {"makespan_to_alone": 1.3, "worst_to_mean": None, "failures": 2}
+    same = {"part": "same", "makespan_to_alone": 1.2, "computed_per_sample": 1.01}
+    vanish = {"part": "vanish", "worst_batches_after": 3.0, "held_bytes": 1}
+    rows = [Row("tenants", "ours").filled(**each) for each in (good, slow, same, vanish)]
+    assert [broken(row) for row in rows] == [
+        [],
+        ["failures", "makespan", "fairness"],
+        ["computed twice"],
+        ["work goes on", "memory held"],
+    ]
+    theirs = Row("tenants", "whole").filled(**slow)
+    assert [row.get("holds") for row in judged([rows[0], theirs])] == ["yes", None]
