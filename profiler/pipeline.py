@@ -121,8 +121,8 @@ class Pipeline:
                 needed = profile.weight_bytes + batch * getattr(cut, attribute)
                 if budget is not None and cut.name != idle_cut and needed > budget:
                     reasons[cut.name] = f"{tier} would need {needed} bytes for a batch of {batch} and has {budget}"
-        deepest = self.names.index(profile.server_fits_to)
-        for name in self.names[deepest + 1 :]:
+        order = [cut.name for cut in profile.cuts]  # a cut may have several columns
+        for name in order[order.index(profile.server_fits_to) + 1 :]:
             reasons.setdefault(name, f"the storage server has memory for cuts up to {profile.server_fits_to} only")
         return reasons
 
