@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from benchmarks.tenants.jobs import Network
     from benchmarks.tenants.parts import Alone
 
-COUNTS, QUICK_COUNTS = (1, 2, 4, 8, 12, 20, 40), (1, 4, 8)
+COUNTS, QUICK_COUNTS = (1, 2, 4, 8, 12, 20, 40), (6,)
+VANISHING, QUICK_VANISHING = 20, 6
 POLICIES = ("whole", "paper-lp")
 PARTS = ("mixed", "same", "beside", "vanish")
 PHOTOGRAPHS, QUICK_PHOTOGRAPHS = 256, 128
-LARGE_JOB, QUICK_LARGE_JOB = 10_000, 2_000
+LARGE_JOB, QUICK_LARGE_JOB = 10_000, 1_000
 COLUMNS = (
     Column("part", "part", is_text=True),
     Column("tenants", "tenants"),
@@ -89,7 +90,7 @@ def tenants(
         from benchmarks.tenants.jobs import MODELS, Network
 
         used = PHOTOGRAPHS if not quick else QUICK_PHOTOGRAPHS
-        names = model or (MODELS[:4] if quick else MODELS)
+        names = model or (MODELS[:3] if quick else MODELS)
         bench.remark("Clients only receive and check what arrives; server on one processor, all clients on the rest.")
         with photographs(data, used, seed=seed) as folder:
             bench.say(f"capturing {', '.join(names)}")
@@ -97,7 +98,7 @@ def tenants(
             settings = _Settings(folder, networks, parse_bytes(budget), parse_bytes(room), job_seconds, used, quick)
             if "mixed" in chosen or "vanish" in chosen:
                 counts = sorted(set(count or (QUICK_COUNTS if quick else COUNTS)))
-                _mixed(bench, settings, counts, system or ["ours", *POLICIES], chosen)
+                _mixed(bench, settings, counts, system or ["ours", *(() if quick else POLICIES)], chosen)
             if "same" in chosen:
                 _same(bench, settings)
             if "beside" in chosen:
@@ -109,7 +110,8 @@ class _Settings:
         self, folder: Path, networks: Sequence[Network], budget: int, room: int, seconds: float, used: int, quick: bool
     ) -> None:
         self.folder, self.networks, self.budget, self.room = folder, networks, budget, room
-        self.job_seconds, self.photographs, self.quick = seconds, used, quick
+        self.job_seconds, self.photographs, self.quick = seconds / 2 if quick else seconds, used, quick
+        self.vanishing = QUICK_VANISHING if quick else VANISHING
         self.names = [f"tenant-{number}" for number in range(1, 41)]
 
 
@@ -121,7 +123,7 @@ def _mixed(bench: Bench, settings: _Settings, counts: Sequence[int], systems: Se
 
     limit = idle_bytes(settings.folder) + settings.budget + settings.room
     bench.say(f"the control group's limit is {format_bytes(limit)}")
-    wanted = tasks(settings.networks, max([*counts, 20 if "vanish" in chosen else 0]))
+    wanted = tasks(settings.networks, max([*counts, settings.vanishing if "vanish" in chosen else 0]))
     alone: list[Alone] = []
     for system in dict.fromkeys([OURS, *systems]):
         common: dict[str, Any] = {"budget_bytes": settings.budget, "limit_bytes": limit}
@@ -140,7 +142,7 @@ def _mixed(bench: Bench, settings: _Settings, counts: Sequence[int], systems: Se
                     trial.measured(failed=system == OURS and trial.row.get("failures") > 0)
             if "vanish" in chosen and system == OURS:
                 with bench.trial(system=system, part="vanish", **common) as trial:
-                    trial.measured(**vanish(server, alone[:20]))
+                    trial.measured(**vanish(server, alone[: settings.vanishing]))
                     trial.measured(failed=trial.row.get("failures") > 0)
 
 
@@ -151,7 +153,7 @@ def _same(bench: Bench, settings: _Settings) -> None:
 
     network = settings.networks[0]
     with tenant_server(settings.folder, [network], settings.names, budget_bytes=settings.budget, cached=True) as server:
-        for tenants in (4, 20):
+        for tenants in (20,) if settings.quick else (4, 20):
             with bench.trial(
                 system="ours", part="same", model=network.graph.name, budget_bytes=settings.budget
             ) as trial:

@@ -152,7 +152,7 @@ def vanish(server: TenantServer, alone: Sequence[Alone]) -> dict[str, Any]:
     """Every second tenant is killed in the middle: what that still costs, and the others' results."""
     idle_before = server.status().rss_bytes
     gone = [one.job.tenant for one in alone[1::2]]
-    spent: dict[str, float] = {}
+    begun, spent = _device_seconds(server), dict[str, float]()
 
     with leaving() as killed:
 
@@ -165,6 +165,9 @@ def vanish(server: TenantServer, alone: Sequence[Alone]) -> dict[str, Any]:
 
         outcomes = run_together(server.address, [one.job for one in alone[0::2]], leave)
     after = _device_seconds(server)
+    served = [name for name in gone if spent.get(name, 0.0) > begun.get(name, 0.0)]
+    if len(served) < len(gone) / 2:
+        raise RuntimeError(f"only {len(served)} of {len(gone)} tenants were being served when they were killed")
     wasted = [after.get(name, 0.0) - spent.get(name, 0.0) for name in gone]
     stayed = list(zip(alone[0::2], outcomes, strict=True))
     failures = [f"{outcome.job.tenant}: {outcome.error}" for _, outcome in stayed if outcome.seconds is None]
@@ -178,6 +181,8 @@ def vanish(server: TenantServer, alone: Sequence[Alone]) -> dict[str, Any]:
         "tenants": len(alone),
         "samples": sum(one.job.samples for one, _ in stayed),
         "seconds": max((outcome.seconds or 0.0 for _, outcome in stayed), default=0.0),
+        "killed": len(gone),
+        "killed_while_served": len(served),
         "worst_batches_after": max(after_leaving, default=0.0),
         "held_bytes": held,
         "idle_rss_before_bytes": idle_before,

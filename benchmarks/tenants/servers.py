@@ -62,7 +62,9 @@ def tenant_server(
         tokens = {name: secrets.token_urlsafe(24) for name in (OPERATOR, *tenants)}
         group = _group(stack, limit_bytes)
         host = Host("storage", LOOPBACK, cpus=divide_processors(usable_processors())[0])
-        variables = {} if cached else {"HAPI_SERVER_FEATURE_CACHE_BYTES": "0", "HAPI_SERVER_FEATURE_DISK_BYTES": "0"}
+        variables = {"HAPI_SERVER_ENGINE": "eager"}  # compiling in the background would be in one of two runs
+        if not cached:
+            variables |= {"HAPI_SERVER_FEATURE_CACHE_BYTES": "0", "HAPI_SERVER_FEATURE_DISK_BYTES": "0"}
         options = ["--tokens", str(_tokens_file(folder, tokens))]
         if budget_bytes is not None:
             options += ["--memory-budget", str(budget_bytes)]
