@@ -134,7 +134,8 @@ class Extraction:
     def _order(self) -> None:
         """Orders samples while the queues have room; always one when it has none."""
         assert self._holding is not None
-        while self._pending and self._unsent - len(self._pending) < self._ahead():
+        ahead = self._ahead() if self._pending else 0  # once: deciding on a batch looks at this machine's memory
+        while self._pending and self._unsent - len(self._pending) < ahead:
             self.cancel.check()
             cost = self._costs[self._pending[0]]
             if cost > self._stages.queue.total_bytes:
