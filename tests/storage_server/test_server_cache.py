@@ -15,6 +15,7 @@ from hapi.errors import StoreUnavailableError
 from hapi.wire import read_stream
 from storage_server.extraction.loading import SampleLoader
 from storage_server.http.app import app_of
+from storage_server.memory.budget import MemoryBudget
 from storage_server.service import Service
 
 MakeService = Callable[..., Service]
@@ -57,6 +58,23 @@ def test_features_outlive_the_server(
     assert all(map(torch.equal, features(again, photos, archive, transform, cuts), expected))
     assert again.kept.disk is not None
     assert again.kept.disk.hits == len(cuts) * len(GOOD)
+
+
+def test_kept_features_cost_few_looks_at_the_memory(
+    make_service: MakeService,
+    photos: Path,
+    archive: Archive,
+    transform: TransformSpec,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[None] = []
+    before: list[int] = []
+    look, extract = MemoryBudget.batch_bytes, Service.extract
+    monkeypatch.setattr(MemoryBudget, "batch_bytes", lambda self: looks.append(None) or look(self))
+    monkeypatch.setattr(Service, "extract", lambda self, *given: before.append(len(looks)) or extract(self, *given))
+    features(make_service(feature_cache_bytes="10MB"), photos, archive, transform, ["output", "output"])
+    assert before[1] > 0
+    assert len(looks) - before[1] < len(GOOD) / 2
 
 
 def test_without_being_told_nothing_lies_on_disk(service: Service) -> None:
