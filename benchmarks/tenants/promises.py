@@ -9,7 +9,7 @@ from benchmarks.bench.rows import Row
 MOST: Mapping[str, Mapping[str, tuple[float, str]]] = {
     "mixed": {"makespan_to_alone": (1.15, "makespan"), "worst_to_mean": (1.5, "fairness")},
     "same": {"makespan_to_alone": (1.3, "makespan"), "computed_per_sample": (1.0, "computed twice")},
-    "beside": {"batches_waited": (2.0, "wait")},
+    "beside": {"worst_batches_waited": (2.0, "wait")},
     "vanish": {"worst_batches_after": (2.0, "work goes on"), "held_bytes": (0.0, "memory held")},
 }
 """Per part: key of the row -> (most, what is broken above it)."""
