@@ -160,8 +160,8 @@ def vanish(server: TenantServer, alone: Sequence[Alone]) -> dict[str, Any]:
             """When about a third of the work is done, by the clock of the jobs alone."""
             killed.start(server.address, [one.job for one in alone[1::2]])
             time.sleep(0.3 * sum(one.seconds for one in alone))
+            spent.update(_device_seconds(server))  # before: a busy server answers late, and would hide what it counts
             killed.kill()
-            spent.update(_device_seconds(server))
 
         outcomes = run_together(server.address, [one.job for one in alone[0::2]], leave)
     after = _device_seconds(server)
