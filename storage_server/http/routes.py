@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -33,6 +32,7 @@ from hapi.wire.protocol import (
 from storage_server.access.auth import Tenant
 from storage_server.http.slots import Slots
 from storage_server.http.streaming import AnswerStream, watched
+from storage_server.http.threads import started_threads
 from storage_server.http.uploads import store_upload
 from storage_server.service import PROFILE_SECONDS, Service
 
@@ -49,8 +49,8 @@ class Shell:
     def __init__(self, service: Service) -> None:
         settings = service.settings
         self.service = service
-        self.answers = ThreadPoolExecutor(settings.max_requests, "hapi-answer")
-        self.blocking = ThreadPoolExecutor(8, "hapi-blocking")
+        self.answers = started_threads(settings.max_requests, "hapi-answer")
+        self.blocking = started_threads(8, "hapi-blocking")
         self.uploads = Slots(4, "uploads")
         self.probes = Slots(4, "bandwidth probes")
         self.listings = Slots(4, "dataset listings")
