@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import struct
 
@@ -16,7 +17,8 @@ MAX_PIXELS = 89_478_485
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The RGB image, pixel for pixel what `torchvision.datasets.folder.pil_loader` makes of the same file.
 
-    Raises ImageError with the reason for what is not an image, is cut off or damaged, or has too many pixels.
+    Raises ImageError with the reason for what is not an image, is cut off or damaged, or has too many pixels;
+    MemoryError if memory is too short, which says nothing about the image.
     """
     if not data:
         raise ImageError("not an image: the object is empty.")
@@ -33,5 +35,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"image refused: {error}") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error) as error:
-        # what Pillow's plugins raise for damaged files of their many formats
+        # what Pillow's plugins raise for damaged files of their many formats; its decoders say lack of memory so, too
+        if isinstance(error, OSError) and (error.errno == errno.ENOMEM or "out of memory" in str(error)):
+            raise MemoryError(f"decoding an image: {error}") from error
         raise ImageError(f"damaged image: {error}.") from error

@@ -17,8 +17,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ATTEMPTS = 7
+"""Tries in all: one beside others, one at once after a release of memory, and five after a pause each."""
 FIRST_PAUSE_SECONDS = 0.02
-"""Before the second try that follows a release of memory; each further pause is twice as long, 1.3 s in all."""
+"""Before the third try; each further pause is twice as long: 0.02 + 0.04 + ... + 0.32, 0.62 s in all."""
 
 
 class Patience:

@@ -95,6 +95,7 @@ class Extraction:
                     self._order()
                     if self._should_send():
                         yield self._frame()
+                yield self._end()
         finally:
             self.cancel.set("the answer has ended")  # whatever ended it, nothing of it may go on costing
             for ticket in self._tickets.values():
@@ -115,7 +116,7 @@ class Extraction:
         return False
 
     def _frame(self) -> bytes:
-        """About a frame of rows, less where memory is short; the end marker follows the last ones."""
+        """About a frame of rows, less where memory is short."""
         with self._stages.metrics.stage("encode"):
             data, indices = self._stages.patience(
                 "encoding features", lambda attempt: self._frames.take(1 << attempt), "encode", self._is_wanted
@@ -123,8 +124,12 @@ class Extraction:
         self._unsent -= len(indices)
         assert self._holding is not None
         self._holding.give(sum(map(self._costs.__getitem__, indices)))
-        if not self._unsent:
-            data += self._frames.end()
+        self._stages.metrics.sent_bytes.inc(len(data))
+        return data
+
+    def _end(self) -> bytes:
+        """The end marker: a piece of its own, as adding it to the last frame would copy that where memory is short."""
+        data = self._frames.end()
         self._stages.metrics.sent_bytes.inc(len(data))
         return data
 

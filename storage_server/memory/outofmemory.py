@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 
 import torch
@@ -14,6 +15,7 @@ _ALLOCATOR_SAYS = (
     "out of memory",  # CUDA runtime, cuDNN, cuBLAS wrappers; Arrow
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "can't start new thread",  # CPython: no memory for its stack (or no thread left for this user)
 )
 
 
@@ -21,6 +23,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """The one predicate: whether less work at once could succeed where this failed."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATOR_SAYS)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 import torch
 
@@ -17,13 +19,18 @@ from storage_server.memory.outofmemory import is_out_of_memory
         RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 100 bytes."),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("can't start new thread"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
     ],
 )
 def test_every_way_to_say_out_of_memory_is_known(error: Exception) -> None:
     assert is_out_of_memory(error)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), ValueError("out of memory"), KeyError("memory")])
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("shape mismatch"), ValueError("out of memory"), KeyError("memory"), OSError(errno.EIO, "I/O")],
+)
 def test_other_errors_are_not(error: Exception) -> None:
     assert not is_out_of_memory(error)
 

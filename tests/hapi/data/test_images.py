@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import struct
 import zlib
@@ -87,3 +88,15 @@ def test_the_limit_on_pixels_can_be_lowered() -> None:
     assert decode_image(data, max_pixels=10_000).size == (100, 100)
     with pytest.raises(ImageError, match="100x100 pixels: more than the 9,999"):
         decode_image(data, max_pixels=9_999)
+
+
+@pytest.mark.parametrize(
+    "said", [OSError("out of memory error when reading image file"), OSError(errno.ENOMEM, "Cannot allocate memory")]
+)
+def test_lack_of_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch, said: OSError) -> None:
+    def short(*_: object, **__: object) -> None:
+        raise said
+
+    monkeypatch.setattr(Image.Image, "convert", short)
+    with pytest.raises(MemoryError):
+        decode_image(encoded("RGB", "PNG"))
