@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from itertools import cycle
 
 START = 4
 """Where exploring begins; smaller batches are tried later, as neighbours."""
@@ -13,8 +14,14 @@ RECENT = 8
 """Batches of a size that are remembered. The fastest of them counts: interference only ever makes a batch slower."""
 GAIN = 1.05
 """What is within 5 % of the best is as good; exploring goes on while one of two further doublings gains more."""
-PROBE_EVERY = 64
-"""Batches after which a neighbouring size is tried again."""
+FIRST_PROBE_AFTER, PROBE_EVERY = 8, 64
+"""Batches after which another size is tried again: few after the size changed, twice as many each time up to the most.
+
+A size that was measured while others kept the machine busy looks slower than it is: without being tried again it would
+never be taken.
+"""
+PROBES = (0.5, 2.0, 4.0)
+"""Sizes that are tried again, in turn, as multiples of the present one: up as far as exploring looks, two doublings."""
 PROBE_PATIENCE = 4
 """Batches of other sizes (there were not more samples) after which a trial is given up."""
 
@@ -34,8 +41,10 @@ class Curve:
         }
         self._batches = 0
         self._probe: int | None = None
-        self._misses = 0
-        self._upward = False
+        self._hits = self._misses = 0
+        self._factors = cycle(PROBES)
+        self._probe_after = FIRST_PROBE_AFTER
+        self._settled: int | None = None
 
     @property
     def best(self) -> dict[int, float]:
@@ -50,11 +59,11 @@ class Curve:
             self._recent.setdefault(size, deque(maxlen=RECENT)).append(seconds / samples)
         self._batches += 1
         if self._probe is not None:
-            is_hit = size == self._probe
-            self._misses += not is_hit
-            if (is_hit and self._probe in self.best) or self._misses >= PROBE_PATIENCE:
+            self._hits += size == self._probe
+            self._misses += size != self._probe
+            if self._hits >= MEASURED or self._misses >= PROBE_PATIENCE:
                 self._probe, self._batches = None, 0
-        elif self._batches >= PROBE_EVERY:
+        elif self._batches >= self._probe_after:
             self._begin_probe()
 
     def target(self, cap: int) -> tuple[int, bool, bool]:
@@ -71,12 +80,14 @@ class Curve:
         return size, False, size == cap and wanted > cap
 
     def _begin_probe(self) -> None:
-        """Goes a step up and a step down in turn."""
+        """Goes on to the next of PROBES, as often measured as a size is before it is judged."""
         settled = _knee(self.best)
         if settled is None:
             return
-        self._upward = not self._upward or settled == 1
-        self._probe, self._misses = settled * 2 if self._upward else settled // 2, 0
+        self._probe_after = FIRST_PROBE_AFTER if settled != self._settled else min(PROBE_EVERY, 2 * self._probe_after)
+        self._settled = settled
+        factor = next(factor for factor in self._factors if settled * factor >= 1)
+        self._probe, self._hits, self._misses = int(settled * factor), 0, 0
 
     @staticmethod
     def _unexplored(best: Mapping[int, float]) -> int | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from storage_server.scheduling.knee import GAIN, PROBE_EVERY, Curve, power_of_two
@@ -56,7 +57,7 @@ def test_exploring_goes_on_while_it_gains_and_no_further() -> None:
     flat = Curve()
     learn(flat, lambda size: 0.01 * size, 30)
     assert max(flat.best) == 16, "two doublings beyond the start gained nothing"
-    assert settled(flat) == 4
+    assert settled(flat) <= 4
 
 
 def test_a_plateau_of_one_doubling_does_not_stop_it() -> None:
@@ -75,7 +76,46 @@ def test_interference_now_and_then_does_not_mislead() -> None:
         return 0.01 * size * (3.0 if turn % 2 else 1.0)
 
     learn(curve, seconds, 60)
-    assert settled(curve) == 4
+    assert settled(curve) <= 4, "all sizes are as fast"
+
+
+@given(
+    st.floats(0.0, 1.0),
+    st.lists(st.floats(1.0, 20.0), min_size=1, max_size=200),
+    st.integers(2, 8),
+)
+@example(overhead=0.03, busy=[1.0] * 6 + [3.0] * 3, step=6)  # two doublings up looked slow: beyond both neighbours
+def test_a_busy_machine_does_not_pin_a_slower_size(overhead: float, busy: list[float], step: int) -> None:
+    """Whatever a busy machine made of the first batches, the size is soon as good as if it had been idle."""
+    cap = 2**step
+
+    def seconds(size: int) -> float:
+        return overhead + 0.1 * size
+
+    curve, idle, noise = Curve(), Curve(), iter(busy)
+    learn(curve, lambda size: seconds(size) * next(noise, 1.0), len(busy), cap)
+    learn(curve, seconds, 12 * PROBE_EVERY, cap)
+    learn(idle, seconds, 12 * PROBE_EVERY, cap)
+    best = min(seconds(size) / size for size in idle.best)
+    chosen = settled(curve, cap)
+    assert seconds(chosen) / chosen <= GAIN * best * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("overhead", [0.05, 0.2, 1.0])
+def test_noise_that_does_not_end_costs_less_than_five_per_cent(overhead: float) -> None:
+    """Every second batch is slowed, up to threefold; trials and wrong sizes together are what it costs."""
+
+    def seconds(size: int) -> float:
+        return overhead + 0.1 * size
+
+    best = min(seconds(size) / size for size in (1, 2, 4, 8, 16, 32))
+    for seed in range(20):
+        curve, random, spent, done = Curve(), Random(seed), 0.0, 0
+        for _ in range(3000):
+            size = curve.target(32)[0]
+            curve.record(size, seconds(size) * (random.uniform(1.0, 3.0) if random.random() < 0.5 else 1.0))
+            spent, done = spent + seconds(size), done + size
+        assert spent / done <= GAIN * best
 
 
 def test_a_cap_is_kept_and_said() -> None:
