@@ -14,6 +14,17 @@ MAX_PIXELS = 89_478_485
 """Largest image that is decoded, in pixels (270 MB as RGB): where Pillow begins to warn of decompression bombs."""
 
 
+def picture_bytes(data: bytes) -> int:
+    """Bytes of the RGB pixels that the header promises (width x height x 3); 0 for what is not an image."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return 3 * image.width * image.height
+    except MemoryError:
+        raise
+    except Exception:  # whatever is wrong with it, decoding says so
+        return 0
+
+
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The RGB image, pixel for pixel what `torchvision.datasets.folder.pil_loader` makes of the same file.
 

@@ -10,10 +10,12 @@ import torch
 
 from hapi.cancel import CancelledWork
 from hapi.data import Manifest, ObjectStore, TransformSpec, load_sample, read_sample
+from hapi.data.images import picture_bytes
 from hapi.errors import HapiError, InputError, StoreUnavailableError
 from storage_server.extraction.engine import Prefix
 from storage_server.extraction.patience import Patience
 from storage_server.extraction.threads import WorkerThreads
+from storage_server.memory.pictures import LargePictures
 from storage_server.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -39,9 +41,11 @@ class SampleTrouble(Exception):
 class SampleLoader:
     """Threads that read and threads that decode, shared by all requests. Requests bound what they ask for."""
 
-    def __init__(self, read_threads: int, workers: int, metrics: Metrics, patience: Patience) -> None:
+    def __init__(self, read_threads: int, workers: int, metrics: Metrics, patience: Patience, large_bytes: int) -> None:
+        """Large pictures take `large_bytes` together while they are decoded, unless one alone takes more."""
         self._metrics = metrics
         self._patience = patience
+        self._pictures = LargePictures(large_bytes)
         self.readers = WorkerThreads(read_threads, "hapi-read")
         self.decoders = WorkerThreads(workers, "hapi-decode", _one_thread)
 
@@ -77,7 +81,9 @@ class SampleLoader:
 
         try:
             with self._metrics.stage("decode"):
-                tensor = self._patience(f"decoding {key}", work, "decode", is_wanted)
+                count = self._patience(f"decoding {key}", lambda _: picture_bytes(data), "decode", is_wanted)
+                with self._pictures.decoding(count):
+                    tensor = self._patience(f"decoding {key}", work, "decode", is_wanted)
         except Exception as error:
             raise self._trouble(key, "decode", error) from None
         if (tuple(tensor.shape), tensor.dtype) != (prefix.input.shape, prefix.input.dtype):

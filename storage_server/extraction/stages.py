@@ -58,7 +58,7 @@ class Stages:
         lanes = Lanes(policy, rates, running.waiting, board.decided)
         device = DeviceExecutor(lanes, batches.run, settings.device, settings.threads, board.spent)
         running.on_change = device.requests_changed
-        loader = SampleLoader(settings.read_threads, settings.workers, metrics, patience)
+        loader = SampleLoader(settings.read_threads, settings.workers, metrics, patience, queue.total_bytes)
         flights = Flights(loader, device, kept)
         return cls(
             loader, device, flights, running, rates, board, metrics, queue, patience, finisher, settings.frame_bytes
