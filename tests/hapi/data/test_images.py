@@ -97,6 +97,7 @@ def test_lack_of_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch, said: OSEr
     def short(*_: object, **__: object) -> None:
         raise said
 
+    data = encoded("RGB", "PNG")
     monkeypatch.setattr(Image.Image, "convert", short)
     with pytest.raises(MemoryError):
-        decode_image(encoded("RGB", "PNG"))
+        decode_image(data)
