@@ -51,7 +51,7 @@ def test_channels(shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
     shape=st.sampled_from(SHAPES),
     rows=st.integers(0, 5),
     seed=st.integers(0, 2**32),
-    magnitude=st.integers(-44, 37),
+    magnitude=st.integers(-44, 34),  # with the shift, all values and their ranges are float32's
     shift=st.sampled_from([0.0, 1.0, -3.0, 1000.0]),
     relu=st.booleans(),
 )
