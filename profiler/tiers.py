@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 import torch
 
 from hapi.data import TransformSpec
-from hapi.engine import Choice, Precision
+from hapi.engine import Choice, Precision, shared_compiler
 from hapi.model import Graph
 from hapi.plan import Link, Profile
 from hapi.wire.allowed import Allowed
+from profiler.compiled import with_compiled
 from profiler.head import head_seconds
 from profiler.link import probe_link
 from profiler.loading import DEFAULT_SAMPLES, LoadCost, load_examples, measure_decoding
@@ -72,7 +73,8 @@ def profile_here(graph: Graph, load: LoadCost, job: Job, examples: torch.Tensor 
 
     `examples` are inputs (n, ...) of real samples, on whose features compression is measured.
     """
-    tier, head = _measured(graph, load, job, examples), _Kept(None, False).head(graph, job)
+    tier = _with_compiled(_measured(graph, load, job, examples), graph, job)
+    head = _Kept(None, False).head(graph, job)
     return _profile(graph, tier, tier, job, None, head=head, budget_bytes=None)
 
 
@@ -150,6 +152,7 @@ class _Kept:
         key = {**measured_with(graph.digest, job.device), "allowed": asdict(job.allowed), **data}
         key |= {"engine": job.engine, "precision": job.precision}
         tier = self._get(key, measured, TierProfile.to_json, TierProfile.from_json)
+        tier = _with_compiled(tier, graph, job)
         return replace(
             tier,
             load_seconds=load.load_seconds,
@@ -238,6 +241,12 @@ def _measured(graph: Graph, load: LoadCost, job: Job, examples: torch.Tensor | N
         decode_seconds=load.decode_seconds,
         input_bytes=load.input_bytes,
     )
+
+
+def _with_compiled(tier: TierProfile, graph: Graph, job: Job) -> TierProfile:
+    if job.engine == "eager":
+        return tier
+    return with_compiled(tier, graph, shared_compiler(), job.precision, torch.get_num_threads())
 
 
 def _about(tier: TierProfile) -> dict[str, Any]:

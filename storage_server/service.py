@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import psutil
+import torch
 
 import hapi
 from hapi.cache import DiskCache, FeatureCache, FeatureKeys, MemoryCache
@@ -21,6 +22,7 @@ from hapi.plan import INPUT, OUTPUT
 from hapi.settings import StoreSettings
 from hapi.wire.protocol import DatasetSummary, ExtractRequest, ProfileRequest, ServerStatus
 from profiler import TierProfile, measure, measure_loading
+from profiler.compiled import with_compiled
 from profiler.measurements import Measurements
 from profiler.measuring import CPU_BATCH, DEVICE_BATCH, measured_with
 from storage_server.access.auth import Tenant, check_binding, load_tokens
@@ -213,6 +215,9 @@ class Service:
                 from_json=TierProfile.from_json,
                 refresh=request.refresh,
             )
+            if self.compiler is not None:
+                threads = self.settings.threads or torch.get_num_threads()
+                tier = with_compiled(tier, lease.graph, self.compiler, self.settings.precision, threads)
         return replace(
             tier,
             load_seconds=load.load_seconds,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -146,16 +145,13 @@ def ours(graph: Graph, precision: Precision, compiler: Compiler | None) -> Run:
     import torch
 
     from hapi.engine.agreement import given, outputs
-    from hapi.engine.compiler import Answer, Request
     from hapi.engine.precision import rewritten
 
     program = graph.whole
     takes = rewritten(program, precision)
     if compiler is None:
         return lambda images: outputs(takes(*given([images], takes)))[0].float()
-    answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
-    compiler.submit(Request(program, precision, torch.get_num_threads(), True, answers.put))
-    answer = answers.get()
+    answer = compiler.wait(program, precision, torch.get_num_threads())
     run = answer.run
     if run is None:
         raise PeerError(f"stays eager: {answer.why}")

@@ -1,6 +1,8 @@
-"""`hapi models`: which networks a storage server holds."""
+"""`hapi models`: which networks a storage server holds, and what is compiled of them on this machine."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -11,7 +13,7 @@ from hapi.console import console, emit, say
 from hapi.errors import InputError
 from hapi.units import format_bytes
 
-models_app = typer.Typer(no_args_is_help=True, help="Networks that a storage server holds.")
+models_app = typer.Typer(no_args_is_help=True, help="Networks: what a server holds, what is compiled here.")
 _SERVER = typer.Option(..., help="Address of the storage server.")
 
 
@@ -80,3 +82,52 @@ def remove_command(
         emit({"digest": found[0].digest, "name": found[0].name})
         return
     say(console(), f"removed {found[0].digest}  {escape(found[0].name)}")
+
+
+@models_app.command("compile")
+def compile_command(
+    model: str = typer.Argument(help="torchvision:NAME, hf:PATH_OR_NAME or package.module:factory."),
+    weights: str = options.WEIGHTS,
+    cut: list[str] = typer.Option(["output"], "--cut", help="Compile what lies before this cut; may be repeated."),
+    precision: str = options.PRECISION,
+    threads: int | None = typer.Option(None, min=1, help="Of one operation where it will run; default: PyTorch's."),
+    server_cache: Path | None = typer.Option(
+        None, "--server-cache", help="The --cache-dir of a storage server of this machine; default: for clients here."
+    ),
+    as_json: bool = options.JSON,
+) -> None:
+    """Compile a network's feature extractor on this machine now, so that jobs find it compiled.
+
+    `hapi serve` and `hapi train` compile by themselves once it has paid; this is for those who cannot wait. Code that
+    is no faster, or does not agree with the network, is not used: that is told, and the exit status is 1. Needs a C++
+    compiler.
+    """
+    import torch
+
+    from hapi.engine import Compiler, Precision, Shelf, check_precision
+    from hapi.model import capture, load_model
+
+    check_precision(precision, "cpu")
+    numeric: Precision = "bf16" if precision == "bf16" else "float32"
+    shelf = Shelf(None if server_cache is None else server_cache / "compiled")
+    torch.set_num_threads(threads or torch.get_num_threads())
+    console_here = console(as_json)
+    with Console(stderr=True).status(f"capturing {escape(model)} ..."):
+        loaded = load_model(model, weights)
+        graph = capture(loaded.backbone, loaded.example, name=loaded.name)
+    rows = []
+    compiler = Compiler(shelf)
+    try:
+        for name in dict.fromkeys(graph.cut(each).name for each in cut):
+            program, _ = graph.split(name)
+            with Console(stderr=True).status(f"compiling {escape(loaded.name)} up to {escape(name)} ..."):
+                answer = compiler.wait(program, numeric, torch.get_num_threads())
+            rows.append({"cut": name, "compiled": answer.run is not None, "gain": answer.gain, "why": answer.why})
+            if not as_json:
+                say(console_here, f"{escape(loaded.name)} up to {escape(name)}: {escape(answer.why)}")
+    finally:
+        compiler.close()
+    if as_json:
+        emit({"digest": graph.digest, "name": graph.name, "precision": precision, "cuts": rows})
+    if not all(row["compiled"] for row in rows):
+        raise typer.Exit(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hapi.engine.compiler import Compiler
-from hapi.engine.engine import CHOICES, Choice, Engine
+from hapi.engine.engine import CHOICES, Choice, Engine, shared_compiler
 from hapi.engine.precision import PRECISIONS, TOLERANCE, Precision, check_precision, has_bf16
 from hapi.engine.shelf import Shelf
 
@@ -18,4 +18,5 @@ __all__ = [
     "Shelf",
     "check_precision",
     "has_bf16",
+    "shared_compiler",
 ]

@@ -24,6 +24,7 @@ from hapi.engine.agreement import Run, compare
 from hapi.engine.library import Library
 from hapi.engine.precision import TOLERANCE, Precision, rewritten
 from hapi.engine.shelf import Compiled, Shelf, key_of
+from hapi.errors import InputError
 from hapi.machine import free_bytes
 from hapi.model import Program, save_archive
 from hapi.units import format_bytes
@@ -99,6 +100,21 @@ class Compiler:
                 return
         request.deliver(Answer(None, "the process is ending"))
 
+    def wait(self, program: Program, precision: Precision, threads: int) -> Answer:
+        """Finds or makes the compiled program, in the foreground."""
+        answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self.submit(Request(program, precision, threads, True, answers.put))
+        return answers.get()
+
+    def lying(self, program: Program, precision: Precision, threads: int) -> Compiled | None:
+        """What is known of a compiled program that lies on the shelf already; None if none does that would be used."""
+        try:
+            compiled = self._opened().find(key_of(program, precision, threads))
+        except InputError as error:  # a bad folder costs the compiled code, here as in service
+            log.warning("no compiled programs are used: %s", error)
+            return None
+        return compiled if compiled is not None and compiled.gain >= LEAST_GAIN else None
+
     def expected_seconds(self, program: Program) -> float:
         """How long compiling will probably take: by what it took before, in proportion to the nodes."""
         rates = [compiled.seconds / max(1, compiled.nodes) for compiled in self._known or ()]
@@ -132,14 +148,19 @@ class Compiler:
             request.deliver(answer)
             del request, answer
 
+    def _opened(self) -> Shelf:
+        with self._lock:
+            if not isinstance(self._shelf, Shelf):
+                self._shelf = Shelf(self._shelf)
+            return self._shelf
+
     def _answer(self, request: Request) -> Answer:
-        if not isinstance(self._shelf, Shelf):
-            self._shelf = Shelf(self._shelf)
+        shelf = self._opened()
         if self._known is None:
-            self._known = self._shelf.all()
+            self._known = shelf.all()
         program = request.program
         key = key_of(program, request.precision, request.threads)
-        compiled = self._shelf.find(key)
+        compiled = shelf.find(key)
         if compiled is None:
             if (reason := unable(program)) is not None:
                 return Answer(None, reason)

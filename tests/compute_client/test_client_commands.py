@@ -169,3 +169,22 @@ def test_models_are_pushed_listed_used_and_removed(hapi, pictures: Path, tmp_pat
         assert hapi("models", "rm", "zz", "--server", url)[0] == 2
         assert hapi("models", "rm", pushed["digest"][:12], "--server", url)[0] == 0
         assert json.loads(hapi("models", "list", "--server", url, "--json")[1])["models"] == []
+
+
+def test_models_are_compiled_for_a_server_of_this_machine(
+    hapi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(compiler: object, job: dict[str, object]) -> dict[str, object]:
+        Path(str(job["target"])).write_bytes(b"library")
+        return {"seconds": 1.0, "nodes": 10, "gain": 1.0, "error": 0.0}
+
+    monkeypatch.setattr("hapi.engine.Compiler._run_worker", make)
+    monkeypatch.setattr("hapi.engine.compiler.unable", lambda program: None)
+    code, output, _ = hapi("models", "compile", MODEL, "--server-cache", tmp_path / "server", "--threads", 1, "--json")
+    (row,) = json.loads(output)["cuts"]
+    assert (code, row["cut"], row["compiled"]) == (1, "output", False)
+    assert "no faster" in row["why"]
+    assert len(list((tmp_path / "server" / "compiled").glob("*.so"))) == 1
+    code, _, told = hapi("models", "compile", MODEL, "--cut", "nowhere")
+    assert code == 2
+    assert "nowhere" in told
