@@ -13,7 +13,7 @@ import torch
 from hapi.errors import UnknownCutError
 from hapi.model.checks import ShapeError, ShapeLimits
 from hapi.model.cuts import Cut, find_cuts
-from hapi.model.liveness import needed
+from hapi.model.liveness import absent, needed
 from hapi.model.node import Node
 from hapi.model.program import Program
 from hapi.model.shapes import infer
@@ -109,6 +109,23 @@ class Graph:
         prefix = Program(self, f"prefix of {self.name} to {at.name}", self.input_names, at.values)
         suffix = Program(self, f"suffix of {self.name} after {at.name}", at.values, [self.output_name], is_single=True)
         return prefix, suffix
+
+    def between(self, start: Cut | str | int, end: Cut | str | int) -> Program:
+        """What leads from the tensors at one cut to those at a later one, as `split` leads from the inputs to a cut.
+
+        between(a, b)(*prefix_of_a(*inputs)) equals prefix_of_b(*inputs) bit for bit on the same device and batch.
+        UnknownCutError if `end` is not later, or carries something that cannot be made from what `start` carries.
+        """
+        first, last = self.cut(start), self.cut(end)
+        if first.index >= last.index:
+            raise UnknownCutError(f"{self.name}: {last.name} does not come after {first.name}. Name the earlier first.")
+        missing = absent(needed(self.nodes, last.values, first.values), last.values, first.values)
+        if missing:
+            raise UnknownCutError(
+                f"{self.name}: {last.name} needs {', '.join(missing)}, which {first.name} does not carry. "
+                "Start from the inputs, graph.split(cut)."
+            )
+        return Program(self, f"part of {self.name} from {first.name} to {last.name}", first.values, last.values)
 
     @cached_property
     def whole(self) -> Program:

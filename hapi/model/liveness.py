@@ -19,6 +19,13 @@ def needed(nodes: Sequence[Node], targets: Sequence[str], given: Sequence[str]) 
     return tuple(reversed(kept))
 
 
+def absent(nodes: Sequence[Node], targets: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
+    """Names of what the nodes and targets need, and which is neither given nor made by one of the nodes."""
+    there = {*given, *(name for node in nodes for name in node.outputs)}
+    wanted = dict.fromkeys((*(name for node in nodes for name in node.refs()), *targets))
+    return tuple(name for name in wanted if name not in there)
+
+
 def frees(nodes: Sequence[Node], outputs: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """Per node, the values that nobody reads after it; what the program gives back is never among them."""
     seen = set(outputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from networks import NETWORKS, build, captured, eager
 from torch import Tensor
 
+from hapi.errors import UnknownCutError
 from hapi.model import Cut, Graph, Program
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -40,6 +42,25 @@ def test_prefix_then_suffix_is_the_backbone(name: str, batch: int) -> None:
                 # Over a network tensors arrive contiguous, whatever layout they had.
                 arrived = [tensor.contiguous() for tensor in carried]
                 assert torch.equal(suffix(*arrived), expected), f"suffix after {cut.name}, contiguous"
+
+
+def test_from_one_cut_to_a_later_one_is_the_later_prefix(name: str) -> None:
+    """As tensors arrive that were kept meanwhile: contiguous, whatever layout they had."""
+    graph, inputs = captured(name), NETWORKS[name].inputs(2)
+    cuts = spread(graph)
+    with torch.no_grad():
+        values = all_carried(graph, inputs)
+        for first, last in itertools.pairwise(dict.fromkeys(cuts)):
+            try:
+                part = graph.between(first, last)
+            except UnknownCutError as error:
+                assert "does not carry" in str(error)  # noqa: PT017 - allowed, where the later cut carries an input
+                assert len(graph.inputs) > 1
+                continue
+            found = part(*(values[value].contiguous() for value in first.values))
+            assert isinstance(found, tuple)
+            for tensor, value in zip(found, last.values, strict=True):
+                assert torch.equal(tensor, values[value]), f"{first.name} to {last.name} differs in {value}"
 
 
 def test_a_cut_follows_every_block(name: str) -> None:

@@ -212,3 +212,17 @@ def test_a_cut_of_another_graph_is_found_by_its_name() -> None:
     graph = capture(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.randn(1, 4))
     twin = Cut("0", 7, ((9,),), (torch.float32,), 36)
     assert graph.cut(twin) is graph.cuts[1]
+
+
+def test_between_cuts_only_the_earlier_may_be_given() -> None:
+    graph = capture(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2), nn.Linear(2, 2)), torch.randn(2, 4), name="steps")
+    part = graph.between("0", "1")
+    assert len(part.nodes) == 1
+    assert (part.title, part.inputs, part.outputs) == (
+        "part of steps from 0 to 1", graph.split("0")[0].outputs, graph.split("1")[0].outputs,
+    )  # fmt: skip
+    for start, end in (("1", "0"), ("1", "1"), ("output", "input")):
+        with pytest.raises(UnknownCutError, match="does not come after"):
+            graph.between(start, end)
+    with pytest.raises(UnknownCutError, match="has no cut 'nowhere'"):
+        graph.between("nowhere", "1")
