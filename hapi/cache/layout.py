@@ -13,7 +13,9 @@ DTYPES = {
     for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+KEPT = frozenset(_NAMES)
 MAX_DIMENSIONS = 16
+MOST_ELEMENTS = 2**56
 
 
 def describe(tensors: tuple[torch.Tensor, ...]) -> bytes:
@@ -48,5 +50,7 @@ def _kinds(description: bytes) -> list[tuple[torch.dtype, list[int]]]:
         name, shape = item
         if name not in DTYPES or len(shape) > MAX_DIMENSIONS or not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError(f"no tensor is {name} {shape}")
+        if math.prod(max(1, n) for n in shape) >= MOST_ELEMENTS:  # zeros among them would hide it
+            raise ValueError(f"no tensor is as large as {shape}")
         kinds.append((DTYPES[name], shape))
     return kinds

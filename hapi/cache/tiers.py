@@ -1,12 +1,14 @@
-"""A memory tier before a disk tier, as one cache."""
+"""A memory tier before a disk tier, and a bucket behind both, as one cache."""
 
 from __future__ import annotations
 
 import queue
 import threading
+from typing import Literal
 
 import torch
 
+from hapi.cache.bucket import BucketCache
 from hapi.cache.disk import DiskCache
 from hapi.cache.memory import MemoryCache, entry_bytes, owned
 
@@ -14,17 +16,22 @@ WAITING_BYTES = 32 * 2**20
 """Most bytes that wait to be written; what comes beyond is kept in memory only."""
 
 Tensors = tuple[torch.Tensor, ...]
+Tier = Literal["memory", "disk", "bucket"]
 
 
 class FeatureCache:
     """What is asked for is looked for in memory, then on disk; what is found on disk is kept in memory again.
 
-    Either tier may be missing. Thread-safe, as they are. What `get` answers must not be written to. `put` does not
-    wait for the disk: a thread of its own writes, and a disk that is slower than the features come gets a part.
+    A bucket is asked by `fetch` only, for which the caller has a thread that may wait for a network; what is found
+    there is kept in the nearer tiers. Each tier may be missing. Thread-safe, as they are. What is answered must not be
+    written to. `put` does not wait for disk and bucket: threads of their own write, and a disk that is slower than the
+    features come gets a part.
     """
 
-    def __init__(self, memory: MemoryCache | None, disk: DiskCache | None = None) -> None:
-        self.memory, self.disk = memory, disk
+    def __init__(
+        self, memory: MemoryCache | None, disk: DiskCache | None = None, bucket: BucketCache | None = None
+    ) -> None:
+        self.memory, self.disk, self.bucket = memory, disk, bucket
         self._waiting: queue.Queue[tuple[bytes, Tensors] | None] = queue.Queue()
         self._waiting_bytes = 0
         self._lock = threading.Lock()
@@ -40,8 +47,28 @@ class FeatureCache:
             self.memory.put(key, found)
         return found
 
+    def fetch(self, key: bytes) -> Tensors | None:
+        """The tensors kept under `key`, in the bucket at the last, or None."""
+        found = self.get(key)
+        if found is None and self.bucket is not None and (found := self.bucket.get(key)) is not None:
+            self._put_near(key, found)
+        return found
+
     def put(self, key: bytes, tensors: Tensors) -> None:
-        """Keeps host tensors in both tiers; on disk after a while."""
+        """Keeps host tensors in all tiers; on disk and in the bucket after a while."""
+        self._put_near(key, tensors)
+        if self.bucket is not None:
+            self.bucket.put(key, tuple(map(owned, tensors)))
+
+    def where(self, key: bytes) -> Tier | None:
+        """The nearest tier that probably has it, as far as is known without asking a disk or a network."""
+        if self.memory is not None and key in self.memory:
+            return "memory"
+        if self.disk is not None and key in self.disk:
+            return "disk"
+        return "bucket" if self.bucket is not None and key in self.bucket else None
+
+    def _put_near(self, key: bytes, tensors: Tensors) -> None:
         if self.memory is not None:
             self.memory.put(key, tensors)
         if self.disk is None or key in self.disk:
@@ -67,21 +94,23 @@ class FeatureCache:
 
     @property
     def hits(self) -> int:
-        """Questions that either tier answered."""
-        return sum(tier.hits for tier in (self.memory, self.disk) if tier is not None)
+        """Questions that some tier answered."""
+        return sum(tier.hits for tier in (self.memory, self.disk, self.bucket) if tier is not None)
 
     @property
     def misses(self) -> int:
-        """Questions that no tier answered."""
+        """Questions that neither memory nor disk answered."""
         last = self.disk if self.disk is not None else self.memory
         return last.misses if last is not None else 0
 
     def flush(self) -> None:
-        """Waits until everything that waits is on disk."""
+        """Waits until everything that waits is on disk and in the bucket."""
         self._waiting.join()
+        if self.bucket is not None:
+            self.bucket.flush()
 
     def close(self) -> None:
-        """Writes what waits, and ends the thread; it may be used again."""
+        """Writes what waits, and ends the threads; memory and disk may be used again."""
         with self._lock:
             thread, self._thread = self._thread, None
         if thread is not None:
@@ -89,6 +118,8 @@ class FeatureCache:
             thread.join()
         if self.disk is not None:
             self.disk.close()
+        if self.bucket is not None:
+            self.bucket.close()
 
     def _write(self) -> None:
         assert self.disk is not None

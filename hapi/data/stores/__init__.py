@@ -7,16 +7,16 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-from hapi.data.stores.base import ObjectInfo, ObjectStore
+from hapi.data.stores.base import ErasableStore, ObjectInfo, ObjectStore
 from hapi.data.stores.local import LocalStore
 from hapi.data.stores.s3 import S3Store
 from hapi.errors import InputError
 from hapi.settings import StoreSettings
 
-__all__ = ["LocalStore", "ObjectInfo", "ObjectStore", "S3Store", "normalize_uri", "open_store"]
+__all__ = ["ErasableStore", "LocalStore", "ObjectInfo", "ObjectStore", "S3Store", "normalize_uri", "open_store"]
 
 
-def open_store(uri: str | os.PathLike[str], settings: StoreSettings | None = None) -> ObjectStore:
+def open_store(uri: str | os.PathLike[str], settings: StoreSettings | None = None) -> ErasableStore:
     """The store whose root is `uri`: a path, `file:///path` or `s3://bucket/prefix`. Nothing is read yet.
 
     Without `settings` they come from the environment (see StoreSettings). InputError for any other address.

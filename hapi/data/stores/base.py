@@ -54,6 +54,14 @@ class ObjectStore(Protocol):
         ...
 
 
+class ErasableStore(ObjectStore, Protocol):
+    """A store of which objects can be removed, for what is only kept there for a while."""
+
+    def delete(self, key: str) -> None:
+        """Removes the object; one that is not there is no error."""
+        ...
+
+
 def check_key(key: str, uri: str) -> str:
     """The key, or AccessDeniedError if it could leave the root: absolute, with `.` or `..` parts, or a NUL."""
     if not key or key.startswith("/") or "\0" in key or any(part in (".", "..") for part in key.split("/")):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from hapi.data.stores.base import ObjectInfo, check_key, check_range
@@ -61,6 +61,11 @@ class LocalStore:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             write_whole(Path(path), data)
 
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with contextlib.suppress(ObjectNotFoundError), self._errors(key):
+            os.unlink(path)
+
     def info(self, key: str) -> ObjectInfo:
         path = self._path(key)
         with self._errors(key):
@@ -113,7 +118,7 @@ class LocalStore:
             elif wanted:
                 yield from self._walk(key, prefix, (*above, identity))
 
-    @contextmanager
+    @contextlib.contextmanager
     def _errors(self, key: str) -> Iterator[None]:
         """Turns what the operating system says into the errors of a store."""
         try:

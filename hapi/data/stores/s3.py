@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mimetypes
 import os
 import threading
@@ -16,7 +17,7 @@ from botocore.exceptions import HTTPClientError, IncompleteReadError
 
 from hapi.data.stores.base import ObjectInfo, check_key, check_range
 from hapi.data.stores.s3_errors import translated
-from hapi.errors import StoreError, StoreUnavailableError
+from hapi.errors import ObjectNotFoundError, StoreError, StoreUnavailableError
 from hapi.settings import StoreSettings
 
 if TYPE_CHECKING:
@@ -117,6 +118,12 @@ class S3Store:
         client = self._connected(what)
         with translated(what, self._endpoint()):
             client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=data, ContentType=kind, **self._payer())
+
+    def delete(self, key: str) -> None:
+        what = f"{self.uri}/{check_key(key, self.uri)}"
+        client = self._connected(what)
+        with contextlib.suppress(ObjectNotFoundError), translated(what, self._endpoint()):
+            client.delete_object(Bucket=self._bucket, Key=self._prefix + key, **self._payer())
 
     def info(self, key: str) -> ObjectInfo:
         what = f"{self.uri}/{check_key(key, self.uri)}"

@@ -66,7 +66,18 @@ def test_tensors_of_every_kind_come_back(tmp_path_factory: pytest.TempPathFactor
     assert all(torch.equal(a, b.mT if b.ndim > 1 else b) for a, b in zip(found, tensors, strict=True))
 
 
-@pytest.mark.parametrize("description", [b"", b"{}", b"[[1, 2]]", b'[["float32", [-1]]]', b'[["object", [1]]]', b"[3]"])
+@pytest.mark.parametrize(
+    "description",
+    [
+        b"",
+        b"{}",
+        b"[[1, 2]]",
+        b'[["float32", [-1]]]',
+        b'[["object", [1]]]',
+        b"[3]",
+        b'[["int8", [0, 4611686018427387904]]]',
+    ],
+)
 def test_other_descriptions_are_refused(description: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - also json's own
         layout.allocate(description)

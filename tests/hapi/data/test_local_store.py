@@ -58,6 +58,16 @@ def test_a_version_changes_with_the_content(root: Path) -> None:
     assert store.info("a.txt").version != before.version
 
 
+def test_deletes_objects_and_nothing_that_is_not_there(root: Path) -> None:
+    store = open_store(root)
+    for _ in range(2):
+        store.delete("b/c.txt")
+        store.delete("no/such/thing")
+    assert {found.key for found in store.list("b")} == {"b/d/e.txt", "bb/f.txt"}
+    with pytest.raises(AccessDeniedError, match="does not stay below"):
+        store.delete("../other")
+
+
 def test_puts_whole_objects_and_leaves_no_drafts(root: Path) -> None:
     store = open_store(root)
     store.put("new/deep/x.bin", b"1")
