@@ -52,6 +52,10 @@ def serve(
     feature_disk_bytes: Annotated[
         str | None, typer.Option(help="Most bytes of features below the cache directory, like 50GB. (default 0)")
     ] = None,
+    cache_uri: Annotated[
+        str | None, typer.Option(help="s3://bucket/prefix or folder in which servers share features they computed.")
+    ] = None,
+    cache_uri_bytes: Annotated[str | None, typer.Option(help="Most bytes of features there. (default 16GiB)")] = None,
     engine: Annotated[
         str | None, typer.Option(help="auto (compiled in the background once it pays), eager, or compiled.")
     ] = None,
@@ -85,6 +89,8 @@ def serve(
         "cache_dir": cache_dir,
         "feature_cache_bytes": feature_cache_bytes,
         "feature_disk_bytes": feature_disk_bytes,
+        "cache_uri": cache_uri,
+        "cache_uri_bytes": cache_uri_bytes,
         "engine": engine,
         "precision": precision,
         "max_batch": max_batch,
@@ -137,6 +143,7 @@ def _announce(service: Service, sock: socket.socket, url: str, as_json: bool) ->
         ("computes on", f"{settings.device}, at most {settings.batch_limit} samples at once"),
         ("memory budget", f"{format_bytes(budget.total_bytes)}, {format_bytes(budget.queue_bytes)} of it for queues"),
         ("keeps models in", str(settings.cache_dir)),
+        *([("keeps features in", service.kept.bucket.uri)] if service.kept.bucket is not None else []),
         ("reach it", f"{example}\nhapi train --server {url} --data ..."),
         ("API", f"{url}/docs   metrics {url}/metrics"),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import psutil
 import torch
 
 import hapi
-from hapi.cache import DiskCache, FeatureCache, FeatureKeys, MemoryCache
+from hapi.cache import FeatureKeys
 from hapi.cancel import Cancel
 from hapi.data import Manifest, TransformSpec, open_store
 from hapi.engine import Compiler, Engine, check_precision
@@ -34,6 +34,10 @@ from storage_server.extraction.loading import Source
 from storage_server.extraction.pipeline import Extraction, Job
 from storage_server.extraction.sizing import BatchPolicy, KneePolicy
 from storage_server.extraction.stages import Stages
+from storage_server.features.opening import open_features
+from storage_server.features.served import ServedCuts
+from storage_server.features.starts import Start, starts_of
+from storage_server.features.telling import cache_status, count_kept
 from storage_server.library.archives import ArchiveStore
 from storage_server.library.datasets import DatasetStore
 from storage_server.library.models import Lease, ModelStore
@@ -90,10 +94,10 @@ class Service:
         self.metrics.budget_bytes.set(self.budget.total_bytes)
         self.queue = QueueBytes(self.budget.queue_bytes * settings.queue_bytes // buffers)
         check_folder(settings.cache_dir)
-        kept_here = MemoryCache(self.budget.queue_bytes - self.queue.total_bytes)
-        on_disk = settings.feature_disk_bytes
-        self.kept = FeatureCache(kept_here, DiskCache(settings.cache_dir / "features", on_disk) if on_disk else None)
+        kept_here = self.budget.queue_bytes - self.queue.total_bytes
+        self.kept = open_features(settings, kept_here, self.store_settings, self.roots)
         self.remembered = Remembered(settings.cache_dir / "learned.json")
+        self._served = ServedCuts(self.remembered)
         self._measurements = Measurements(settings.cache_dir / "measurements")
         self.datasets = DatasetStore(settings.cache_dir / "datasets", self.store_settings)
         archives = ArchiveStore(settings.cache_dir / "models", settings.max_model_bytes, settings.max_cache_bytes)
@@ -149,22 +153,34 @@ class Service:
         with self.models.lease(request.model, cancel) as lease:
             prefix = self._fitting(lease, request.cut)
             self._stages.rates.introduce(prefix)
-            keys = FeatureKeys(
+            keys_of = partial(
+                FeatureKeys,
                 manifest,
                 transform,
                 seed=request.seed,
                 epoch=request.epoch,
                 model_digest=request.model,
-                cut=prefix.cut.name,
                 precision=self.settings.precision,
             )
+            keys, starts = keys_of(cut=prefix.cut.name), self._starts(lease, request.model, prefix, keys_of)
             source = source_of(transform)
-            job = Job(source, request.indices, prefix, request.codec, request.compression, tenant.flow, keys)
+            job = Job(source, request.indices, prefix, request.codec, request.compression, tenant.flow, keys, starts)
             yield from self._run(job, cancel)
 
     def _run(self, job: Job, cancel: Cancel) -> Generator[bytes, None, None]:
         with contextlib.closing(Extraction(job, self._stages, cancel).chunks()) as chunks:
             yield from chunks
+
+    def _starts(
+        self, lease: Lease, digest: str, prefix: Prefix, keys_of: Callable[..., FeatureKeys]
+    ) -> tuple[Start, ...]:
+        """Shallower cuts that were served, which features of this prefix may begin at."""
+        served = self._served.of(digest)
+        self._served.note(digest, prefix.cut.name)
+        starts = starts_of(lease, prefix, served, lambda cut: keys_of(cut=cut), self.queue.total_bytes)
+        for start in starts:
+            self._stages.rates.introduce(start.part)
+        return starts
 
     def _fitting(self, lease: Lease, cut: str) -> Prefix:
         """The prefix, if it can ever be computed here: MemoryBudgetError says what could. BusyError: not now."""
@@ -254,14 +270,14 @@ class Service:
             rss_bytes=psutil.Process().memory_info().rss,
             prefixes=self.report.prefixes(),
             tenants=self.report.tenants(None if tenant.is_operator else tenant.name),
+            cache=cache_status(self.kept, self.metrics),
         )
 
     def render_metrics(self) -> bytes:
         """The metrics as Prometheus reads them, gauges as they are now."""
         self.metrics.queue_depth.set(self.device.depth)
         self.metrics.queued_bytes.set(self.queue.used_bytes)
-        self.metrics.cache_hits.set(self.kept.hits)
-        self.metrics.cache_bytes.set(self.kept.nbytes)
+        count_kept(self.kept, self.metrics)
         self.metrics.backlog_seconds.set(self.admission.backlog_seconds)
         return self.metrics.render()
 

@@ -77,6 +77,12 @@ class ServerSettings(BaseSettings):
     """Most bytes of finished features that are kept below the cache directory as well, and over restarts; 0 keeps none.
     Several servers of one machine may share the directory."""
 
+    cache_uri: str | None = None
+    """A folder or prefix of a bucket, file:///path or s3://bucket/prefix, in which finished features are kept for all
+    servers that are given it; None keeps none there. It must lie outside of the roots."""
+    cache_uri_bytes: Bytes = Field(default=16 * 2**30, ge=MIB)
+    """Most bytes of features at `cache_uri`; all servers that share it must be given the same."""
+
     max_requests: int = Field(default=32, ge=1, le=1024)
     """Extract and profile requests that run at the same time; each tenant has its part of them."""
     max_waiting: int = Field(default=64, ge=0, le=65536)

@@ -187,6 +187,28 @@ OTHERS = "(others)"
 """Name under which a tenant sees all others together."""
 
 
+class BucketStatus(BaseModel):
+    """The bucket in which servers share features."""
+
+    model_config = ConfigDict(extra="allow")
+
+    bytes: int = Field(description="Of all that lies there, as last listed.")
+    hits: int = Field(description="Features found there by this server.")
+    failures: int = Field(description="Times that it failed, or gave something damaged.")
+    dropped: int = Field(description="Features that were not kept there: it was too slow, too full, or down.")
+
+
+class CacheStatus(BaseModel):
+    """What the server keeps of finished features."""
+
+    model_config = ConfigDict(extra="allow")
+
+    memory_bytes: int
+    hits: int = Field(description="Times that kept features were found, in memory, on disk or in the bucket.")
+    continued: int = Field(description="Samples that were computed from the kept features of a shallower cut.")
+    bucket: BucketStatus | None = Field(default=None, description="None where the server has none.")
+
+
 class ServerStatus(BaseModel):
     """What `GET /v1/status` tells about a server."""
 
@@ -208,3 +230,4 @@ class ServerStatus(BaseModel):
     rss_bytes: int = Field(default=0, description="Resident memory of the server's process.")
     prefixes: list[PrefixStatus] = Field(default_factory=list)
     tenants: list[TenantStatus] = Field(default_factory=list)
+    cache: CacheStatus | None = None

@@ -17,16 +17,22 @@ Engines = Callable[[Program], Engine]
 """What runs a program that is on its device."""
 
 
+BETWEEN = " > "
+"""Between the names of two cuts in a key: no module has such a name."""
+
+
 def _eager(program: Program) -> Engine:
     return Engine(program, choice="eager")
 
 
 @dataclass
 class Prefix:
-    """The part of a model up to a cut, on one device. `run` belongs to the device's thread; the rest to any.
+    """The part of a model up to a cut, or from one to another, on one device.
+
+    `run` belongs to the device's thread; the rest to any.
 
     Attributes:
-        key: (model digest, cut name): equal keys compute the same.
+        key: (model digest, cut name, or two of them for a part between cuts): equal keys compute the same.
         model: the model's name, for people.
         cut: what `run` answers, per sample.
         input: the one tensor per sample that `run` takes.
@@ -53,7 +59,7 @@ class Prefix:
     @property
     def what(self) -> str:
         """The model and the cut, for people."""
-        return f"{self.model} up to {self.cut.name}"
+        return f"{self.model} {self.key[1]}" if BETWEEN in self.key[1] else f"{self.model} up to {self.cut.name}"
 
     @property
     def flops(self) -> float:
@@ -72,6 +78,17 @@ class Prefix:
         program, _ = graph.split(cut)
         memory = prefix_memory(program)
         return cls((digest, cut.name), graph.name, cut, graph.inputs[0], memory, device, program, engines)
+
+    @classmethod
+    def between(
+        cls, graph: Graph, start: str, end: str, device: str, digest: str, engines: Engines | None = None
+    ) -> Prefix:
+        """What leads from the one tensor of a cut to a later cut; UnknownCutError where that cannot be."""
+        first, last = graph.cut(start), graph.cut(end)
+        program = graph.between(first, last)
+        (given,) = program.inputs
+        key = (digest, f"{first.name}{BETWEEN}{last.name}")
+        return cls(key, graph.name, last, given, prefix_memory(program), device, program, engines)
 
     def run(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The cut's tensors (n, *shape) in host memory, of a batch (n, *input.shape) in host memory."""

@@ -13,6 +13,7 @@ from hapi.cancel import Cancel
 from storage_server.extraction.engine import Prefix
 from storage_server.extraction.loading import Source
 from storage_server.extraction.rows import Row
+from storage_server.features.beginnings import Beginning
 from storage_server.scheduling.fair import Flow
 
 Tensors = tuple[torch.Tensor, ...]
@@ -65,6 +66,8 @@ class Flight:
     index: int
     prefix: Prefix | None
     key: bytes | None
+    beginning: Beginning | None = None
+    """Kept features that it begins with instead of the stored object."""
     tickets: dict[Ticket, None] = field(default_factory=dict)
     stage: Stage = Stage.ORDERED
     data: bytes | None = None
@@ -73,6 +76,11 @@ class Flight:
     def is_wanted(self) -> bool:
         """Whether anybody still waits for it."""
         return any(not ticket.cancel.is_set for ticket in tuple(self.tickets))
+
+    @property
+    def lane(self) -> Prefix | None:
+        """The prefix, or part of one, for which the device expects a row of it; None: it needs no device."""
+        return self.prefix if self.beginning is None else self.beginning.part
 
     @property
     def flows(self) -> set[Flow]:

@@ -9,52 +9,55 @@ it goes on as long as one ticket is left, so that no follower has to begin anew 
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
+
+import torch
 
 from hapi.cancel import CancelledWork
 from storage_server.extraction.engine import Prefix
 from storage_server.extraction.executor import DeviceExecutor
 from storage_server.extraction.flight import Arrival, Flight, Stage, Tensors, Ticket
 from storage_server.extraction.loading import SampleLoader, SampleTrouble, Source
+from storage_server.extraction.patience import attempt
 from storage_server.extraction.rows import Row
+from storage_server.features.beginnings import Beginnings, Kept
+from storage_server.features.starts import Start
+from storage_server.metrics import Metrics
 from storage_server.scheduling.fair import Flow
-
-
-class Kept(Protocol):
-    """Where finished rows are kept. Thread-safe. `in` may say yes to what `get` then does not have."""
-
-    def get(self, key: bytes) -> Tensors | None: ...
-
-    def put(self, key: bytes, tensors: Tensors) -> None: ...
-
-    def __contains__(self, key: bytes) -> bool: ...
 
 
 class Flights:
     """The table of what is on its way. Thread-safe."""
 
-    def __init__(self, loader: SampleLoader, device: DeviceExecutor, kept: Kept) -> None:
+    def __init__(
+        self, loader: SampleLoader, device: DeviceExecutor, kept: Kept, beginnings: Beginnings, metrics: Metrics
+    ) -> None:
         self._loader = loader
         self._device = device
         self._kept = kept
+        self._beginnings = beginnings
+        self._metrics = metrics
         self._by_key: dict[bytes, Flight] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._by_key)
 
-    def join(self, ticket: Ticket, source: Source, prefix: Prefix | None, key: bytes | None) -> Arrival | None:
-        """Brings the sample about, or joins those who wait for it. What is kept is answered at once.
+    def join(
+        self, ticket: Ticket, source: Source, prefix: Prefix | None, key: bytes | None, starts: Sequence[Start] = ()
+    ) -> Arrival | None:
+        """Brings the sample about, or joins those who wait for it. What is kept near by is answered at once.
 
-        Without a key (stored objects) nothing is shared.
+        Without a key (stored objects) nothing is shared. `starts` are shallower cuts that it may begin at.
         """
         for is_last_look in (False, True):
             with self._lock:
                 flight = self._by_key.get(key) if key is not None else None
                 landed_meanwhile = flight is None and key is not None and not is_last_look and key in self._kept
                 if not landed_meanwhile:
-                    self._board(ticket, flight or self._depart(ticket, source, prefix, key))
+                    self._board(ticket, flight or self._depart(ticket, source, prefix, key, starts))
                     return None
             if key is not None and (tensors := self._kept.get(key)) is not None:
                 return Arrival(ticket.index, tensors, is_shared=True)
@@ -72,13 +75,20 @@ class Flights:
             if not flight.tickets:
                 self._end(flight)
 
-    def _depart(self, ticket: Ticket, source: Source, prefix: Prefix | None, key: bytes | None) -> Flight:
+    def _depart(
+        self, ticket: Ticket, source: Source, prefix: Prefix | None, key: bytes | None, starts: Sequence[Start]
+    ) -> Flight:
         flight = Flight(source, ticket.index, prefix, key)
         if key is not None:
             self._by_key[key] = flight
-        if prefix is not None:
-            self._device.expect(prefix)
+            if prefix is not None:
+                flight.beginning = self._beginnings.choose(ticket.index, prefix, key, starts)
+        self._expect(flight)
         return flight
+
+    def _expect(self, flight: Flight, count: int = 1) -> None:
+        if flight.lane is not None:
+            self._device.expect(flight.lane, count)
 
     def _board(self, ticket: Ticket, flight: Flight) -> None:
         """Adds the ticket, and puts the work into its flow's line as well."""
@@ -101,7 +111,11 @@ class Flights:
         if not self._claim(flight, Stage.ORDERED, Stage.READING):
             return False
         try:
+            if flight.beginning is not None and self._begin_with_kept(flight):
+                return True
+            started = time.perf_counter()
             data = self._loader.read(flight.source, flight.index, flight.is_wanted)
+            self._beginnings.read_object(time.perf_counter() - started)
         except BaseException as error:
             self._land_failed(flight, error)
             return True
@@ -114,6 +128,34 @@ class Flights:
                 for flow in flight.flows:
                     self._line_up(flight, flow)
         return True
+
+    def _begin_with_kept(self, flight: Flight) -> bool:
+        """Lands it, or brings it to the device, from kept features; False if they are gone: it goes the whole way."""
+        beginning = flight.beginning
+        assert beginning is not None
+        with self._metrics.stage("kept"):
+            tried = attempt(lambda: self._beginnings.read(beginning))  # no memory for it: the other way has patience
+        tensors = tried.get() if tried.has_value else None
+        if tensors is None:
+            with self._lock:
+                if flight.tickets:
+                    self._expect(flight, -1)
+                    flight.beginning = None
+                    self._expect(flight)
+            return False
+        if beginning.part is None:
+            self._land(flight, tensors=tensors, is_kept=True)
+            return True
+        self._metrics.continued.inc()
+        with self._lock:
+            if flight.tickets:
+                self._make_ready(flight, beginning.part, tensors[0])
+        return True
+
+    def _make_ready(self, flight: Flight, prefix: Prefix, tensor: torch.Tensor) -> None:
+        flight.row = Row(prefix, tensor, flight.flows, flight.is_wanted, partial(self._computed, flight))
+        flight.stage = Stage.READY
+        self._device.submit(flight.row)
 
     def _decode(self, flight: Flight) -> bool:
         """On a decoder's thread; see `_read`."""
@@ -130,10 +172,7 @@ class Flights:
         del data
         with self._lock:
             if flight.tickets:
-                deliver = partial(self._computed, flight)
-                flight.row = Row(flight.prefix, tensor, flight.flows, flight.is_wanted, deliver)
-                flight.stage = Stage.READY
-                self._device.submit(flight.row)
+                self._make_ready(flight, flight.prefix, tensor)
         return True
 
     def _computed(self, flight: Flight, outcome: Tensors | BaseException) -> None:
@@ -165,8 +204,8 @@ class Flights:
             if not flight.is_wanted():
                 self._end(flight)
                 return
-            if flight.row is not None and flight.prefix is not None:
-                self._device.expect(flight.prefix)
+            if flight.row is not None:
+                self._expect(flight)
             flight.stage, flight.row = Stage.ORDERED, None
             for flow in flight.flows:
                 self._line_up(flight, flow)
@@ -179,20 +218,21 @@ class Flights:
         data: bytes | None = None,
         failed: str | None = None,
         error: BaseException | None = None,
+        is_kept: bool = False,
     ) -> None:
-        """Ends the flight and tells all who wait."""
+        """Ends the flight and tells all who wait. `is_kept`: it had been computed before, for another."""
         with self._lock:
             tickets = tuple(flight.tickets)
             waited = flight.row.waited if flight.row is not None else None
             self._end(flight)
         for position, ticket in enumerate(tickets):
-            ticket.deliver(Arrival(ticket.index, tensors, data, failed, error, position > 0, waited))
+            ticket.deliver(Arrival(ticket.index, tensors, data, failed, error, is_kept or position > 0, waited))
 
     def _end(self, flight: Flight) -> None:
         if flight.key is not None and self._by_key.get(flight.key) is flight:
             del self._by_key[flight.key]
-        if flight.prefix is not None and flight.row is None and flight.stage is not Stage.DONE:
-            self._device.expect(flight.prefix, -1)
+        if flight.row is None and flight.stage is not Stage.DONE:
+            self._expect(flight, -1)
         flight.stage = Stage.DONE
         flight.data = flight.row = None
         flight.tickets.clear()

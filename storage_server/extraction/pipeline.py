@@ -24,6 +24,7 @@ from storage_server.extraction.inflight import Arrival, Ticket
 from storage_server.extraction.loading import Source
 from storage_server.extraction.sizing import BATCHES_AHEAD, Waiting
 from storage_server.extraction.stages import Stages
+from storage_server.features.starts import Start
 from storage_server.scheduling.fair import SERVER, Flow
 from storage_server.scheduling.holding import Holding
 
@@ -35,7 +36,8 @@ FILL_SECONDS = 0.02
 class Job:
     """What one request asks for, with every name resolved. Without a prefix the stored objects are shipped.
 
-    `flow` is whose request it is; `keys` name its features, None where none can be shared.
+    `flow` is whose request it is; `keys` name its features, None where none can be shared; `starts` are shallower cuts
+    from whose kept features they can be made.
     """
 
     source: Source
@@ -45,6 +47,7 @@ class Job:
     compression: str = "none"
     flow: Flow = SERVER
     keys: FeatureKeys | None = None
+    starts: tuple[Start, ...] = ()
 
 
 class Extraction:
@@ -161,7 +164,7 @@ class Extraction:
         job = self.job
         ticket = self._tickets[index] = Ticket(index, job.flow, self.cancel, self._mailbox.put)
         key = job.keys.of(index) if job.keys is not None else None
-        kept = self._stages.flights.join(ticket, job.source, job.prefix, key)
+        kept = self._stages.flights.join(ticket, job.source, job.prefix, key, job.starts)
         if kept is not None:
             self._accept(kept)
 
@@ -197,5 +200,7 @@ class Extraction:
 
     def _cost_of_each(self) -> list[int]:
         """Most bytes that each sample takes between reading and sending."""
-        computed = queued_bytes(self.job.prefix) if self.job.prefix else 0
-        return [max(1, sample.length + computed) for sample in self.job.source.manifest.samples(self.job.indices)]
+        job = self.job
+        computed = queued_bytes(job.prefix) if job.prefix else 0
+        continued = max((queued_bytes(start.part) for start in job.starts), default=0)
+        return [max(1, sample.length + computed, continued) for sample in job.source.manifest.samples(job.indices)]

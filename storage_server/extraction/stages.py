@@ -7,13 +7,14 @@ from functools import partial
 
 from storage_server.extraction.batching import Batches
 from storage_server.extraction.executor import DeviceExecutor
-from storage_server.extraction.inflight import Flights, Kept
+from storage_server.extraction.inflight import Flights
 from storage_server.extraction.lanes import Lanes
 from storage_server.extraction.loading import SampleLoader
 from storage_server.extraction.patience import Patience
 from storage_server.extraction.running import Running
 from storage_server.extraction.sizing import BatchPolicy
 from storage_server.extraction.threads import WorkerThreads
+from storage_server.features.beginnings import Beginnings, Kept
 from storage_server.memory.workspaces import Workspaces
 from storage_server.metrics import Metrics
 from storage_server.scheduling.fair import SERVER
@@ -59,7 +60,7 @@ class Stages:
         device = DeviceExecutor(lanes, batches.run, settings.device, settings.threads, board.spent)
         running.on_change = device.requests_changed
         loader = SampleLoader(settings.read_threads, settings.workers, metrics, patience, queue.total_bytes)
-        flights = Flights(loader, device, kept)
+        flights = Flights(loader, device, kept, Beginnings(kept, rates, loader), metrics)
         return cls(
             loader, device, flights, running, rates, board, metrics, queue, patience, finisher, settings.frame_bytes
         )

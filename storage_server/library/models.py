@@ -17,7 +17,7 @@ from hapi.model import Graph, load_archive
 from hapi.model.specs import dtype_name
 from hapi.units import format_bytes
 from hapi.wire.protocol import CutInfo, ModelInfo
-from storage_server.extraction.engine import Engines, Prefix
+from storage_server.extraction.engine import BETWEEN, Engines, Prefix
 from storage_server.library.archives import ArchiveStore
 from storage_server.library.locks import KeyedLocks
 from storage_server.memory.budget import MemoryBudget
@@ -190,6 +190,20 @@ class ModelStore:
         self._promise(digest, loaded, prefix.memory.weight_bytes, f"{prefix.model} up to {name}", cancel)
         return prefix
 
+    def part(self, digest: str, loaded: _Loaded, start: str, end: str) -> Prefix:
+        """What leads from one cut of a leased model to a later one; UnknownCutError if it cannot.
+
+        Its weights are among those of the prefix up to `end`, which must have been promised.
+        """
+        name = f"{start}{BETWEEN}{end}"
+        with self._per_digest.held(digest):
+            part = loaded.prefixes.get(name)
+            if part is None:
+                part = Prefix.between(loaded.graph, start, end, self._device, digest, self._engines)
+                part.memory = self._workspaces.measured(part)
+                loaded.prefixes[name] = part
+        return part
+
     def _keep(self, digest: str, loaded: _Loaded) -> _Loaded:
         with self._lock:
             self._loaded[digest] = loaded
@@ -255,6 +269,10 @@ class Lease:
     def prefix(self, cut: str) -> Prefix:
         """See ModelStore.prefix."""
         return self._store.prefix(self._digest, self._loaded, cut, self._cancel)
+
+    def part(self, start: str, end: str) -> Prefix:
+        """See ModelStore.part."""
+        return self._store.part(self._digest, self._loaded, start, end)
 
 
 def _unknown(digest: str) -> UnknownModelError:

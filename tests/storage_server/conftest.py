@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 from hapi.data import TransformSpec, describe_transform
 from hapi.settings import StoreSettings
 from storage_server.http.app import app_of
+from storage_server.scheduling.rates import Rates
 from storage_server.service import Service
 from storage_server.settings import ServerSettings
 
@@ -66,9 +67,9 @@ def make_service(photos: Path, tmp_path: Path) -> Iterator[MakeService]:
     """Makes services over the photos; they are closed at the end of the test."""
     made: list[Service] = []
 
-    def make(**settings: object) -> Service:
+    def make(rates: Rates | None = None, **settings: object) -> Service:
         values = {"roots": (str(photos),), "cache_dir": tmp_path / "cache", "port": 0, "read_threads": 2, "workers": 1}
-        service = Service(ServerSettings.load(**{**values, **settings}), StoreSettings())
+        service = Service(ServerSettings.load(**{**values, **settings}), StoreSettings(), rates=rates)
         made.append(service)
         return service
 

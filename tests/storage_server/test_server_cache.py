@@ -8,37 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from awkward_models import Archive
-from fastapi.testclient import TestClient
+from kept_features import GOOD, features, refuse
 
 from hapi.data import TransformSpec
-from hapi.errors import StoreUnavailableError
-from hapi.wire import read_stream
 from storage_server.extraction.loading import SampleLoader
-from storage_server.http.app import app_of
 from storage_server.memory.budget import MemoryBudget
 from storage_server.service import Service
 
 MakeService = Callable[..., Service]
-GOOD = list(range(12))
-
-
-def features(
-    service: Service, photos: Path, archive: Archive, transform: TransformSpec, cuts: list[str]
-) -> list[torch.Tensor]:
-    """Per cut, those of the good photos, in order, of a server that is begun and ended."""
-    outcome = []
-    with TestClient(app_of(service)) as client:
-        dataset = client.post("/v1/datasets", json={"uri": str(photos)}).json()["digest"]
-        client.put(f"/v1/models/{archive.digest}", content=archive.path.read_bytes())
-        body = {"dataset": dataset, "indices": GOOD, "model": archive.digest, "transform": transform.to_json()}
-        for cut in cuts:
-            answer = client.post("/v1/extract", json={**body, "cut": cut})
-            found = {}
-            for batch in read_stream([answer.content]):
-                assert not batch.errors
-                found |= {int(index): batch.tensors[0][row] for row, index in enumerate(batch.indices)}
-            outcome.append(torch.stack([found[index] for index in GOOD]))
-    return outcome
 
 
 @pytest.mark.parametrize("memory", ["0", "10MB"])
@@ -53,7 +30,7 @@ def test_features_outlive_the_server(
     settings = {"feature_cache_bytes": memory, "feature_disk_bytes": "10MB"}
     cuts = [cut.name for cut in archive.graph.cuts[1:]]
     expected = features(make_service(**settings), photos, archive, transform, cuts)
-    monkeypatch.setattr(SampleLoader, "read", _refuse)
+    monkeypatch.setattr(SampleLoader, "read", refuse)
     again = make_service(**settings)
     assert all(map(torch.equal, features(again, photos, archive, transform, cuts), expected))
     assert again.kept.disk is not None
@@ -80,7 +57,3 @@ def test_kept_features_cost_few_looks_at_the_memory(
 def test_without_being_told_nothing_lies_on_disk(service: Service) -> None:
     assert service.kept.disk is None
     assert not (service.settings.cache_dir / "features").exists()
-
-
-def _refuse(*_: object) -> bytes:
-    raise StoreUnavailableError("nothing is to be read.")
