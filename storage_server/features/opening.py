@@ -19,7 +19,10 @@ def open_features(settings: ServerSettings, memory_bytes: int, stores: StoreSett
     disk = DiskCache(settings.cache_dir / "features", disk_bytes) if disk_bytes else None
     bucket = None
     if settings.cache_uri is not None:
-        uri = canonical(settings.cache_uri, follow_links=stores.follow_links)
+        try:
+            uri = canonical(settings.cache_uri, follow_links=stores.follow_links)
+        except InputError as error:
+            raise InputError(f"--cache-uri: {error}") from None
         if uri in roots or any(root in Roots([uri]) for root in roots.uris):
             raise InputError(
                 f"feature cache {uri}: it and a root lie within each other, so that features would be taken for data "
