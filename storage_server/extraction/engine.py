@@ -11,6 +11,7 @@ from hapi.engine import Engine
 from hapi.errors import InputError
 from hapi.model import Cut, Graph, Program, TensorSpec
 from profiler.memory import MemoryModel, prefix_memory
+from storage_server.extraction.copies import copies_for
 from storage_server.scheduling.rates import approximate_flops
 
 Engines = Callable[[Program], Engine]
@@ -95,6 +96,6 @@ class Prefix:
         if self._engine is None:
             self._program = self._program.to(self.device)
             self._engine = (self._engines or _eager)(self._program)
+        copies = copies_for(self.device)
         with torch.inference_mode():
-            tensors = self._engine(batch.to(self.device, non_blocking=True))
-            return tuple(tensor.to("cpu") for tensor in tensors)
+            return copies.to_host(tuple(self._engine(copies.to_device(batch))))
