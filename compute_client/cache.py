@@ -172,7 +172,7 @@ class LoaderCache:
         keys = self._keys_of(indices, view)
         if keys is None or self._disk is None:
             return np.zeros(len(indices), bool)
-        found = np.array([key in self._disk for key in keys], bool)
+        found = self._disk.known(keys)
         if found.any() and not self._table.is_full:
             positions = np.flatnonzero(found)
             rows, features = self._read([keys[position] for position in positions])
@@ -193,15 +193,10 @@ class LoaderCache:
         kinds = layout.allocate(self._description)
         room = tuple(torch.empty((len(keys), *kind.shape), dtype=kind.dtype) for kind in kinds)
         buffers = layout.buffers(room)
-        sizes = [kind.nbytes for kind in kinds]
-        rows: list[int] = []
-        for number, key in enumerate(keys):
-            row = len(rows)
-            parts = [buffer[row * size : (row + 1) * size] for buffer, size in zip(buffers, sizes, strict=True)]
-            if disk.read_into(key, self._description, parts):
-                rows.append(number)
+        found = disk.read_rows(keys, self._description, buffers, [kind.nbytes for kind in kinds])
+        rows = np.flatnonzero(found)
         self._stats.add(disk_samples=len(rows))
-        return np.array(rows, np.int64), tuple(column[: len(rows)] for column in room)
+        return rows, room if len(rows) == len(keys) else tuple(column[torch.from_numpy(rows)] for column in room)
 
     def _keys_of(self, indices: np.ndarray, view: int) -> list[bytes] | None:
         """The keys of these samples; None if they can have none."""

@@ -11,9 +11,12 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from hapi.cache import layout
+from hapi.cache.keys import KEY_BYTES
+from hapi.cache.mapped import MappedPack
 from hapi.cache.packs import DATA, INDEX, PART, RECORD_BYTES, DamagedEntryError, Pack, PackWriter, unlink_pack
 from hapi.errors import InputError
 
@@ -25,6 +28,7 @@ USUAL_PACK_BYTES, MOST_PACK_BYTES = 16 * 2**20, 2**30
 REFRESH_SECONDS = 5.0
 """How often a miss looks for what other processes wrote, and a full cache for room."""
 _LOCK = "lock"
+_NOWHERE = (-1, -1)
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -49,6 +53,7 @@ class DiskCache:
         self.misses = 0
         self._keep_used = keep_used
         self._packs: dict[Path, Pack] = {}
+        self._maps: dict[Path, MappedPack] = {}
         self._numbered: list[Pack | None] = []
         self._places: dict[int, tuple[int, int]] = {}
         self._writer: PackWriter | None = None
@@ -88,29 +93,40 @@ class DiskCache:
         self._used(pack)
         return tensors
 
-    def read_into(self, key: bytes, description: bytes, buffers: Sequence[memoryview]) -> bool:
-        """Reads the values under `key` straight into buffers; False if they are not there or described otherwise."""
+    def read_rows(
+        self, keys: Sequence[bytes], description: bytes, columns: Sequence[memoryview], row_bytes: Sequence[int]
+    ) -> np.ndarray:
+        """Reads the values under many keys straight into rows of columns; answers which rows it filled, bool (n,).
+
+        The others' are not there, or described otherwise; what stands in their rows means nothing. `row_bytes`: of a
+        row in each column.
+        """
+        wanted = np.frombuffer(b"".join(keys), "<u8").reshape(len(keys), KEY_BYTES // 8)
+        found = np.zeros(len(keys), bool)
         with self._lock:
-            place = self._find(key)
-        if place is None:
-            self.misses += 1
-            return False
-        pack, number = place
-        head = bytearray(len(description))
-        try:
-            if pack.lengths(number) != (len(description), sum(map(len, buffers))):
-                self.misses += 1
-                return False
-            pack.read(number, [head, *buffers])
-        except DamagedEntryError as error:
-            self._drop(pack, number, error)
-            self.misses += 1
-            return False
-        if head != description:
-            self.misses += 1
-            return False
-        self._used(pack)
-        return True
+            places = self._find_many(wanted)
+            for which in np.unique(places[places[:, 0] >= 0, 0]).tolist():
+                pack = self._numbered[which]
+                rows = np.flatnonzero(places[:, 0] == which)
+                if pack is not None:
+                    try:
+                        good, damaged = self._mapped(pack).fill(
+                            places[rows, 1], wanted[rows], description, rows, columns, row_bytes
+                        )
+                    except OSError:  # the others may still be there
+                        continue
+                    found[rows] = good
+                    for number in damaged:
+                        self._drop(pack, number, DamagedEntryError("wrong checksum or length"))
+                    self._used(pack, int(good.sum()))
+        self.misses += int((~found).sum())
+        return found
+
+    def known(self, keys: Sequence[bytes]) -> np.ndarray:
+        """Per key what `in` would answer, bool (n,), much faster than one by one; a key in 2^64 may be another's."""
+        wanted = np.frombuffer(b"".join(keys), "<u8").reshape(len(keys), KEY_BYTES // 8)
+        with self._lock:
+            return self._places_of(wanted)[:, 0] >= 0
 
     def put(self, key: bytes, tensors: Tensors) -> None:
         """Keeps host tensors, unless they are there already, too large for a pack, or the disk does not want them."""
@@ -169,6 +185,25 @@ class DiskCache:
             found = self._known(key)
         return found
 
+    def _find_many(self, keys: np.ndarray) -> np.ndarray:
+        places = self._places_of(keys)
+        if (places[:, 0] < 0).any() and time.monotonic() - self._looked >= REFRESH_SECONDS:
+            with contextlib.suppress(OSError):  # what is not found now is a miss
+                self.refresh()
+            places = self._places_of(keys)
+        return places
+
+    def _places_of(self, keys: np.ndarray) -> np.ndarray:
+        """(pack, entry) of keys (n, 4) uint64, as int64 (n, 2); -1 where there is none."""
+        find = self._places.get
+        return np.array([find(short, _NOWHERE) for short in keys[:, 0].tolist()], np.int64).reshape(-1, 2)
+
+    def _mapped(self, pack: Pack) -> MappedPack:
+        mapped = self._maps.get(pack.path)
+        if mapped is None:
+            mapped = self._maps[pack.path] = MappedPack(pack)
+        return mapped
+
     def _known(self, key: bytes) -> tuple[Pack, int] | None:
         place = self._places.get(_short(key))
         if place is None:
@@ -199,12 +234,15 @@ class DiskCache:
 
     def _forget(self, path: Path) -> None:
         pack = self._packs.pop(path)
+        self._maps.pop(path, None)
         which = self._numbered.index(pack)
         self._numbered[which] = None
         self._places = {key: place for key, place in self._places.items() if place[0] != which}
 
-    def _used(self, pack: Pack) -> None:
-        self.hits += 1
+    def _used(self, pack: Pack, count: int = 1) -> None:
+        self.hits += count
+        if not count:
+            return
         with contextlib.suppress(OSError):  # a read-only folder serves as well
             pack.touch()
 

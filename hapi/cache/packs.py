@@ -44,6 +44,8 @@ class Pack:
         self.limit_bytes: int = HEADER.unpack(header)[1]
         self._data = _Descriptor(os.open(path.with_suffix(DATA), os.O_RDONLY))
         self.records = bytearray()
+        self.changes = 0
+        """Counts whenever `records` changes."""
         self.is_used = False
         """Whether this process wrote to it or found something in it."""
         self._verified = bytearray()
@@ -60,6 +62,7 @@ class Pack:
         added = os.pread(self._index.number, max(0, os.fstat(self._index.number).st_size - start), start)
         whole = len(added) - len(added) % RECORD_BYTES
         self.records += added[:whole]
+        self.changes += bool(whole)
         self._verified.extend(bytes(whole // RECORD_BYTES))
         self._is_sealed = sealed
         return range(known, len(self.records) // RECORD_BYTES)
@@ -97,10 +100,20 @@ class Pack:
                 raise DamagedEntryError("wrong checksum")
             self._verified[number] = 1
 
+    @property
+    def data_descriptor(self) -> int:
+        """Of the entries' bytes, open for reading as long as the pack is."""
+        return self._data.number
+
+    def data_bytes(self) -> int:
+        """How long the file of the entries is now; OSError."""
+        return os.fstat(self._data.number).st_size
+
     def remove(self, number: int) -> None:
         """Lets no process find this entry again."""
         start = number * RECORD_BYTES
         self.records[start : start + RECORD_BYTES] = bytes(RECORD_BYTES)
+        self.changes += 1
         os.pwrite(self._index.number, bytes(RECORD_BYTES), HEADER.size + start)
 
     def touch(self) -> None:

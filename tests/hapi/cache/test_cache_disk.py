@@ -11,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -272,16 +273,77 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         DiskCache(tmp_path / "file", BUDGET)
 
 
-def test_reading_into_memory_takes_what_is_described_alike_only(tmp_path: Path) -> None:
+def test_reading_rows_takes_what_is_described_alike_only(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, BUDGET)
-    cache.put(key(1), value(1))
-    room = tuple(torch.empty_like(tensor) for tensor in value(1))
-    assert cache.read_into(key(1), layout.describe(room), layout.buffers(room))
-    assert same(room, 1)
-    other = (torch.empty(20, dtype=torch.int32), torch.empty(2, 3, dtype=torch.int64))
-    assert not cache.read_into(key(1), layout.describe(other), layout.buffers(other))
-    assert not cache.read_into(key(2), layout.describe(room), layout.buffers(room))
-    assert not cache.read_into(key(1), layout.describe(room[:1]), layout.buffers(room[:1]))
+    for number in range(20):
+        cache.put(key(number), value(number))
+    cache.put(key(20), value(20, 21))  # of another shape
+    room = tuple(torch.empty((4, *tensor.shape), dtype=tensor.dtype) for tensor in value(1))
+    description, sizes = layout.describe(value(1)), [tensor.nbytes for tensor in value(1)]
+
+    def read(*numbers: int, described: bytes = description) -> list[bool]:
+        for column in room:
+            column.zero_()
+        keys = [key(number) for number in numbers]
+        found = cache.read_rows(keys, described, layout.buffers(room), sizes).tolist()
+        for row, number in enumerate(numbers):
+            assert same(tuple(column[row] for column in room), number) == found[row]
+        return found
+
+    assert read(7, 3, 99, 7) == [True, True, False, True]
+    assert read(20, 0, 19, 20) == [False, True, True, False]
+    assert (cache.hits, cache.misses) == (5, 3)
+    other = layout.describe((torch.empty(20, dtype=torch.int32), torch.empty(2, 3, dtype=torch.int64)))
+    assert len(other) != len(description)
+    assert read(1, 2, described=other) == [False, False]
+    alike = description.replace(b"[2,3]", b"[3,2]")
+    assert read(1, 2, described=alike) == [False, False]
+    assert read(1, 2) == [True, True]
+    assert read() == []
+    assert cache.known([key(1), key(99)]).tolist() == [True, False]
+    another = DiskCache(tmp_path, BUDGET)
+    another.put(key(50), value(50))
+    cache.put(key(51), value(51))  # the pack has grown
+    cache.refresh()
+    assert read(50, 51, 0) == [True, True, True]
+    for path in tmp_path.glob("*"):
+        path.unlink()
+    assert read(5, 6) == [True, True], "what is mapped stays as long as it is"
+    cache.refresh()
+    assert read(5, 6) == [False, False]
+
+
+@pytest.mark.parametrize("name", ["index", "data"])
+@pytest.mark.parametrize("is_seen", [False, True])
+def test_rows_that_are_damaged_are_not_found(tmp_path: Path, name: str, is_seen: bool) -> None:
+    """Cut off or changed in the middle, before the first look or (cut off only) after."""
+    for is_cut in (True, False)[: 1 if is_seen else 2]:
+        folder = tmp_path / f"{is_cut}"
+        writer = DiskCache(folder, BUDGET)
+        for number in range(9):
+            writer.put(key(number), value(number))
+        writer.close()
+        cache = DiskCache(folder, BUDGET)
+        room = tuple(torch.empty((9, *tensor.shape), dtype=tensor.dtype) for tensor in value(1))
+        description, sizes = layout.describe(value(1)), [tensor.nbytes for tensor in value(1)]
+        keys = [key(number) for number in range(9)]
+        if is_seen:
+            assert cache.read_rows(keys, description, layout.buffers(room), sizes).all()
+        (path,) = folder.glob(f"*.{name}")
+        content = path.read_bytes()
+        middle = len(content) // 2
+        with open(path, "r+b") as file:
+            file.truncate(middle if is_cut else len(content))
+            file.seek(middle)
+            file.write(b"" if is_cut else bytes([content[middle] ^ 0xFF]))
+        for column in room:
+            column.zero_()
+        again = cache if is_seen or name == "data" else DiskCache(folder, BUDGET)
+        found = again.read_rows(keys, description, layout.buffers(room), sizes)
+        assert 0 < found.sum() <= 9 - (name == "data" or not is_seen)
+        assert all(same(tuple(column[row] for column in room), row) for row in np.flatnonzero(found).tolist())
+        if name == "data":
+            assert not again.known([keys[row] for row in np.flatnonzero(~found)]).any(), "they can be written anew"
 
 
 def test_tiers_look_in_memory_first(tmp_path: Path) -> None:
