@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +14,15 @@ import typer
 from benchmarks.bench import options
 from benchmarks.bench.rows import CELL
 from benchmarks.bench.run import Bench, Plot
-from benchmarks.bench.table import BYTES, MODEL, SAMPLES, SECONDS, SYSTEM, Column, number, share, times
-from hapi.units import format_seconds, parse_bandwidth
+from benchmarks.bench.table import BANDWIDTH, BYTES, MODEL, SAMPLES, SECONDS, SYSTEM, Column, number, share, times
+from hapi.units import format_bandwidth, format_seconds, parse_bandwidth
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from benchmarks.bench.rows import Row
     from benchmarks.simulate.tenants import JobSpec
-    from hapi.plan import Profile
+    from hapi.plan import Plan, Profile
 
 CELLS = ((1, 1), (1, 4), (1, 20), (10, 20), (10, 200), (100, 200), (100, 2000), (1000, 2000), (1000, 10_000))
 QUICK_CELLS = ((1, 1), (1, 20), (10, 20), (10, 200), (100, 1000))
@@ -28,7 +30,7 @@ MIXED = ("100mbit", "1gbit", "10gbit")
 SYSTEMS = ("none", "all", "mix")
 WEATHERS = ("calm", "failures", "autoscaling")
 LATENCY_SECONDS = 0.001
-SPAN = 64
+SPAN, SAMPLES_USED = 64, 1280
 COLUMNS = (
     MODEL,
     Column("nodes", "nodes"),
@@ -47,6 +49,19 @@ COLUMNS = (
     Column("retries", "retries"),
     BYTES,
 )
+CHECK_MODEL = "torchvision:resnet18"
+CHECK_BANDWIDTHS = ("50mbit", "1gbit")
+CHECK_COLUMNS = (
+    MODEL,
+    BANDWIDTH,
+    Column("cut", "cut", is_text=True),
+    Column("tenants", "tenants"),
+    SAMPLES,
+    Column("seconds", "measured", format_seconds),
+    Column("simulated_seconds", "simulated", format_seconds),
+    Column("simulated_over_measured", "ratio", times),
+    BYTES,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -61,10 +76,12 @@ def simulate(
     cell: list[str] = typer.Option([], help="NODES:TENANTS; may be repeated. (default: 1:1 to 1000:10000)"),
     bandwidth: options.Bandwidths = None,
     node_bandwidth: str = typer.Option("10gbit", help="Of each storage node's network interface."),
-    samples: int = typer.Option(1280, min=1, help="Per tenant and epoch."),
+    samples: options.Samples = None,
     epochs: options.Epochs = 1,
     failures: str = typer.Option("300:30", help="Mean seconds between failures of a node, and to repair it."),
     seed: options.Seed = 0,
+    check: bool = typer.Option(False, "--check", help="Hold the simulation against the testbed instead."),
+    testbed: options.TestbedKind = "auto",
     quick: options.Quick = False,
     report: options.Report = None,
     as_json: options.AsJson = False,
@@ -75,10 +92,21 @@ def simulate(
     that link and for its part of the nodes. `seconds` is the makespan. A tenant's slowdown is its time over what it
     takes with node and link to itself. `failures` lets nodes fail and come back, `autoscaling` starts with a tenth of
     the nodes and adds them as work piles up. Later epochs train on features that the client has cached.
+
+    A plan is made for the nodes that are up and the tenants that ask them when a job begins, and anew when a tenant's
+    part of them has changed by a quarter.
+
+    With --check a few small cases run on the testbed (one server; 1, 2 and 4 tenants; two cuts; two bandwidths), and
+    the same are simulated from the link and the costs that were measured there; `ratio` is simulated over measured,
+    and a row fails that is not within 10 %.
     """
+    if check:
+        _check(model, bandwidth, testbed, samples, quick, report, as_json)
+        return
     from benchmarks.simulate.cluster import Autoscaling, ClusterSpec, Failures
     from benchmarks.simulate.cluster import simulate as run
 
+    samples = samples or SAMPLES_USED
     cells = [_pair(text, "--cell") for text in cell] or list(QUICK_CELLS if quick else CELLS)
     between, repair = _pair(failures, "--failures")
     rates = [parse_bandwidth(text) for text in bandwidth or MIXED]
@@ -106,7 +134,7 @@ def simulate(
                         system=system, model=found.model, nodes=nodes, tenants=tenants, weather=weather
                     ) as trial:
                         begun = time.perf_counter()
-                        jobs = _jobs(found, system, rates, tenants, nodes, samples, epochs)
+                        jobs = _jobs(found, system, rates, tenants, samples, epochs)
                         outcome = run(clusters[weather], jobs)
                         trial.measured(
                             samples=samples,
@@ -120,12 +148,35 @@ def simulate(
                             node_hours=outcome.node_hours,
                             most_nodes=outcome.most_nodes,
                             retries=outcome.retries,
-                            cuts=[
-                                {"bandwidth_bits_per_s": job.bandwidth_bits_per_s, "cuts": job.plan.to_json()["cuts"]}
-                                for job in jobs[: len(rates)]
-                            ],
+                            cuts=_first_cuts(jobs[: len(rates)], clusters[weather].nodes / tenants),
                             simulated_in_seconds=time.perf_counter() - begun,
                         )
+
+
+def _check(
+    models: list[str] | None,
+    bandwidths: list[str] | None,
+    testbed: str,
+    samples: int | None,
+    quick: bool,
+    report: Path | None,
+    as_json: bool,
+) -> None:
+    from benchmarks.simulate.check import QUICK_SAMPLES, SAMPLES, run_check
+
+    with Bench(
+        "simulate",
+        as_json=as_json,
+        report=report,
+        columns=CHECK_COLUMNS,
+        title="The simulator beside the testbed",
+        plots=[Plot("check", "Simulated over measured seconds", _draw_check, "The band is 10 % on either side.")],
+    ) as bench:
+        bench.remark("Simulated from the link and the profile that were measured on the testbed before the cases ran.")
+        rates = [parse_bandwidth(text) for text in bandwidths or CHECK_BANDWIDTHS]
+        used = samples or (QUICK_SAMPLES if quick else SAMPLES)
+        for name in models or [CHECK_MODEL]:
+            run_check(bench, name, rates, testbed=testbed, samples=used, quick=quick)
 
 
 def _combinations(nodes: int, tenants: int) -> list[tuple[str, str]]:
@@ -139,23 +190,59 @@ def _jobs(
     system: str,
     rates: Sequence[float],
     tenants: int,
-    nodes: int,
     samples: int,
     epochs: int,
 ) -> list[JobSpec]:
     """One job per tenant; those with equal links share a plan."""
     from benchmarks.simulate.tenants import JobSpec
-    from profiler.planner import plan
 
-    part = min(1.0, nodes / tenants)
     head = min(cut.client_seconds for cut in profile.cuts)
     made = []
     for rate in rates:
-        chosen = plan(
-            profile, system, bandwidth=rate, latency=LATENCY_SECONDS, samples=samples, epochs=1, server_share=part
+        planned = _planner(profile, system, rate, samples)
+        made.append(
+            JobSpec(
+                profile,
+                planned(1.0),
+                rate,
+                LATENCY_SECONDS,
+                samples,
+                epochs,
+                SPAN,
+                head_seconds=head,
+                replan=planned if system == "mix" else None,
+            )
         )
-        made.append(JobSpec(profile, chosen, rate, LATENCY_SECONDS, samples, epochs, SPAN, head_seconds=head))
     return [made[number % len(made)] for number in range(tenants)]
+
+
+def _first_cuts(jobs: Sequence[JobSpec], share: float) -> list[dict[str, Any]]:
+    """What each link's jobs begin with, when every tenant has this part of a node."""
+    plans = [(job, job.plan if job.replan is None else job.replan(min(1.0, share))) for job in jobs]
+    return [{"bandwidth_bits_per_s": job.bandwidth_bits_per_s, **_cuts(plan)} for job, plan in plans]
+
+
+def _cuts(plan: Plan) -> dict[str, Any]:
+    return {"cuts": plan.to_json()["cuts"]}
+
+
+def _planner(profile: Profile, system: str, rate: float, samples: int) -> Callable[[float], Plan]:
+    """Plans for a part of a node's time, remembered; parts are rounded by a tenth, as plans hardly differ by less."""
+    from profiler.planner import plan
+
+    @functools.cache
+    def at(step: int) -> Plan:
+        return plan(
+            profile,
+            system,
+            bandwidth=rate,
+            latency=LATENCY_SECONDS,
+            samples=samples,
+            epochs=1,
+            server_share=1.1**step,
+        )
+
+    return lambda share: at(round(math.log(share, 1.1)))
 
 
 def _profiles(models: list[str] | None, files: Sequence[Path], data: str | None, bench: Bench) -> list[Profile]:
@@ -210,6 +297,30 @@ def _draw_makespan(figure: Figure, rows: Sequence[Row]) -> None:
     axes.set_xticks(range(len(places)), [f"{nodes} : {tenants}" for nodes, tenants in places])
     axes.set_xlabel("storage nodes : tenants")
     axes.legend(ncols=3)
+
+
+def _draw_check(figure: Figure, rows: Sequence[Row]) -> None:
+    from benchmarks.bench.report import INK, colour
+
+    axes: Any = figure.subplots()
+    shown = [row for row in rows if row.get("simulated_over_measured")]
+    groups = list(dict.fromkeys((row.model, row.bandwidth_bits_per_s, row.get("cut")) for row in shown))
+    counts = sorted({row.get("tenants") for row in shown})
+    axes.axhspan(0.9, 1.1, color=colour("mix"), alpha=0.12)
+    axes.axhline(1.0, color=INK, linewidth=0.8)
+    for place, (model, rate, cut) in enumerate(groups):
+        mine = [row for row in shown if (row.model, row.bandwidth_bits_per_s, row.get("cut")) == (model, rate, cut)]
+        axes.plot(
+            [counts.index(row.get("tenants")) + 0.06 * (place - (len(groups) - 1) / 2) for row in mine],
+            [row.get("simulated_over_measured") for row in mine],
+            "o",
+            label=f"{model}, {format_bandwidth(rate or 0.0)}, {cut}",
+            color=colour("", place),
+        )
+    axes.set_xticks(range(len(counts)), [str(count) for count in counts])
+    axes.set_xlabel("tenants")
+    axes.set_ylabel("simulated / measured")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
 
 def _draw_slowdown(figure: Figure, rows: Sequence[Row]) -> None:

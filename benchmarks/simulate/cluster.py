@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import simpy
 
-from benchmarks.simulate.lanes import Steps, StorageNode
-from benchmarks.simulate.tenants import JobSpec, Tenant
+from benchmarks.simulate.lanes import BATCH, Line, Steps, StorageNode
+from benchmarks.simulate.tenants import JobSpec, Load, Tenant
 
 SPREAD = 2_654_435_761
 """Knuth's multiplicative hash (The Art of Computer Programming, vol. 3, 6.4): spreads consecutive numbers."""
@@ -37,10 +37,11 @@ class Autoscaling:
 
 @dataclass(frozen=True)
 class ClusterSpec:
-    """The storage tier."""
+    """The storage tier. `batch` is how many samples a node's device takes at once, at most."""
 
     nodes: int
     node_bandwidth_bits_per_s: float = 10e9
+    batch: int = BATCH
     failures: Failures | None = None
     autoscaling: Autoscaling | None = None
     seed: int = 0
@@ -85,9 +86,21 @@ class _Simulation:
         self._retired: list[StorageNode] = []
         self._starting_seconds = 0.0
         self._most = 0
+        self._load = Load()
         for _ in range(cluster.nodes):
             self._add()
-        self._tenants = [Tenant(self._environment, number, job, self._choose) for number, job in enumerate(jobs)]
+        hosts = {job.host: Line(self._environment) for job in jobs if job.host is not None}
+        self._tenants = [
+            Tenant(
+                self._environment,
+                number,
+                job,
+                self._choose,
+                self._load,
+                None if job.host is None else hosts[job.host],
+            )
+            for number, job in enumerate(jobs)
+        ]
 
     def run(self) -> Outcome:
         environment = self._environment
@@ -116,9 +129,13 @@ class _Simulation:
 
     def _add(self) -> None:
         node = StorageNode(
-            self._environment, len(self._nodes) + len(self._retired), self._spec.node_bandwidth_bits_per_s
+            self._environment,
+            len(self._nodes) + len(self._retired),
+            self._spec.node_bandwidth_bits_per_s,
+            self._spec.batch,
         )
         self._nodes.append(node)
+        self._load.nodes_up += 1
         self._most = max(self._most, len(self._nodes))
         if self._spec.failures is not None:
             self._environment.process(self._fail(node, self._spec.failures))
@@ -135,10 +152,14 @@ class _Simulation:
     def _fail(self, node: StorageNode, failures: Failures) -> Steps:
         while node in self._nodes:
             yield self._environment.timeout(self._random.expovariate(1 / failures.mean_seconds_between))
+            if not node.is_up:  # taken away meanwhile
+                return
             node.stop()
+            self._load.nodes_up -= 1
             yield self._environment.timeout(self._random.expovariate(1 / failures.repair_seconds))
             if node in self._nodes:
                 node.start()
+                self._load.nodes_up += 1
 
     def _scale(self, rule: Autoscaling) -> Steps:
         starting = 0
@@ -156,5 +177,6 @@ class _Simulation:
                 idle = next((node for node in reversed(self._nodes) if node.is_up and node.is_idle), None)
                 if idle is not None:
                     idle.stop()
+                    self._load.nodes_up -= 1
                     self._nodes.remove(idle)
                     self._retired.append(idle)

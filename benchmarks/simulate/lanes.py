@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 import simpy
 
 Steps = Generator[simpy.Event, Any, Any]
+BATCH = 32
+"""Samples that a server on a CPU takes at once, at most."""
 
 
 class Line:
@@ -30,12 +32,20 @@ class Line:
 
 @dataclass(eq=False)
 class Piece:
-    """Work of a tenant. `done` succeeds with True, or with False when the node failed before the end."""
+    """Samples that one request of a tenant wants, of which `samples` are left.
+
+    `done` succeeds with True, or with False when the node failed before the end; `part` is told of every few samples
+    that are ready.
+    """
 
     tenant: int
-    seconds: float
+    lane: Hashable
+    samples: int
+    sample_seconds: float
     done: simpy.Event
     arrived: float
+    part: Callable[[int], None]
+    is_begun: bool = False
 
 
 @dataclass
@@ -47,35 +57,45 @@ class _Backlog:
 
 
 class FairServer:
-    """Serves one piece at a time, the least served waiting tenant first.
+    """Serves one batch at a time: the least served waiting tenant's samples first, then others' of the same lane.
 
-    The rule is that of the server itself (storage_server.scheduling.fair): a tenant that comes anew starts at the least
-    service that any waiting tenant has had, so it neither waits for the others' history nor profits from its own.
+    The rules are those of the server itself. A batch takes samples of all requests that wait in one lane
+    (storage_server.extraction.lanes): those of equal requests become ready together, and are sent together. A tenant
+    that comes anew starts at the least service that any waiting tenant has had, so it neither waits for the others'
+    history nor profits from its own (storage_server.scheduling.fair).
     """
 
-    def __init__(self, environment: simpy.Environment) -> None:
+    def __init__(self, environment: simpy.Environment, batch: int = BATCH) -> None:
         self.busy_seconds = 0.0
         self.waiting_seconds = 0.0
         self.pieces_done = 0
-        self._environment = environment
+        self._environment, self._batch = environment, batch
         self._backlogs: dict[int, _Backlog] = {}
         self._clock = 0.0
-        self._serving: Piece | None = None
+        self._serving: list[tuple[Piece, int]] = []
         self.start()
 
     @property
     def backlog_seconds(self) -> float:
         """Seconds of work that waits or runs."""
-        waiting = sum(piece.seconds for backlog in self._backlogs.values() for piece in backlog.pieces)
-        return waiting + (self._serving.seconds if self._serving else 0.0)
+        waiting = [piece for backlog in self._backlogs.values() for piece in backlog.pieces]
+        served = sum(count * piece.sample_seconds for piece, count in self._serving)
+        return sum(piece.samples * piece.sample_seconds for piece in waiting) + served
 
     @property
     def is_idle(self) -> bool:
-        return not self._backlogs and self._serving is None
+        return not self._backlogs and not self._serving
 
-    def submit(self, tenant: int, seconds: float) -> simpy.Event:
-        """Adds a piece; its event tells whether it was served (True) or lost (False)."""
-        piece = Piece(tenant, seconds, self._environment.event(), self._environment.now)
+    def submit(
+        self,
+        tenant: int,
+        sample_seconds: float,
+        samples: int = 1,
+        lane: Hashable = None,
+        part: Callable[[int], None] = lambda count: None,
+    ) -> simpy.Event:
+        """Adds a request's samples; its event tells whether they were all served (True) or some are lost (False)."""
+        piece = Piece(tenant, lane, samples, sample_seconds, self._environment.event(), self._environment.now, part)
         backlog = self._backlogs.get(tenant)
         if backlog is None:
             backlog = self._backlogs[tenant] = _Backlog(served=self._clock)
@@ -86,17 +106,16 @@ class FairServer:
 
     def start(self) -> None:
         """Begins, empty."""
-        self._serving = None
+        self._serving = []
         self._wake = self._environment.event()
         self._process = self._environment.process(self._serve())
 
     def stop(self) -> None:
         """Everything on it is lost."""
-        lost = [piece for backlog in self._backlogs.values() for piece in backlog.pieces]
-        if self._serving is not None:
-            lost.append(self._serving)
+        lost = {piece: None for backlog in self._backlogs.values() for piece in backlog.pieces}
+        lost |= {piece: None for piece, _ in self._serving}
         self._backlogs.clear()
-        self._serving = None
+        self._serving = []
         self._process.interrupt()
         for piece in lost:
             piece.done.succeed(False)
@@ -107,30 +126,57 @@ class FairServer:
                 if not self._backlogs:
                     self._wake = self._environment.event()
                     yield self._wake
-                tenant = min(self._backlogs, key=lambda name: self._backlogs[name].served)
-                backlog = self._backlogs[tenant]
-                piece = self._serving = backlog.pieces.popleft()
-                self._clock = backlog.served
-                backlog.served += piece.seconds
-                if not backlog.pieces:
-                    del self._backlogs[tenant]
-                self.waiting_seconds += self._environment.now - piece.arrived
-                yield self._environment.timeout(piece.seconds)
-                self.busy_seconds += piece.seconds
-                self.pieces_done += 1
-                self._serving = None
-                piece.done.succeed(True)
+                self._serving = self._taken()
+                seconds = sum(count * piece.sample_seconds for piece, count in self._serving)
+                yield self._environment.timeout(seconds)
+                self.busy_seconds += seconds
+                ready, self._serving = self._serving, []
+                for piece, count in ready:
+                    piece.part(count)
+                    if not piece.samples:
+                        self.pieces_done += 1
+                        piece.done.succeed(True)
         except simpy.Interrupt:
             return
+
+    def _taken(self) -> list[tuple[Piece, int]]:
+        """The next batch: pieces, and how many samples of each."""
+        order = sorted(self._backlogs, key=lambda name: self._backlogs[name].served)
+        self._clock = self._backlogs[order[0]].served
+        lane, room, batch = self._backlogs[order[0]].pieces[0].lane, self._batch, list[tuple[Piece, int]]()
+        for tenant in order:
+            backlog = self._backlogs[tenant]
+            for piece in [piece for piece in backlog.pieces if piece.lane == lane]:
+                count = min(room, piece.samples)
+                if not count:
+                    return batch
+                if not piece.is_begun:
+                    piece.is_begun = True
+                    self.waiting_seconds += self._environment.now - piece.arrived
+                backlog.served += count * piece.sample_seconds
+                batch.append((piece, count))
+                room -= count
+                piece.samples -= count
+                if not piece.samples:
+                    backlog.pieces.remove(piece)
+            if not backlog.pieces:
+                del self._backlogs[tenant]
+        return batch
 
 
 class StorageNode:
     """One storage server: its device, its readers (stored objects do not wait for the device) and its uplink."""
 
-    def __init__(self, environment: simpy.Environment, number: int, bandwidth_bits_per_s: float) -> None:
+    def __init__(
+        self, environment: simpy.Environment, number: int, bandwidth_bits_per_s: float, batch: int = BATCH
+    ) -> None:
         self.number = number
         self.bandwidth_bits_per_s = bandwidth_bits_per_s
-        self.device, self.readers, self.uplink = FairServer(environment), FairServer(environment), Line(environment)
+        self.device, self.readers, self.uplink = (
+            FairServer(environment, batch),
+            FairServer(environment),
+            Line(environment),
+        )
         self.is_up = True
         self.up_seconds = 0.0
         self._started = environment.now

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import simpy
 
@@ -15,8 +14,8 @@ from hapi.plan import INPUT, Plan, Profile
 
 IN_FLIGHT = 4
 """Spans that a client asks for at once (the default of hapi.DataLoader)."""
-BATCHES_PER_SPAN = 2
-"""A span of 64 samples in batches of 32, the most that a server on a CPU takes at once."""
+DRIFT = 1.25
+"""A client plans anew when its part of the nodes has changed by this factor since it planned last."""
 RETRY_SECONDS = 1.0
 """After this long a client asks another node for what a failed one owed."""
 
@@ -27,11 +26,13 @@ class JobSpec:
 
     Attributes:
         profile: costs per cut, of the node and of the client.
-        plan: the mix of cuts.
+        plan: the mix of cuts; where there is `replan`, the one with a node to itself.
         bandwidth_bits_per_s, latency_seconds: its own link.
         samples, epochs, span: per epoch, passes, and samples per request.
         head_seconds: per sample of an epoch whose features are cached on the client; None where nothing is cached.
         start_seconds: when it begins.
+        replan: the plan for a part of a node's time (above 0, at most 1); None if `plan` is kept whatever happens.
+        host: tenants of one host share its processor; None for a host of its own.
     """
 
     profile: Profile
@@ -43,6 +44,8 @@ class JobSpec:
     span: int
     head_seconds: float | None = None
     start_seconds: float = 0.0
+    replan: Callable[[float], Plan] | None = None
+    host: int | None = None
 
     @property
     def alone_seconds(self) -> float:
@@ -58,6 +61,19 @@ class JobSpec:
         return cold + again * (cold if self.head_seconds is None else self.samples * self.head_seconds)
 
 
+@dataclass
+class Load:
+    """How many nodes are up, and how many tenants ask them for something."""
+
+    nodes_up: int = 0
+    asking: int = 0
+
+    @property
+    def share(self) -> float:
+        """A tenant's part of a node's time: above 0, at most 1."""
+        return min(1.0, max(1, self.nodes_up) / max(1, self.asking))
+
+
 class Tenant:
     """A job as simulated. `finished` is None until it is; `retries` counts spans that a failed node owed."""
 
@@ -67,15 +83,22 @@ class Tenant:
         number: int,
         job: JobSpec,
         choose: Callable[[int, int, int], StorageNode | None],
+        load: Load,
+        processor: Line | None = None,
     ) -> None:
-        """`choose(tenant, span, attempt)` names the node to ask; None if none is up."""
+        """`choose(tenant, span, attempt)` names the node to ask; None if none is up.
+
+        `load` is what plans follow. `processor` is that of its host, if others are on it.
+        """
         self.number, self.job = number, job
         self.started = job.start_seconds
         self.finished: float | None = None
         self.bytes = 0.0
         self.retries = 0
-        self._environment, self._choose = environment, choose
-        self._link, self._client = Line(environment), Line(environment)
+        self._environment, self._choose, self._load = environment, choose, load
+        self._link, self._client = Line(environment), processor or Line(environment)
+        self._planned_for = 0.0
+        self._dealer = self._deal(job.plan)
         self._costs = {cut.name: cut for cut in job.profile.cuts}
         self.process = environment.process(self._run())
 
@@ -86,49 +109,63 @@ class Tenant:
             if epoch and job.head_seconds is not None:
                 yield self._client.serve(job.samples * job.head_seconds)
                 continue
+            self._load.asking += 1
             yield from self._epoch(epoch)
+            self._load.asking -= 1
         self.finished = environment.now
 
     def _epoch(self, epoch: int) -> Steps:
         job, window = self.job, simpy.Resource(self._environment, IN_FLIGHT)
-        dealer = Dealer(job.plan.cuts, {share.name: job.span for share in job.plan.cuts})
         count = math.ceil(job.samples / job.span)
         spans = []
         for number in range(count):
-            cut, size = dealer.next()
-            size = min(size, job.samples - number * job.span)
-            dealer.dealt(cut, size)
             turn = window.request()
             yield turn
+            self._follow()
+            cut, size = self._dealer.next()
+            size = min(size, job.samples - number * job.span)
+            self._dealer.dealt(cut, size)
             spans.append(self._environment.process(self._span(epoch * count + number, cut, size, window, turn)))
         yield self._environment.all_of(spans)
+
+    def _follow(self) -> None:
+        """Plans for the nodes that are up and the tenants that work, now; only when that has changed."""
+        if self.job.replan is None:
+            return
+        share = self._load.share
+        if not self._planned_for or not 1 / DRIFT < share / self._planned_for < DRIFT:
+            self._planned_for = share
+            self._dealer = self._deal(self.job.replan(share))
+
+    def _deal(self, plan: Plan) -> Dealer:
+        return Dealer(plan.cuts, {share.name: self.job.span for share in plan.cuts})
 
     def _span(
         self, number: int, cut: str, size: int, window: simpy.Resource, turn: simpy.resources.resource.Request
     ) -> Steps:
-        cost, attempt = self._costs[cut], 0
-        while True:
+        cost, attempt, missing = self._costs[cut], 0, size
+        carried: list[simpy.Event] = []
+        while missing:
             yield self._environment.timeout(self.job.latency_seconds)
             node = self._choose(self.number, number, attempt)
-            if node is not None and (yield from self._served(node, cut, size * cost.server_seconds)):
-                break
-            attempt += 1
-            self.retries += 1
-            yield self._environment.timeout(RETRY_SECONDS)
-        load = size * cost.out_bytes
-        self.bytes += load
-        yield self._carried(node, load)
+            if node is not None:
+                ready: list[int] = []
+
+                def send(count: int, node: StorageNode = node, ready: list[int] = ready) -> None:
+                    ready.append(count)
+                    carried.append(self._carried(node, count * cost.out_bytes))
+
+                queue = node.readers if cut == INPUT else node.device
+                yield queue.submit(self.number, cost.server_seconds, missing, (self.job.profile.model, cut), send)
+                missing -= sum(ready)
+            if missing:  # of which the next node is asked
+                attempt += 1
+                self.retries += 1
+                yield self._environment.timeout(RETRY_SECONDS)
+        self.bytes += size * cost.out_bytes
+        yield self._environment.all_of(carried)
         window.release(turn)  # what has arrived waits for the client in its buffer, not at the server
         yield self._client.serve(size * cost.client_seconds)
-
-    def _served(self, node: StorageNode, cut: str, seconds: float) -> Generator[simpy.Event, Any, bool]:
-        """Whether the node lived to serve it. Batches, not spans, take turns on its device."""
-        if cut == INPUT:
-            return bool((yield node.readers.submit(self.number, seconds)))
-        for _ in range(BATCHES_PER_SPAN):
-            if not node.is_up or not (yield node.device.submit(self.number, seconds / BATCHES_PER_SPAN)):
-                return False
-        return True
 
     def _carried(self, node: StorageNode, load: float) -> simpy.Event:
         """Through the node's interface and the tenant's own link at once: the slower one is what it takes."""

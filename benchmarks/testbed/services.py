@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks import swift
 from benchmarks.localserver import local_server
 from benchmarks.testbed.testbed import LOOPBACK, Testbed
 
@@ -39,6 +40,8 @@ class Server:
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     inner_url: str | None = None
     """Its address on its own host; None for a server elsewhere."""
+    tokens: tuple[str, ...] = field(default=(), repr=False)
+    """Of its tenants, in their order; empty where it asks for none."""
 
     def stages(self, bed: Testbed) -> dict[str, float]:
         """Seconds of work by stage since it started, summed over threads; nothing for a server elsewhere."""
@@ -49,6 +52,7 @@ class Server:
 
 def start_store(bed: Testbed, photographs: Path) -> Store:
     """Starts Swift on the storage host and puts the photographs there; it ends with the testbed."""
+    swift.install(swift.default_venv())  # from here: a host in a namespace reaches no package index
     python = [sys.executable, "-m"]
     root = bed.folder / "store"
     command = [*python, "benchmarks.objectstore", "start", "--root", str(root), "--host", bed.storage.address]
@@ -93,26 +97,32 @@ def start_server(
     *,
     model: SentModel | None = None,
     cache: Path | None = None,
+    tenants: int = 1,
 ) -> Iterator[Server]:
     """Runs a fresh `hapi serve` over the store: it has no manifests or caches of an earlier one.
 
-    Of models it has `model`, if that is given. `cache` is where it keeps things, if they shall outlive it.
+    Of models it has `model`, if that is given. `cache` is where it keeps things, if they shall outlive it. With more
+    than one of `tenants` each has a token.
     """
     with tempfile.TemporaryDirectory(prefix="server-", dir=bed.folder) as folder:
         variables, cache = {}, cache or Path(folder) / "cache"
+        tokens: tuple[str, ...] = ()
         if model is not None:
             shutil.copytree(model.folder, cache / "models")
         more = [*options, "--cache-dir", str(cache)]
-        if bed.storage.address != LOOPBACK:  # other hosts reach it: it asks for a token
-            variables["HAPI_TOKEN"] = secrets.token_urlsafe(24)
-            tokens = Path(folder) / "tokens.toml"
-            tokens.touch(mode=0o600)
-            tokens.write_text(f'[tenants.bench]\ntoken = "{variables["HAPI_TOKEN"]}"\n')
-            more += ["--tokens", str(tokens)]
+        if bed.storage.address != LOOPBACK or tenants > 1:  # other hosts reach it: it asks for a token
+            tokens = tuple(secrets.token_urlsafe(24) for _ in range(tenants))
+            variables["HAPI_TOKEN"] = tokens[0]
+            file = Path(folder) / "tokens.toml"
+            file.touch(mode=0o600)
+            file.write_text(
+                "".join(f'[tenants.bench-{number}]\ntoken = "{one}"\n' for number, one in enumerate(tokens))
+            )
+            more += ["--tokens", str(file)]
         with local_server(
             store.uri,
             options=[*more, "--host", bed.storage.address],
             environment=bed.storage.environment(store.for_storage),
             prefix=bed.storage.prefix,
         ) as running:
-            yield Server(bed.link.reach(running.url), variables, running.url)
+            yield Server(bed.link.reach(running.url), variables, running.url, tokens)

@@ -1,0 +1,158 @@
+"""Some tenants in one process of the compute host: what each takes on a real server, and the profile of both hosts.
+
+It is started by benchmarks.simulate.check on the compute host, reads the JSON document in HAPI_FLEET and prints one:
+the link and the profile as they were measured there, and the seconds of every case.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.tenants.jobs import Network
+from compute_client.loader import DataLoader
+from hapi.allocator import keep_freed_memory
+from hapi.plan import Profile
+from hapi.wire import Allowed
+from profiler.remote import ServerClient
+from profiler.tiers import Job, profile_with_server
+
+WANTED = "HAPI_FLEET"
+BATCH_SIZE = 32
+WARM_UPS = 4
+"""Passes that are not timed, at most: the server tries batch sizes in them."""
+PROFILED_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the process is asked: cases are (cut as a part of the network's depth, tenants)."""
+
+    url: str
+    tokens: tuple[str, ...]
+    data: str
+    model: str
+    samples: int
+    """Of one tenant; each has photographs of its own."""
+    cases: tuple[tuple[float, int], ...]
+    repeats: int
+
+
+class Fleet:
+    """Tenants with tokens of their own, and photographs of their own, of one network."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self.network = Network.load(wanted.model)
+        self._wanted = wanted
+        self._clients = [ServerClient(wanted.url, token) for token in wanted.tokens]
+
+    def profile(self) -> Profile:
+        """The link, and the costs of every cut on both hosts, as they are measured for a plan."""
+        first = self._clients[0]
+        dataset = first.register(self._wanted.data)
+        first.ensure_model(self.network.graph)
+        job = Job(self._wanted.samples, BATCH_SIZE, allowed=Allowed(), engine="eager")
+        return profile_with_server(
+            first, self.network.graph, dataset, self.network.transform, job, samples=PROFILED_SAMPLES
+        )
+
+    def loaders(self, cut: str, tenants: int) -> list[DataLoader]:
+        """One per tenant, that keeps nothing: every pass asks the server anew."""
+        samples = self._wanted.samples
+        made = []
+        for number in range(tenants):
+            loader = DataLoader(
+                self._wanted.data,
+                backbone=self.network.graph,
+                transform=self.network.transform,
+                server=self._clients[number],
+                pushdown=cut,
+                batch_size=BATCH_SIZE,
+                compression="none",
+                engine="eager",
+                cache_bytes=0,
+                indices=range(number * samples, (number + 1) * samples),
+            )
+            loader.warm_up()
+            made.append(loader)
+        return made
+
+    def settled(self) -> bool:
+        """Whether the server has found its batch sizes."""
+        return all(prefix.reason != "exploring" for prefix in self._clients[0].status().prefixes)
+
+    def batch(self, cut: str) -> int:
+        """Samples that the server takes at once at a cut."""
+        return next(prefix.batch for prefix in self._clients[0].status().prefixes if prefix.cut == cut)
+
+
+def together(loaders: Sequence[DataLoader]) -> float:
+    """Seconds from a common start until the last tenant has its last batch. Raises what a tenant raised."""
+    barrier, ends, errors = threading.Barrier(len(loaders) + 1), list[float](), list[Exception]()
+
+    def work(loader: DataLoader) -> None:
+        barrier.wait()
+        try:
+            for _ in loader:
+                pass
+        except Exception as error:
+            errors.append(error)
+        ends.append(time.perf_counter())
+
+    threads = [threading.Thread(target=work, args=(loader,)) for loader in loaders]
+    for thread in threads:
+        thread.start()
+    barrier.wait()
+    begun = time.perf_counter()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return max(ends) - begun
+
+
+def measure(wanted: Wanted) -> dict[str, Any]:
+    """The document that is printed."""
+    fleet = Fleet(wanted)
+    profile = fleet.profile()
+    cases = []
+    for cut in dict.fromkeys(cut for cut, _ in wanted.cases):
+        name = fleet.network.cut_at(cut).name
+        most = max(tenants for other, tenants in wanted.cases if other == cut)
+        loaders = fleet.loaders(name, most)
+        for _ in range(WARM_UPS):
+            together(loaders)
+            if fleet.settled():
+                break
+        for tenants in [tenants for other, tenants in wanted.cases if other == cut]:
+            received = sum(loader.stats.bytes_received for loader in loaders)
+            seconds = [together(loaders[:tenants]) for _ in range(wanted.repeats)]
+            received = sum(loader.stats.bytes_received for loader in loaders) - received
+            cases.append(
+                {
+                    "cut": name,
+                    "tenants": tenants,
+                    "seconds": seconds,
+                    "bytes": received // wanted.repeats,
+                    "batch": fleet.batch(name),
+                }
+            )
+    return {"profile": profile.to_json(), "cases": cases}
+
+
+def main() -> None:
+    """Reads what is wanted, prints what was measured."""
+    keep_freed_memory()
+    document = json.loads(os.environ[WANTED])
+    document["tokens"] = tuple(document["tokens"])
+    document["cases"] = tuple((cut, tenants) for cut, tenants in document["cases"])
+    print(json.dumps(measure(Wanted(**document))))
+
+
+if __name__ == "__main__":
+    main()
