@@ -60,6 +60,17 @@ class Row:
         return {key: _plain(value) for key, value in {**own, **self.extra}.items()}
 
 
+def row_from_json(document: Any) -> Row:
+    """The row that `Row.to_json` wrote; ValueError for what is none."""
+    if not isinstance(document, Mapping) or not all(
+        isinstance(document.get(key), str) for key in ("scenario", "system")
+    ):
+        raise ValueError("a row must be an object with a scenario and a system")
+    return Row(scenario=document["scenario"], system=document["system"]).filled(
+        **{key: value for key, value in document.items() if key not in ("scenario", "system")}
+    )
+
+
 FIELDS = tuple(entry.name for entry in fields(Row) if entry.name != "extra")
 """The keys that every row has, in order."""
 

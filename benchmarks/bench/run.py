@@ -19,7 +19,7 @@ from rich.markup import escape
 
 from benchmarks.bench import machine
 from benchmarks.bench.rows import CELL, Row, compared
-from benchmarks.bench.table import STANDARD, Column, row_line, rows_table, show_table
+from benchmarks.bench.table import STANDARD, Column, grouped, row_line, rows_table, show_table
 from hapi.console import console, emit, say
 from hapi.errors import HapiError
 
@@ -79,18 +79,23 @@ class Bench:
         title: str | None = None,
         plots: Sequence[Plot] = (),
         finish: Callable[[list[Row]], list[Row]] | None = None,
+        shown: Callable[[Row], bool] = lambda row: True,
+        table_by: str | None = None,
     ) -> None:
         """`compare_with` are the systems to which each row gets a ratio of seconds, within rows that agree in `same`.
 
-        `finish` may add to the rows what can only be said when all are there; it runs before the ratios.
+        `finish` may add to the rows what can only be said when all are there; it runs before the ratios. Rows that are
+        not `shown` are left out of the tables, not of the JSON and the plots. With `table_by` there is a table for
+        every value that this key of the rows has.
         """
         self.scenario, self.title = scenario, title or f"hapi bench {scenario}"
         self.columns, self.compare_with, self.same = columns, compare_with, same
         self.rows: list[Row] = []
         self.remarks: list[str] = []
         self.plots = list(plots)
+        self.table_by = table_by
         self.machine = machine.describe()
-        self._as_json, self._report, self._finish = as_json, report, finish
+        self._as_json, self._report, self._finish, self._shown = as_json, report, finish, shown
         self.out = console(as_json)
         self._signals = contextlib.ExitStack()
 
@@ -107,9 +112,11 @@ class Bench:
     ) -> None:
         self._signals.close()
         self._complete()
-        if self.rows:
-            show_table(self.out, rows_table(self.rows, self.columns))
-        for row in self.rows:
+        for title, rows in grouped(self.shown_rows, self.table_by) if self.rows else ():
+            if title:
+                self.say(f"\n{title}")
+            show_table(self.out, rows_table(rows, self.columns))
+        for row in self.shown_rows:
             if row.note:
                 self.say(f"  {row.system} {row.model}: {row.note}")
         for remark in self.remarks:
@@ -144,6 +151,11 @@ class Bench:
         """Adds a row, and shows it."""
         self.rows.append(row)
         self.say(row_line(row, self.columns))
+
+    @property
+    def shown_rows(self) -> list[Row]:
+        """The rows of the tables."""
+        return [row for row in self.rows if self._shown(row)]
 
     def say(self, text: str) -> None:
         """Tells how far the run is."""

@@ -75,6 +75,16 @@ def rows_table(rows: Sequence[Row], columns: Sequence[Column]) -> Table:
     return table
 
 
+def grouped(rows: Sequence[Row], by: str | None) -> list[tuple[str, list[Row]]]:
+    """(title, rows) of each table: one without a title, or one per value of `by`, in the order in which they came."""
+    if by is None:
+        return [("", list(rows))]
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(str(row.get(by) or ""), []).append(row)
+    return list(groups.items())
+
+
 def show_table(out: Console, table: Table) -> None:
     """Prints the table whole, however narrow the terminal: numbers that are cut off are worse than long lines."""
     needed = out.measure(table, options=out.options.update(width=1000)).maximum

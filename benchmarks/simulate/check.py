@@ -1,8 +1,8 @@
 """The simulation held against the testbed: the same few cases, measured there, and simulated from what was measured.
 
 The storage host and the compute host have a processor each. On the compute host one process plays 1, 2 and 4 tenants,
-each with a token and photographs of its own. It measures the link and the profile first; the simulation is given these,
-and nothing of the cases' own times.
+each with a token and photographs of its own. Before and after them it measures the link and the profile; the simulation
+is given the means of these, and nothing of the cases' own times.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from benchmarks.bench.photographs import multiplied, photographs
@@ -22,7 +23,7 @@ from benchmarks.testbed.testbed import Testbed, open_testbed
 from compute_client.loader import DEFAULT_BUFFER_BYTES
 from compute_client.spans import span_size
 from hapi.errors import HapiError
-from hapi.plan import Plan, Profile, Share
+from hapi.plan import Link, Plan, Profile, Share
 from hapi.units import format_bandwidth
 
 TOLERANCE = 0.10
@@ -99,7 +100,18 @@ def measured(
     words = [sys.executable, "-m", "benchmarks.simulate.fleet"]
     variables = {**server.variables, "HAPI_FLEET": json.dumps(wanted)}
     told = bed.run(bed.compute, words, variables, seconds=TIMEOUT_SECONDS).document
-    return Profile.from_json(told["profile"]), list(_cases(told, rate))
+    return mean([Profile.from_json(document) for document in told["profiles"]]), list(_cases(told, rate))
+
+
+def mean(profiles: Sequence[Profile]) -> Profile:
+    """Of profiles of one network the mean costs and the mean link: machines are not equally fast all the time."""
+    links = [profile.link for profile in profiles if profile.link is not None]
+    cuts = []
+    for same in zip(*(profile.cuts for profile in profiles), strict=True):
+        server, client = fmean(cut.server_seconds for cut in same), fmean(cut.client_seconds for cut in same)
+        cuts.append(replace(same[0], server_seconds=server, client_seconds=client, wire=()))
+    link = Link(fmean(one.bandwidth_bits_per_s for one in links), fmean(one.latency_seconds for one in links))
+    return replace(profiles[0], cuts=tuple(cuts), link=link)
 
 
 def _cases(told: Mapping[str, Any], rate: float) -> Iterator[Case]:

@@ -1,7 +1,7 @@
 """Some tenants in one process of the compute host: what each takes on a real server, and the profile of both hosts.
 
 It is started by benchmarks.simulate.check on the compute host, reads the JSON document in HAPI_FLEET and prints one:
-the link and the profile as they were measured there, and the seconds of every case.
+the link and the profile as they were measured there, before and after, and the seconds of every case.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Fleet:
         first.ensure_model(self.network.graph)
         job = Job(self._wanted.samples, BATCH_SIZE, allowed=Allowed(), engine="eager")
         return profile_with_server(
-            first, self.network.graph, dataset, self.network.transform, job, samples=PROFILED_SAMPLES
+            first, self.network.graph, dataset, self.network.transform, job, samples=PROFILED_SAMPLES, refresh=True
         )
 
     def loaders(self, cut: str, tenants: int) -> list[DataLoader]:
@@ -119,7 +119,7 @@ def together(loaders: Sequence[DataLoader]) -> float:
 def measure(wanted: Wanted) -> dict[str, Any]:
     """The document that is printed."""
     fleet = Fleet(wanted)
-    profile = fleet.profile()
+    profiles = [fleet.profile()]
     cases = []
     for cut in dict.fromkeys(cut for cut, _ in wanted.cases):
         name = fleet.network.cut_at(cut).name
@@ -142,7 +142,8 @@ def measure(wanted: Wanted) -> dict[str, Any]:
                     "batch": fleet.batch(name),
                 }
             )
-    return {"profile": profile.to_json(), "cases": cases}
+    profiles.append(fleet.profile())
+    return {"profiles": [profile.to_json() for profile in profiles], "cases": cases}
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import swift
 from benchmarks.localserver import local_server
+from benchmarks.swift import default_venv, install
 from benchmarks.testbed.testbed import LOOPBACK, Testbed
 
 BUCKET = "photographs"
@@ -52,7 +52,7 @@ class Server:
 
 def start_store(bed: Testbed, photographs: Path) -> Store:
     """Starts Swift on the storage host and puts the photographs there; it ends with the testbed."""
-    swift.install(swift.default_venv())  # from here: a host in a namespace reaches no package index
+    install(default_venv())  # now: a host of the testbed reaches no package index
     python = [sys.executable, "-m"]
     root = bed.folder / "store"
     command = [*python, "benchmarks.objectstore", "start", "--root", str(root), "--host", bed.storage.address]

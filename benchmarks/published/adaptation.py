@@ -1,0 +1,95 @@
+"""Batch adaptation: what survives with it that does not without, and what it costs in time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from benchmarks.bench.rows import Row
+from benchmarks.published.comparison import Figure, line, said
+from benchmarks.published.figures import ADAPTATION, BATCHES
+
+FIGURE = Figure(
+    "batches",
+    "Batch adaptation",
+    "memory",
+    "hapi bench memory --model alexnet --model vgg11 --model resnet50 --model densenet121 --model vit_b_16",
+    "Theirs: alexnet on two GPUs of 15 GB, requests of 1000 samples, more and more at once. Ours: one request for all "
+    "samples, whole backbone, under a limit of an idle server, the weights and a little room, on a CPU.",
+)
+
+
+def compare(rows: Sequence[Row]) -> list[Row]:
+    """Rows on time, on how much more fits, and on what died; per network that has `ours`."""
+    both = [run for run in ADAPTATION if run.fixed_seconds and run.adapted_seconds]
+    speed = fmean((run.fixed_seconds or 0.0) / (run.adapted_seconds or 1.0) for run in both)
+    most = max(run.samples_at_once for run in ADAPTATION if run.adapted_seconds)
+    most_fixed = max(run.samples_at_once for run in ADAPTATION if run.fixed_seconds)
+    found = []
+    for model in dict.fromkeys(row.model for row in rows):
+        mine = [row for row in rows if row.model == model]
+        ours = next((row for row in mine if row.system == "ours" and row.get("survived") == "yes"), None)
+        if ours is None:
+            continue
+        best = _best_fixed(mine)
+        if best is not None:
+            ratio = ours.get("images_per_s") / best.get("images_per_s")
+            found.append(
+                line(
+                    FIGURE,
+                    model,
+                    "rate, of the fastest fixed batch that survives",
+                    speed,
+                    ratio,
+                    published_text=f"{speed:.3f}x (alexnet, 1000 to 6000 samples)",
+                    ours_text=f"{ratio:.3f}x ({best.system})",
+                    says=said(ratio / speed, "as fast beside a fixed batch"),
+                    source=BATCHES,
+                )
+            )
+        held = max((_samples_at_once(row) for row in mine if _survived_fixed(row)), default=0)
+        at_once = ours.samples or 0
+        times = f"{at_once / held:.2g} times what the largest fixed batch holds" if held else "no fixed batch survived"
+        found.append(
+            line(
+                FIGURE,
+                model,
+                "samples at once, with adaptation over without",
+                most / most_fixed,
+                at_once / held if held else None,
+                published_text=f"{most} over {most_fixed} ({most / most_fixed:.2g}x)",
+                ours_text=f"{at_once} over {held or 'none'}",
+                says=times,
+                source=BATCHES,
+            )
+        )
+        whole = next((row for row in mine if row.system == "whole"), None)
+        if whole is not None:
+            died = whole.get("survived") != "yes"
+            found.append(
+                line(
+                    FIGURE,
+                    model,
+                    "all requested samples as one batch",
+                    None,
+                    None,
+                    published_text="out of memory from 7000 samples; vgg11 always",
+                    ours_text=str(whole.get("survived")) if died else "survived",
+                    says="only adaptation survives, in both" if died else "there was room for all of it here",
+                    source=BATCHES,
+                )
+            )
+    return found
+
+
+def _best_fixed(rows: Sequence[Row]) -> Row | None:
+    alive = [row for row in rows if _survived_fixed(row) and row.get("images_per_s")]
+    return max(alive, key=lambda row: float(row.get("images_per_s")), default=None)
+
+
+def _survived_fixed(row: Row) -> bool:
+    return (row.system == "whole" or row.system.startswith("fixed-")) and row.get("survived") == "yes"
+
+
+def _samples_at_once(row: Row) -> int:
+    return int(row.samples or 0) if row.system == "whole" else int(row.system.removeprefix("fixed-"))

@@ -1,0 +1,88 @@
+"""Split quality: how often a policy's choice is the best cut, or within 5 % of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from benchmarks.bench.rows import Row
+from benchmarks.published.comparison import Figure, line, said
+from benchmarks.published.figures import NEAR, SPLIT_QUALITY, SPLIT_QUALITY_SOURCE, SPLIT_SWEEPS, SPLITS
+from hapi.units import format_bandwidth
+
+POLICIES = ("mix", "single", "paper", "paper-v1", "static", "none", "all")
+CUT = "cut:"
+FIGURE = Figure(
+    "quality",
+    "Split quality",
+    "sweep",
+    "hapi bench sweep",
+    "Cases are networks at bandwidths; the best is the fastest single cut of those measured. Theirs: GPU machines, "
+    "training batch 1000, 1 and 12 Gbit/s. A mix may be faster than every single cut, and counts as within.",
+)
+Case = tuple[str, float | None]
+
+
+def compare(rows: Sequence[Row]) -> list[Row]:
+    """A row per policy over all cases, and one per published sweep of a network."""
+    best, worst = extremes(rows)
+    found = []
+    for policy, ratios in ratios_by_policy(rows, best).items():
+        part = sum(ratio <= NEAR for ratio in ratios.values()) / len(ratios)
+        found.append(
+            line(
+                FIGURE,
+                "",
+                f"within 5 % of the best, {policy}",
+                SPLIT_QUALITY,
+                part,
+                published_text=f"{100 * SPLIT_QUALITY:.1f} %",
+                ours_text=f"{100 * part:.1f} % of {len(ratios)} cases",
+                says=f"{100 * (part - SPLIT_QUALITY):+.1f} points",
+                policy=policy,
+                cases=len(ratios),
+                source=SPLIT_QUALITY_SOURCE,
+            )
+        )
+    for sweep in SPLIT_SWEEPS:
+        ours = {case: worst[case] / best[case] for case in best if case[0] == sweep.model and best[case]}
+        if ours:
+            rate, ratio = max(ours.items(), key=lambda item: item[1])
+            found.append(
+                line(
+                    FIGURE,
+                    sweep.model,
+                    f"worst cut over the best, {sweep.gbit_per_s} Gbit/s",
+                    sweep.worst_ratio,
+                    ratio,
+                    published_text=f"{sweep.worst_ratio:.2f}x (at the freeze layer {sweep.freeze_ratio:.2f}x)",
+                    ours_text=f"{ratio:.3g}x, the largest, at {format_bandwidth(rate[1] or 0.0)}",
+                    says=said(ratio / sweep.worst_ratio, "as much to lose"),
+                    source=SPLITS,
+                )
+            )
+    return found
+
+
+def extremes(rows: Sequence[Row]) -> tuple[dict[Case, float], dict[Case, float]]:
+    """Case -> seconds of the fastest and of the slowest single cut; those given up as too slow count for the latter."""
+    best: dict[Case, float] = {}
+    worst: dict[Case, float] = {}
+    for row in rows:
+        if row.system.startswith(CUT) and row.seconds:
+            case = (row.model, row.bandwidth_bits_per_s)
+            worst[case] = max(worst.get(case, 0.0), row.seconds)
+            if not row.get("is_bound"):
+                best[case] = min(best.get(case, row.seconds), row.seconds)
+    return best, worst
+
+
+def ratios_by_policy(rows: Sequence[Row], best: Mapping[Case, float]) -> dict[str, dict[Case, float]]:
+    """Policy -> case -> its seconds over the best cut's; where no cuts were kept, as the rows say themselves."""
+    found: dict[str, dict[Case, float]] = {}
+    for row in rows:
+        case = (row.model, row.bandwidth_bits_per_s)
+        given = row.get("ratio_to_best") or row.get("ratio_to_best_single")
+        ratio = row.seconds / best[case] if row.seconds and best.get(case) else given
+        if row.system in POLICIES and row.bandwidth_bits_per_s and ratio:
+            found.setdefault(row.system, {})[case] = float(ratio)
+    return {policy: found[policy] for policy in POLICIES if policy in found}
