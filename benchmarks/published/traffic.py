@@ -87,11 +87,9 @@ def _line(graph: Graph, stored_bytes: float, run: Traffic) -> Row:
         run.model,
         f"batch {run.batch}",
         theirs,
-        less,
-        published_text=f"{format_bytes(run.baseline_bytes)} to {format_bytes(run.split_bytes)}"
-        if theirs
-        else "not logged",
-        ours_text=f"{format_bytes(stored)} to {format_bytes(ours)} at {cut.name}",
+        ours,
+        published_text=_from_to(run.baseline_bytes, run.split_bytes) if theirs else "not logged",
+        ours_text=f"{_from_to(stored, ours)} at {cut.name}",
         says=_says(theirs / ours) if theirs else f"{stored / ours:.3g} times less than is stored",
         stored_bytes=stored,
         ours_bytes=ours,

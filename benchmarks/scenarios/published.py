@@ -105,11 +105,12 @@ def _traffic(bench: Bench, models: list[str] | None, data: str | None, e2e: list
     lines = []
     for name in models or MODELS:
         bench.say(f"capturing {name}")
-        lines += traffic.compare([_captured(name)], stored)
+        lines += traffic.compare([captured(name)], stored)
     return [*lines, *traffic.measured(e2e)]
 
 
-def _captured(name: str) -> Graph:
+def captured(name: str) -> Graph:
+    """A torchvision backbone with random weights."""
     from hapi.model import capture
     from hapi.model.zoo import load_model
 

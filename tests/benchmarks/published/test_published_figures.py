@@ -1,0 +1,109 @@
+"""The published figures hold together, and each is compared with the rows that correspond to it."""
+
+from __future__ import annotations
+
+import pytest
+from kept_rows import e2e, memory, sweep, tenants
+
+from benchmarks.baselines.published import freeze_cut
+from benchmarks.bench.rows import Row, row_from_json
+from benchmarks.published import adaptation, quality, tenancy, times, traffic
+from benchmarks.published.figures import ADAPTATION, MODELS, SPLIT_SWEEPS, TENANT_POINTS, TIMES, TRAFFIC
+from benchmarks.scenarios.published import captured
+from hapi.model import Graph
+
+
+def rows(documents: list[dict]) -> list[Row]:
+    return [row_from_json(document) for document in documents]
+
+
+@pytest.fixture(scope="module")
+def alexnet() -> Graph:
+    return captured("alexnet")
+
+
+def test_every_network_that_was_published_is_there() -> None:
+    assert {run.model for run in TIMES} == set(MODELS)
+    assert {run.model for run in TRAFFIC} == set(MODELS) - {"vit_b_16"}
+    assert {sweep.model for sweep in SPLIT_SWEEPS} == set(MODELS)
+
+
+def test_published_figures_agree_with_what_was_claimed_of_them() -> None:
+    eight = next(run for run in TRAFFIC if run.batch == 8000)
+    assert eight.baseline_bytes / eight.split_bytes == pytest.approx(8.3, abs=0.05)
+    tenth = next(point for point in TENANT_POINTS if point.tenants == 10)
+    assert tenth.whole_seconds / tenth.split_seconds == pytest.approx(4.9, abs=0.05)
+    assert max(run.samples_at_once for run in ADAPTATION if run.adapted_seconds) == 12_000
+
+
+def test_rho_falls_with_bandwidth() -> None:
+    series = [run.rho for run in TIMES if run.batch == 8000]
+    assert series == sorted(series, reverse=True)
+    assert 0 < series[-1] < 0.05 < 3 < series[0]
+
+
+def test_times_are_compared_at_the_same_rho() -> None:
+    found = times.compare(rows(e2e()))
+    at = {row.get("situation"): row for row in found}
+    assert all(row.model == "alexnet" for row in found)
+    inside = at["rho 0.26"] if "rho 0.26" in at else found[2]
+    assert 2.0 <= inside.get("ours") <= 8.0
+    assert found[-1].get("ours") == 8.0  # the most that was gained
+    assert "nearest" in found[8].get("ours_text")  # 12 Gbit/s lies outside of what was run
+
+
+@pytest.mark.parametrize(("rho", "value"), [(0.1, 2.0), (0.25, 2.0), (0.5, 2.828), (1.0, 4.0), (9.0, 8.0)])
+def test_between_two_rhos_both_axes_are_logarithmic(rho: float, value: float) -> None:
+    assert times.at([(0.25, 2.0), (1.0, 4.0), (4.0, 8.0)], rho)[0] == pytest.approx(value, rel=1e-3)
+
+
+def test_bytes_at_the_freeze_layer_are_those_that_were_logged(alexnet: Graph) -> None:
+    found = traffic.compare([alexnet], stored_bytes=110_000)
+    assert [row.get("batch") for row in found] == [2000, 8000]
+    assert found[1].get("freeze_cut") == freeze_cut("torchvision:alexnet")
+    assert found[1].get("freeze_bytes") == pytest.approx(found[1].get("published_split_bytes"), rel=0.005)
+    assert found[1].get("says").startswith("equal")
+    assert found[0].get("ours") == 2000 * 4096 * 4
+
+
+def test_pictures_smaller_than_every_cut_are_shipped_as_stored(alexnet: Graph) -> None:
+    assert traffic.least(alexnet, 1000.0).name == "input"
+
+
+def test_measured_bytes_are_scaled_to_the_published_batch() -> None:
+    first, *_ = traffic.measured(rows(e2e()))
+    assert first.get("ours") == 2000 * 16384
+    assert "rho 4" in first.get("ours_text")
+
+
+def test_adaptation_tells_what_died_without_it() -> None:
+    rate, at_once, whole = adaptation.compare(rows(memory()))
+    assert rate.get("ours") == pytest.approx(1.1)
+    assert at_once.get("ours") == 12.0
+    assert whole.get("says") == "only adaptation survives, in both"
+
+
+def test_a_network_on_which_ours_died_is_not_compared() -> None:
+    died = [{**row, "survived": "killed by the kernel"} for row in memory()]
+    assert adaptation.compare(rows(died)) == []
+
+
+def test_tenants_are_held_against_the_same_count_or_more() -> None:
+    found = tenancy.compare(rows(tenants()))
+    assert [row.get("tenants") for row in found] == [2, 4, 6, 8, 10, 12, 20]
+    assert "of 4 failed" in found[0].get("ours_text")
+    assert "whole: 7 failed" in found[5].get("ours_text")
+    assert found[5].get("says") == "ours goes on where the published one fails"
+
+
+def test_split_quality_counts_cases_by_the_measured_cuts() -> None:
+    found = quality.compare(rows(sweep()))
+    shares = {row.get("policy"): row.get("ours") for row in found if row.get("policy")}
+    assert shares == {"mix": 1.0, "paper": 0.0}
+    assert {row.get("ours") for row in found if row.model == "alexnet"} == {4.0}
+
+
+def test_without_single_cuts_the_rows_own_ratio_counts() -> None:
+    one = {"scenario": "sweep", "model": "alexnet", "bandwidth_bits_per_s": 1e9, "system": "single"}
+    (found,) = quality.compare(rows([{**one, "seconds": 1.0, "ratio_to_best_single": 1.2}]))
+    assert found.get("ours") == 0.0
