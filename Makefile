@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help setup demo test lint types unit format clean
+.PHONY: help setup demo test results lint types unit format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -22,6 +22,9 @@ demo: setup  ## the whole story on this machine, no network needed
 	$(BIN)/hapi demo
 
 test: lint types unit  ## what CI runs
+
+results: setup  ## run every benchmark anew into benchmarks/results (hours, on a quiet machine)
+	$(BIN)/hapi bench all --results benchmarks/results
 
 lint: setup
 	$(BIN)/ruff check .

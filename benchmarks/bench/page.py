@@ -22,7 +22,7 @@ Picture = tuple[str, bytes]
 def page(bench: Bench, pictures: Sequence[Picture]) -> str:
     """A whole HTML document, `pictures` being those of the bench's plots."""
     machine = bench.machine
-    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in headline(bench.rows))
+    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in [*bench.told, *headline(bench.shown_rows)])
     figures = "".join(_figure(plot, *picture) for plot, picture in zip(bench.plots, pictures, strict=True))
     tables = "".join(_table(title, rows, bench.columns) for title, rows in grouped(bench.shown_rows, bench.table_by))
     remarks = "".join(f"<li>{escape(remark)}</li>" for remark in bench.remarks)

@@ -25,6 +25,10 @@ PALETTE = {
     "paper-v1": "#d08a63",
     "single": "#2b6cb0",
     "mix": "#2f8f6b",
+    "ours": "#2f8f6b",
+    "whole": "#c05746",
+    "paper-lp": "#b08d2f",
+    "published": "#7b8794",
 }
 """Systems that appear in several scenarios have one colour everywhere."""
 MOST_SVG_BYTES = 200_000
@@ -81,6 +85,7 @@ def draw(plot: Plot, rows: Sequence[Row]) -> tuple[bytes, bytes]:
         "xtick.color": QUIET,
         "ytick.color": QUIET,
         "axes.edgecolor": GRID,
+        "axes.facecolor": "none",
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.axisbelow": True,

@@ -18,6 +18,7 @@ import typer
 from rich.markup import escape
 
 from benchmarks.bench import machine
+from benchmarks.bench.headline import headline
 from benchmarks.bench.rows import CELL, Row, compared
 from benchmarks.bench.table import STANDARD, Column, grouped, row_line, rows_table, show_table
 from hapi.console import console, emit, say
@@ -92,6 +93,7 @@ class Bench:
         self.columns, self.compare_with, self.same = columns, compare_with, same
         self.rows: list[Row] = []
         self.remarks: list[str] = []
+        self.told: list[str] = []
         self.plots = list(plots)
         self.table_by = table_by
         self.machine = machine.describe()
@@ -121,6 +123,8 @@ class Bench:
                 self.say(f"  {row.system} {row.model}: {row.note}")
         for remark in self.remarks:
             self.say(f"  {remark}")
+        for sentence in [*self.told, *headline(self.shown_rows)]:
+            self.say(sentence)
         if self._report is not None and self.rows:
             from benchmarks.bench.report import write_report
 
@@ -165,6 +169,10 @@ class Bench:
         """Keeps something that must be printed with the result, such as what the testbed cannot do."""
         if text not in self.remarks:
             self.remarks.append(text)
+
+    def tell(self, sentence: str) -> None:
+        """Puts a sentence on what was found at the top of the report, and at the end of what is printed."""
+        self.told.append(sentence)
 
     def to_json(self) -> dict[str, Any]:
         """The document of `--json`."""

@@ -139,11 +139,12 @@ def draw_cuts(figure: Figure, rows: Sequence[Row]) -> None:
             shares = [sum(cut["share"] for cut in row.get("cuts") if cut["name"] == name) for row in ordered]
             axes.bar(range(len(ordered)), shares, 0.62, bottom=bottoms, color=OTHERS[number % len(OTHERS)], label=name)
             bottoms = [bottom + share for bottom, share in zip(bottoms, shares, strict=True)]
-        axes.set_xticks(range(len(ordered)), [format_bandwidth(row.bandwidth_bits_per_s or 0.0) for row in ordered])
+        rates = [format_bandwidth(row.bandwidth_bits_per_s or 0.0) for row in ordered]
+        axes.set_xticks(range(len(ordered)), rates, rotation=30, ha="right", fontsize=8)
         axes.set_xlim(-0.7, len(ordered) - 0.3)
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         axes.set_title(model)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, fontsize=8)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=2, fontsize=8)
 
 
 def first(figure: Figure) -> Axes:
@@ -154,6 +155,8 @@ def first(figure: Figure) -> Axes:
 def _lines(
     figure: Figure, rows: list[Row], across: Any, upward: Any, name: Any, label: str, *, limit: bool, write: Any = None
 ) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     groups = _grouped(rows, lambda row: row.model)
     handles: dict[str, Any] = {}
     for axes, (model, group) in zip(_axes(figure, len(groups)), groups.items(), strict=True):
@@ -165,8 +168,7 @@ def _lines(
                 axes.bar(number, upward(own[0]), 0.7, color=shade)
                 axes.annotate((write or _short)(upward(own[0])), (number, upward(own[0])), xytext=(0, 3),
                               textcoords="offset points", ha="center", fontsize=8, color=QUIET)  # fmt: skip
-                handles[system] = _patch(shade, system)
-                continue
+                continue  # the bar's own label says whose it is
             width = 2.6 if system == "mix" else 1.6
             (handles[system],) = axes.plot(
                 [across(row) for row in own], [upward(row) for row in own], "o-", color=shade, linewidth=width,
@@ -183,6 +185,8 @@ def _lines(
             axes.set_yscale("log")
             axes.set_xticks(places, [name(place) for place in places], rotation=30, ha="right", fontsize=8)
             axes.xaxis.minorticks_off()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             systems = list(_grouped(group, lambda row: row.system))
             axes.set_xticks(range(len(systems)), systems)
@@ -192,7 +196,8 @@ def _lines(
             axes.axhline(1.0, color=INK, linewidth=0.8)
     if figure.axes:
         first(figure).set_ylabel(label)
-        figure.legend(handles=list(handles.values()), labels=list(handles), loc="outside lower center", ncols=8)
+        if handles:
+            figure.legend(handles=list(handles.values()), labels=list(handles), loc="outside lower center", ncols=8)
 
 
 def _panels(figure: Figure, rows: list[Row], panel: Any) -> None:

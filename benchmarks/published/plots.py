@@ -93,7 +93,8 @@ def draw_adaptation(ours: Sequence[Row], figure: Figure, rows: Sequence[Row]) ->
     for adapted, label, shade in ((False, "fixed batch", QUIET), (True, "adapted", INK)):
         seconds = [run.adapted_seconds if adapted else run.fixed_seconds for run in ADAPTATION]
         known = [(run.samples_at_once, value) for run, value in zip(ADAPTATION, seconds, strict=True) if value]
-        left.plot(*zip(*known, strict=True), "o-", label=label, color=shade)
+        size = 6 if adapted else 10  # where both ran, one lies upon the other
+        left.plot(*zip(*known, strict=True), "o-", label=label, color=shade, markersize=size)
     died = [run.samples_at_once for run in ADAPTATION if run.samples_at_once in (7000, 8000)]
     left.plot(died, [60.0] * len(died), "x", color="#a8321f", markersize=8, label="fixed: out of memory")
     left.set_ylim(bottom=0)
@@ -105,7 +106,7 @@ def draw_adaptation(ours: Sequence[Row], figure: Figure, rows: Sequence[Row]) ->
     systems = list(dict.fromkeys(row.system for row in ours))
     width = 0.84 / max(1, len(systems))
     for place, system in enumerate(systems):
-        shade = colour("mix") if system == "ours" else colour("", place)
+        shade = colour(system, place)
         label = system
         for row in ours:
             x = models.index(row.model) + width * (place - (len(systems) - 1) / 2)
@@ -123,6 +124,8 @@ def draw_adaptation(ours: Sequence[Row], figure: Figure, rows: Sequence[Row]) ->
 
 def draw_tenants(ours: Sequence[Row], figure: Figure, rows: Sequence[Row]) -> None:
     """Left theirs: mean seconds by tenants. Right ours: makespan over the sum of the times alone."""
+    from matplotlib.ticker import MaxNLocator
+
     left, right = figure.subplots(1, 2)
     for key, label, shade in (("whole_seconds", "all in the store", THEIRS), ("split_seconds", "split", INK)):
         known = [(point.tenants, getattr(point, key)) for point in TENANT_POINTS if getattr(point, key)]
@@ -139,7 +142,7 @@ def draw_tenants(ours: Sequence[Row], figure: Figure, rows: Sequence[Row]) -> No
     for place, system in enumerate(dict.fromkeys(row.system for row in mixed)):
         mine = sorted((row.get("tenants"), row.get("makespan_to_alone"), row.get("failures") or 0)
                       for row in mixed if row.system == system)  # fmt: skip
-        shade = colour("mix") if system == "ours" else colour("", place)
+        shade = colour(system, place)
         right.plot([one[0] for one in mine], [one[1] for one in mine], "o-", color=shade, label=system)
         bad = [one for one in mine if one[2]]
         right.plot([one[0] for one in bad], [one[1] for one in bad], "x", color="#a8321f", markersize=10)
@@ -148,6 +151,7 @@ def draw_tenants(ours: Sequence[Row], figure: Figure, rows: Sequence[Row]) -> No
     right.set_title("ours (x: tenants failed)")
     right.set_ylabel("makespan over the sum of times alone")
     for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("tenants at once")
         axes.legend(fontsize=8)
 

@@ -69,7 +69,11 @@ def memory(
     does not survive is no failure of the benchmark: `survived` says what happened. `seconds` are the better of two warm
     jobs; `peak` is what the kernel counted, file cache included, warm-up included. Needs root (control groups).
     """
-    with Bench("memory", as_json=as_json, report=report, columns=COLUMNS, finish=with_best_fixed) as bench:
+    from benchmarks.policies.watching import plots
+
+    with Bench(
+        "memory", as_json=as_json, report=report, columns=COLUMNS, finish=with_best_fixed, plots=plots()
+    ) as bench:
         from benchmarks.bench.photographs import photographs
 
         count = samples or (QUICK_SAMPLES if quick else SAMPLES_USED)
@@ -123,6 +127,7 @@ def measure(trial: Trial, setting: Setting, system: str) -> None:
 def job(setting: Setting, system: str, group: MemoryGroup) -> dict[str, object]:
     """Seconds, images per second and batch of the timed requests; HapiError if it was not answered whole."""
     from benchmarks.localserver import SERVE, local_server
+    from benchmarks.policies.watching import batch_sizes
     from hapi.errors import WireError
     from hapi.wire.protocol import ExtractRequest
     from profiler.remote import ServerClient
@@ -154,11 +159,13 @@ def job(setting: Setting, system: str, group: MemoryGroup) -> dict[str, object]:
                 raise WireError(f"{rows} of {dataset.samples} rows came.")
             return {"seconds": seconds, "images_per_s": rows / seconds, "bytes": received}
 
-        for _ in range(WARM_UPS):
-            answer()
-            if all(prefix.reason != "exploring" for prefix in client.status().prefixes):
-                break
-        told = min((answer() for _ in range(REPEATS)), key=lambda one: float(str(one["seconds"])))
+        with batch_sizes(client) as sizes:
+            for _ in range(WARM_UPS):
+                answer()
+                if all(prefix.reason != "exploring" for prefix in client.status().prefixes):
+                    break
+            told = min((answer() for _ in range(REPEATS)), key=lambda one: float(str(one["seconds"])))
+        told |= {"batches": sizes}
         prefixes = client.status().prefixes
         if prefixes:
             told |= {

@@ -69,6 +69,8 @@ def published(
         found.append((adaptation.FIGURE, adaptation.compare(rows.get("memory", ()))))
         found.append((tenancy.FIGURE, tenancy.compare(rows.get("tenants", ()))))
         found.append((quality.FIGURE, quality.compare(rows.get("sweep", ()))))
+        compared = [figure for figure, lines in found if lines]
+        bench.tell(f"{len(compared)} of {len(found)} published figures could be compared with results of ours.")
         for figure, lines in found:
             for line in lines:
                 bench.add(line)

@@ -13,22 +13,18 @@ import typer
 
 from benchmarks.bench import options
 from benchmarks.bench.rows import CELL
-from benchmarks.bench.run import Bench, Plot
+from benchmarks.bench.run import Bench
 from benchmarks.bench.table import BANDWIDTH, BYTES, MODEL, SAMPLES, SECONDS, SYSTEM, Column, number, share, times
-from hapi.units import format_bandwidth, format_seconds, parse_bandwidth
+from benchmarks.simulate.plots import SYSTEMS, WEATHERS, check_plots, plots
+from hapi.units import format_seconds, parse_bandwidth
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from benchmarks.bench.rows import Row
     from benchmarks.simulate.tenants import JobSpec
     from hapi.plan import Plan, Profile
 
 CELLS = ((1, 1), (1, 4), (1, 20), (10, 20), (10, 200), (100, 200), (100, 2000), (1000, 2000), (1000, 10_000))
 QUICK_CELLS = ((1, 1), (1, 20), (10, 20), (10, 200), (100, 1000))
 MIXED = ("100mbit", "1gbit", "10gbit")
-SYSTEMS = ("none", "all", "mix")
-WEATHERS = ("calm", "failures", "autoscaling")
 LATENCY_SECONDS = 0.001
 SPAN, SAMPLES_USED = 64, 1280
 COLUMNS = (
@@ -112,12 +108,15 @@ def simulate(
     rates = [parse_bandwidth(text) for text in bandwidth or MIXED]
     interface = parse_bandwidth(node_bandwidth)
     same = (*CELL, "nodes", "tenants", "weather")
-    plots = [
-        Plot("makespan", "Makespan against the single choices", _draw_makespan),
-        Plot("slowdown", "Slowdown of the mean and of the worst tenant", _draw_slowdown),
-    ]
     with Bench(
-        "simulate", as_json=as_json, report=report, columns=COLUMNS, compare_with=["none"], same=same, plots=plots
+        "simulate",
+        as_json=as_json,
+        report=report,
+        columns=COLUMNS,
+        compare_with=["none"],
+        same=same,
+        title="Storage nodes and tenants, simulated",
+        plots=plots(),
     ) as bench:
         bench.remark("Simulated, not measured, from profiles whose machine is named with the rows.")
         for found in _profiles(model, profile, data, bench):
@@ -170,7 +169,7 @@ def _check(
         report=report,
         columns=CHECK_COLUMNS,
         title="The simulator beside the testbed",
-        plots=[Plot("check", "Simulated over measured seconds", _draw_check, "The band is 10 % on either side.")],
+        plots=check_plots(),
     ) as bench:
         bench.remark("Simulated from the link and the profile that were measured on the testbed before the cases ran.")
         rates = [parse_bandwidth(text) for text in bandwidths or CHECK_BANDWIDTHS]
@@ -219,11 +218,7 @@ def _jobs(
 def _first_cuts(jobs: Sequence[JobSpec], share: float) -> list[dict[str, Any]]:
     """What each link's jobs begin with, when every tenant has this part of a node."""
     plans = [(job, job.plan if job.replan is None else job.replan(min(1.0, share))) for job in jobs]
-    return [{"bandwidth_bits_per_s": job.bandwidth_bits_per_s, **_cuts(plan)} for job, plan in plans]
-
-
-def _cuts(plan: Plan) -> dict[str, Any]:
-    return {"cuts": plan.to_json()["cuts"]}
+    return [{"bandwidth_bits_per_s": job.bandwidth_bits_per_s, "cuts": plan.to_json()["cuts"]} for job, plan in plans]
 
 
 def _planner(profile: Profile, system: str, rate: float, samples: int) -> Callable[[float], Plan]:
@@ -275,67 +270,3 @@ def _pair(text: str, option: str) -> tuple[int, int]:
     if not (left.isdigit() and right.isdigit() and int(left) and int(right)):
         raise InputError(f"{option} {text!r}: give two whole numbers with a colon, as in 10:200.")
     return int(left), int(right)
-
-
-def _draw_makespan(figure: Figure, rows: Sequence[Row]) -> None:
-    from benchmarks.bench.report import colour
-
-    axes: Any = figure.subplots()
-    calm = [row for row in rows if row.get("weather") == "calm" and not row.failed]
-    places = list(dict.fromkeys((row.get("nodes"), row.get("tenants")) for row in calm))
-    for position, system in enumerate(SYSTEMS):
-        mine = [row for row in calm if row.system == system]
-        axes.bar(
-            [places.index((row.get("nodes"), row.get("tenants"))) + 0.27 * (position - 1) for row in mine],
-            [row.seconds for row in mine],
-            width=0.25,
-            label=system,
-            color=colour(system, position),
-        )
-    axes.set_yscale("log")
-    axes.set_ylabel("makespan, seconds")
-    axes.set_xticks(range(len(places)), [f"{nodes} : {tenants}" for nodes, tenants in places])
-    axes.set_xlabel("storage nodes : tenants")
-    axes.legend(ncols=3)
-
-
-def _draw_check(figure: Figure, rows: Sequence[Row]) -> None:
-    from benchmarks.bench.report import INK, colour
-
-    axes: Any = figure.subplots()
-    shown = [row for row in rows if row.get("simulated_over_measured")]
-    groups = list(dict.fromkeys((row.model, row.bandwidth_bits_per_s, row.get("cut")) for row in shown))
-    counts = sorted({row.get("tenants") for row in shown})
-    axes.axhspan(0.9, 1.1, color=colour("mix"), alpha=0.12)
-    axes.axhline(1.0, color=INK, linewidth=0.8)
-    for place, (model, rate, cut) in enumerate(groups):
-        mine = [row for row in shown if (row.model, row.bandwidth_bits_per_s, row.get("cut")) == (model, rate, cut)]
-        axes.plot(
-            [counts.index(row.get("tenants")) + 0.06 * (place - (len(groups) - 1) / 2) for row in mine],
-            [row.get("simulated_over_measured") for row in mine],
-            "o",
-            label=f"{model}, {format_bandwidth(rate or 0.0)}, {cut}",
-            color=colour("", place),
-        )
-    axes.set_xticks(range(len(counts)), [str(count) for count in counts])
-    axes.set_xlabel("tenants")
-    axes.set_ylabel("simulated / measured")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
-
-
-def _draw_slowdown(figure: Figure, rows: Sequence[Row]) -> None:
-    from benchmarks.bench.report import colour
-
-    axes: Any = figure.subplots()
-    mine = [row for row in rows if row.system == "mix" and not row.failed]
-    places = list(dict.fromkeys((row.get("nodes"), row.get("tenants")) for row in mine))
-    for position, weather in enumerate(WEATHERS):
-        part = [row for row in mine if row.get("weather") == weather]
-        x = [places.index((row.get("nodes"), row.get("tenants"))) for row in part]
-        axes.plot(x, [row.get("mean_slowdown") for row in part], "o-", label=weather, color=colour("", position))
-        axes.plot(x, [row.get("worst_slowdown") for row in part], "_", markersize=14, color=colour("", position))
-    axes.set_yscale("log")
-    axes.set_ylabel("time over time alone (dash: the worst)")
-    axes.set_xticks(range(len(places)), [f"{nodes} : {tenants}" for nodes, tenants in places])
-    axes.set_xlabel("storage nodes : tenants")
-    axes.legend(ncols=3)

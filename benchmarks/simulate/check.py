@@ -151,4 +151,4 @@ def simulated(case: Case, profile: Profile, samples: int) -> float:
         span,
         host=0,
     )
-    return simulate(ClusterSpec(1, rate, case.batch), [job] * case.tenants).makespan_seconds
+    return simulate(ClusterSpec(1, rate, batch=case.batch), [job] * case.tenants).makespan_seconds

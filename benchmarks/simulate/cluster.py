@@ -41,10 +41,10 @@ class ClusterSpec:
 
     nodes: int
     node_bandwidth_bits_per_s: float = 10e9
-    batch: int = BATCH
     failures: Failures | None = None
     autoscaling: Autoscaling | None = None
     seed: int = 0
+    batch: int = BATCH
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.tenants.jobs import Network
 from compute_client.loader import DataLoader
+from compute_client.planning import PROFILE_REPEATS, PROFILE_SECONDS
 from hapi.allocator import keep_freed_memory
 from hapi.plan import Profile
 from hapi.wire import Allowed
@@ -34,7 +35,7 @@ class Wanted:
     """What the process is asked: cases are (cut as a part of the network's depth, tenants)."""
 
     url: str
-    tokens: tuple[str, ...]
+    tokens: tuple[str | None, ...]
     data: str
     model: str
     samples: int
@@ -56,7 +57,14 @@ class Fleet:
         first = self._clients[0]
         dataset = first.register(self._wanted.data)
         first.ensure_model(self.network.graph)
-        job = Job(self._wanted.samples, BATCH_SIZE, allowed=Allowed(), engine="eager")
+        job = Job(
+            self._wanted.samples,
+            BATCH_SIZE,
+            allowed=Allowed(),
+            engine="eager",
+            repeats=PROFILE_REPEATS,
+            limit_seconds=PROFILE_SECONDS,
+        )
         return profile_with_server(
             first, self.network.graph, dataset, self.network.transform, job, samples=PROFILED_SAMPLES, refresh=True
         )
@@ -120,6 +128,13 @@ def measure(wanted: Wanted) -> dict[str, Any]:
     """The document that is printed."""
     fleet = Fleet(wanted)
     profiles = [fleet.profile()]
+    cases = measured_cases(fleet, wanted)
+    profiles.append(fleet.profile())
+    return {"profiles": [profile.to_json() for profile in profiles], "cases": cases}
+
+
+def measured_cases(fleet: Fleet, wanted: Wanted) -> list[dict[str, Any]]:
+    """One object per case."""
     cases = []
     for cut in dict.fromkeys(cut for cut, _ in wanted.cases):
         name = fleet.network.cut_at(cut).name
@@ -142,8 +157,7 @@ def measure(wanted: Wanted) -> dict[str, Any]:
                     "batch": fleet.batch(name),
                 }
             )
-    profiles.append(fleet.profile())
-    return {"profiles": [profile.to_json() for profile in profiles], "cases": cases}
+    return cases
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.simulate.cluster import Autoscaling, ClusterSpec, Failures, simulate
-from benchmarks.simulate.lanes import Line, StorageNode
+from benchmarks.simulate.lanes import FairServer, Line, StorageNode
 from benchmarks.simulate.tenants import JobSpec
 from hapi import cli
 from hapi.plan import CutCost, Link, Plan, Profile, Share
@@ -124,6 +125,71 @@ def test_a_mix_deals_its_spans_by_share() -> None:
     assert outcome.bytes == pytest.approx(1000 * 105e3, rel=0.05)
 
 
+def test_requests_of_one_lane_share_a_batch_and_become_ready_together() -> None:
+    environment = simpy.Environment()
+    server, ready = FairServer(environment, batch=32), list[tuple[str, int, float]]()
+
+    def told(name: str) -> Callable[[int], None]:
+        return lambda count: ready.append((name, count, environment.now))
+
+    for name, lane in (("first", "a"), ("second", "a"), ("other", "b"), ("third", "a")):
+        server.submit(0 if name != "third" else 1, 0.1, samples=12, lane=lane, part=told(name))
+    environment.run()
+    assert ready[:3] == [("first", 12, pytest.approx(3.2)), ("second", 12, pytest.approx(3.2)),
+                         ("third", 8, pytest.approx(3.2))]  # fmt: skip
+    assert sorted(ready[3:]) == [("other", 12, pytest.approx(4.8)), ("third", 4, pytest.approx(3.6))]
+    assert server.pieces_done == 4
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 90), st.sampled_from("ab")), min_size=1, max_size=20))
+@settings(max_examples=40, deadline=None)
+def test_every_sample_is_served_once_and_takes_its_time(requests: list[tuple[int, int, str]]) -> None:
+    environment = simpy.Environment()
+    server, served = FairServer(environment), dict.fromkeys(range(len(requests)), 0)
+
+    def told(number: int) -> Callable[[int], None]:
+        def add(count: int) -> None:
+            served[number] += count
+
+        return add
+
+    for number, (tenant, samples, lane) in enumerate(requests):
+        server.submit(tenant, 0.01, samples, lane, told(number))
+    environment.run()
+    assert list(served.values()) == [samples for _, samples, _ in requests]
+    assert server.busy_seconds == pytest.approx(0.01 * sum(served.values()))
+    assert environment.now == pytest.approx(server.busy_seconds)
+    assert server.is_idle
+
+
+def test_plans_follow_the_nodes_that_are_up() -> None:
+    shares: list[float] = []
+
+    def replan(share: float) -> Plan:
+        shares.append(share)
+        return plan(PROFILE, "mix", server_share=share)
+
+    jobs = [job(samples=6400, replan=replan) for _ in range(8)]
+    grown = simulate(ClusterSpec(1, autoscaling=Autoscaling(8, 5.0, 5.0, high_seconds=1.0)), jobs)
+    assert grown.most_nodes > 1
+    assert shares[0] == 1 / 8  # eight share one node
+    assert shares[-1] > 0.5  # and later several
+    assert len(shares) < 8 * 20
+
+
+def test_a_plan_that_follows_is_not_slower_than_one_for_a_node_alone() -> None:
+    fixed = [job("mix", samples=3200)] * 8
+    following = [job("mix", samples=3200, replan=lambda share: plan(PROFILE, "mix", server_share=share))] * 8
+    cluster = ClusterSpec(1)
+    assert simulate(cluster, following).makespan_seconds < simulate(cluster, fixed).makespan_seconds
+
+
+def test_tenants_of_one_host_share_its_processor() -> None:
+    apart = simulate(ClusterSpec(4), [job("none", samples=320)] * 4)
+    together = simulate(ClusterSpec(4), [job("none", samples=320, host=0)] * 4)
+    assert together.makespan_seconds == pytest.approx(4 * apart.makespan_seconds, rel=0.05)
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr("sys.argv", ["hapi", "bench", "simulate", *arguments])
     with pytest.raises(SystemExit) as ended:
@@ -136,10 +202,13 @@ def test_the_command_simulates_a_profile_from_a_file(
 ) -> None:
     file = tmp_path / "profile.json"
     file.write_text(json.dumps(PROFILE.to_json()))
-    assert run(monkeypatch, "--profile", str(file), "--cell", "2:6", "--samples", "128", "--json") == 0
+    assert run(monkeypatch, "--profile", str(file), "--cell", "2:6", "--samples", "128", "--json",
+               "--report", str(tmp_path / "page")) == 0  # fmt: skip
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert {(row["system"], row["weather"]) for row in rows} >= {("none", "calm"), ("mix", "calm"), ("mix", "failures")}
     assert all(not row["failed"] and row["seconds"] > 0 for row in rows)
+    assert all(cut["cuts"] for row in rows for cut in row["cuts"])
+    assert {path.name for path in (tmp_path / "page").glob("*.png")} == {"makespan.png", "slowdown.png", "cost.png"}
 
 
 def test_a_cell_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

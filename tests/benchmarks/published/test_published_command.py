@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 from kept_rows import e2e, keep, keep_all
+from PIL import Image
 
 from hapi import cli
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> str:
+    folder = tmp_path / "photographs" / "one"
+    folder.mkdir(parents=True)
+    Image.effect_noise((256, 256), 60).save(folder / "noise.jpg")
+    return str(folder.parent)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -19,11 +28,12 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def test_every_figure_has_a_table_and_a_plot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, photographs: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "kept").mkdir()
     keep_all(tmp_path / "kept")
-    assert run(monkeypatch, "--results", str(tmp_path / "kept"), "--report", str(tmp_path / "page"), "--json") == 0
+    assert run(monkeypatch, "--data", photographs, "--results", str(tmp_path / "kept"), "--report",
+               str(tmp_path / "page"), "--json") == 0  # fmt: skip
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert {row["name"] for row in rows} == {"time", "bytes", "batches", "tenants", "quality"}
     assert all(row["published_text"] and row["ours_text"] and row["says"] for row in rows)
@@ -32,10 +42,10 @@ def test_every_figure_has_a_table_and_a_plot(
 
 
 def test_what_is_missing_is_named_with_the_command_that_makes_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, photographs: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keep(tmp_path, "e2e", e2e())
-    assert run(monkeypatch, "--results", str(tmp_path)) == 0
+    assert run(monkeypatch, "--data", photographs, "--results", str(tmp_path)) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "Split quality: nothing of ours to compare" in printed
     assert f"hapi bench sweep --json > {tmp_path}/sweep.json" in printed

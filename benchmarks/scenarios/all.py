@@ -1,0 +1,121 @@
+"""`hapi bench all`: every scenario, one after the other, into one folder of results."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from benchmarks.bench import options
+from benchmarks.bench.run import Bench
+from benchmarks.bench.table import SECONDS, Column
+
+if TYPE_CHECKING:
+    from benchmarks.bench.run import Trial
+
+FIRST = ("e2e", "sweep", "memory", "tenants")
+LAST = ("simulate", "check", "published")
+CHECK = "check"
+LEFT_OUT = ("all", "memory-model")
+COLUMNS = (
+    Column("system", "scenario", is_text=True),
+    SECONDS,
+    Column("rows", "rows"),
+    Column("rows_failed", "rows failed"),
+    Column("command", "command", is_text=True),
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("all")(run_all)
+
+
+def run_all(
+    results: Annotated[Path, typer.Option(metavar="DIR", help="Each scenario gets a folder of its own in it.")] = Path(
+        "benchmarks/results"
+    ),
+    scenario: Annotated[
+        list[str] | None, typer.Option(help="Only this; may be repeated. `check` is `simulate --check`.")
+    ] = None,
+    quick: options.Quick = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Run every scenario as a process of its own, and keep page, pictures and rows of each in DIR.
+
+    Where the published figures need more than a scenario's defaults (networks and links), it is run with those. At the
+    end DIR's README.md is written: what is there, from which command, machine, day and commit. A scenario that fails
+    is a failed row here, and the next one runs. With --quick each scenario that has that option is run with it.
+    """
+    from benchmarks.bench.index import write_index
+    from hapi.errors import InputError
+
+    runs = planned(results, quick)
+    if unknown := [name for name in scenario or () if name not in runs]:
+        raise InputError(f"--scenario {unknown[0]!r}: there are {', '.join(runs)}.")
+    with Bench("all", as_json=as_json, columns=COLUMNS, title="All scenarios") as bench:
+        for name, words in runs.items():
+            if scenario and name not in scenario:
+                continue
+            command = ["bench", *words, "--report", str(results / name)]
+            bench.say(f"hapi {shlex.join(command)}")
+            with bench.trial(system=name, command=f"hapi {shlex.join(command)}") as trial:
+                _run(trial, command, results / name)
+        bench.say(f"wrote {write_index(results)}")
+
+
+def planned(results: Path, quick: bool) -> dict[str, list[str]]:
+    """Name -> the words after `hapi bench`, in the order in which they run."""
+    from benchmarks.published import adaptation, times
+    from benchmarks.scenarios import names
+
+    known = [name for name in names() if name not in LEFT_OUT] + [CHECK]
+    order = [*FIRST, *(name for name in known if name not in (*FIRST, *LAST)), *LAST]
+    more = {
+        "e2e": shlex.split(times.FIGURE.command)[3:],
+        "memory": shlex.split(adaptation.FIGURE.command)[3:],
+        "published": ["--results", str(results)],
+    }
+    runs = {}
+    for name in order:
+        if name in known:
+            words = ["simulate", "--check"] if name == CHECK else [name]
+            is_quick = quick and _has_quick(words[0])
+            runs[name] = [*words, *(["--quick"] if is_quick else []),
+                          *(more.get(name, []) if not is_quick else [])]  # fmt: skip
+    return runs
+
+
+def _has_quick(scenario: str) -> bool:
+    from benchmarks.scenarios import Scenarios
+
+    command = Scenarios().get_command(None, scenario)
+    return any("--quick" in parameter.opts for parameter in command.params)
+
+
+def _run(trial: Trial, words: list[str], folder: Path) -> None:
+    """Runs one scenario; what it prints goes to the standard error stream. RuntimeError if it left no rows."""
+    from benchmarks.bench.kept import ROWS, read
+    from benchmarks.testbed.processes import end_group
+
+    before = (folder / ROWS).stat().st_mtime_ns if (folder / ROWS).exists() else None
+    begun = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hapi.cli", *words], stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True
+    )
+    try:
+        status = process.wait()
+    finally:
+        end_group(process)
+    if not (folder / ROWS).exists() or (folder / ROWS).stat().st_mtime_ns == before:
+        raise RuntimeError(f"it ended with {status} and wrote no rows; what it said is above")
+    kept = read(folder / ROWS)
+    failed = sum(row.failed for row in kept.rows)
+    trial.measured(seconds=time.perf_counter() - begun, rows=len(kept.rows), rows_failed=failed)
+    if status:
+        trial.measured(failed=True, note=f"it ended with {status}")
