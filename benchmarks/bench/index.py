@@ -13,9 +13,9 @@ from hapi.units import format_bytes
 NAME = "README.md"
 HEAD = """# Results that were kept
 
-Each folder is what one run of `hapi bench SCENARIO --report FOLDER` wrote: `rows.json` (machine, versions, command, remarks and
-every row), `index.html` (the same as a page that needs nothing else: open it in a browser) and its pictures as PNG. A row
-that failed is kept, and its note says why.
+Each folder is what one run of `hapi bench SCENARIO --report FOLDER` wrote: `rows.json` (machine, versions, command,
+remarks and every row), `index.html` (the same as a page that needs nothing else: open it in a browser) and its pictures
+as PNG. A row that failed is kept, and its note says why.
 
 `make results` runs everything anew, one scenario after the other, and writes this page; it takes hours.
 `hapi bench published` puts the published figures beside these.
@@ -33,21 +33,15 @@ def index(kept: Sequence[Kept], folder: Path) -> str:
     """The page as Markdown."""
     parts = [HEAD]
     for one in kept:
-        name = one.path.parent.name if one.path.parent != folder else one.path.stem
+        is_report = one.path.parent != folder
         failed = sum(row.failed for row in one.rows)
         count = f"{len(one.rows)} rows" + (f", {failed} failed" if failed else "")
-        facts = [
-            f"`{one.command}`",
-            _machine(one),
-            f"{count}: [rows]({_link(one.path, folder)}){_page(one.path, folder)}",
-        ]
-        said = headline(one.rows)
-        pictures = [
-            f"![{path.stem}]({_link(path, folder)})" for path in sorted(one.path.parent.glob("*.png"))
-        ] if one.path.parent != folder else []  # fmt: skip
-        parts.append(
-            "\n".join([f"## {name}", "", *(f"- {fact}" for fact in [*facts, *said]), "", *pictures]).rstrip() + "\n"
-        )
+        links = f"[rows]({_link(one.path, folder)}){_page(one.path, folder)}"
+        facts = [f"`{one.command}`", _machine(one), f"{count}: {links}", *headline(one.rows)]
+        shown = sorted(one.path.parent.glob("*.png")) if is_report else []
+        pictures = [f"![{path.stem}]({_link(path, folder)})" for path in shown]
+        name = one.path.parent.name if is_report else one.path.stem
+        parts.append("\n".join([f"## {name}", "", *(f"- {fact}" for fact in facts), "", *pictures]).rstrip() + "\n")
     if not kept:
         parts.append("Nothing is kept yet.\n")
     return "\n".join(parts)

@@ -65,7 +65,7 @@ def run_all(
             command = ["bench", *words, "--report", str(results / name)]
             bench.say(f"hapi {shlex.join(command)}")
             with bench.trial(system=name, command=f"hapi {shlex.join(command)}") as trial:
-                _run(trial, command, results / name)
+                run_scenario(trial, command, results / name)
         bench.say(f"wrote {write_index(results)}")
 
 
@@ -98,7 +98,7 @@ def _has_quick(scenario: str) -> bool:
     return any("--quick" in parameter.opts for parameter in command.params)
 
 
-def _run(trial: Trial, words: list[str], folder: Path) -> None:
+def run_scenario(trial: Trial, words: list[str], folder: Path) -> None:
     """Runs one scenario; what it prints goes to the standard error stream. RuntimeError if it left no rows."""
     from benchmarks.bench.kept import ROWS, read
     from benchmarks.testbed.processes import end_group

@@ -1,0 +1,74 @@
+"""`hapi bench all`: what it runs, and what it makes of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.bench.rows import Row
+from benchmarks.bench.run import Trial
+from benchmarks.scenarios import names
+from benchmarks.scenarios.all import LEFT_OUT, planned, run_scenario
+from hapi import cli
+
+PROFILE = {
+    "model": "toy",
+    "input_bytes": 1e5,
+    "cuts": [
+        {"name": "input", "out_bytes": 1e5, "server_seconds": 0.001, "client_seconds": 0.02},
+        {"name": "output", "out_bytes": 1e4, "server_seconds": 0.02, "client_seconds": 0.001},
+    ],
+}
+
+
+def test_every_scenario_runs_and_the_published_figures_last() -> None:
+    runs = planned(Path("kept"), quick=False)
+    assert set(runs) == {*names(), "check"} - set(LEFT_OUT)
+    assert next(iter(runs)) == "e2e"
+    assert list(runs)[-1] == "published"
+    assert runs["check"] == ["simulate", "--check"]
+    assert runs["published"] == ["published", "--results", "kept"]
+    assert "torchvision:vgg19" in runs["e2e"]
+    assert "vit_b_16" in runs["memory"]
+
+
+def test_quick_is_given_to_those_that_know_it() -> None:
+    runs = planned(Path("kept"), quick=True)
+    assert runs["e2e"] == ["e2e", "--quick"]
+    assert "--quick" not in runs["published"]
+
+
+def test_a_run_is_a_row_with_its_seconds_and_counts(tmp_path: Path) -> None:
+    profile = tmp_path / "profile.json"
+    profile.write_text(json.dumps(PROFILE))
+    words = [
+        "simulate",
+        "--profile",
+        str(profile),
+        "--cell",
+        "1:1",
+        "--samples",
+        "64",
+        "--report",
+        str(tmp_path / "one"),
+    ]
+    trial = Trial(Row("all", "simulate"))
+    run_scenario(trial, ["bench", *words], tmp_path / "one")
+    assert trial.row.get("rows") == 3
+    assert trial.row.get("rows_failed") == 0
+    assert trial.row.seconds is not None
+    assert not trial.row.failed
+    with pytest.raises(RuntimeError, match="ended with 2 and wrote no rows"):
+        run_scenario(trial, ["bench", "simulate", "--cell", "none"], tmp_path / "one")
+
+
+def test_a_scenario_that_is_none_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["hapi", "bench", "all", "--results", str(tmp_path), "--scenario", "nothing"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "published" in capsys.readouterr().err
