@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks.baselines.peers import PeerMissingError, check_installed
 from benchmarks.baselines.published import freeze_cut
 from hapi.errors import InputError
 
@@ -17,7 +18,21 @@ PUSHDOWN = {"none": "none", "all": "all", "paper": "paper", "paper-v1": "paper-v
 """What `hapi train --pushdown` is given; `static` is decided per model."""
 RECOMPUTES = ("paper", "paper-v1")
 """The published system keeps no features: every epoch computes them anew."""
-SYSTEMS = (PLAIN, "none", "all", "static", "paper", "paper-v1", "single", "mix")
+CLIENTS = {
+    PLAIN: "plain",
+    "plain-channels-last": "plain",
+    "precompute": "precompute",
+    "s3torchconnector": "connector",
+    "webdataset": "tarred",
+    "ray": "raydata",
+}
+"""The systems without HAPI: each a module of this package that is run as a program."""
+PEERS = ("precompute", "s3torchconnector", "webdataset", "ray")
+"""Those that stand for what people use instead."""
+PACKAGES = {"s3torchconnector": "s3torchconnector", "webdataset": "webdataset", "ray": "ray"}
+"""What must be installed for a peer."""
+OWN_OPTIONS = {"plain-channels-last": ("--channels-last",)}
+SYSTEMS = (*CLIENTS, "none", "all", "static", "paper", "paper-v1", "single", "mix")
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,8 @@ class Job:
     """Address of the storage server, as the client reaches it."""
     options: tuple[str, ...] = ()
     """Further ones of `hapi train`."""
+    own: tuple[str, ...] = ()
+    """Those of a peer alone: where its shards or its cluster are."""
 
     def words(self) -> list[str]:
         """The options that the baseline and `hapi train` have in common."""
@@ -51,16 +68,40 @@ def check_names(names: Sequence[str]) -> None:
             raise InputError(f"system {name!r}: there are {', '.join(SYSTEMS)}.")
 
 
+def check_peer(system: str) -> None:
+    """PeerMissingError for a peer whose package is not installed."""
+    if system in PACKAGES:
+        check_installed(PACKAGES[system])
+
+
+def is_installed(system: str) -> bool:
+    """Whether a system's package is there; HAPI's own and plain PyTorch always are."""
+    try:
+        check_peer(system)
+    except PeerMissingError:
+        return False
+    return True
+
+
 def needs_server(system: str) -> bool:
     """Whether the system talks to a storage server."""
-    return system != PLAIN
+    return system not in CLIENTS
+
+
+def note_of(system: str, epochs: int) -> str:
+    """What must be known of a row of the system, whatever its numbers are."""
+    if system == "webdataset":
+        return "trains in an order of its own"
+    if system == "ray" and epochs > 1:
+        return "trains in an order of its own after the first epoch"
+    return ""
 
 
 def command_of(system: str, job: Job) -> list[str]:
     """The command line of a system; it prints one JSON document."""
-    if system == PLAIN:
-        workers = ["--num-workers", str(PLAIN_WORKERS)]
-        return [sys.executable, "-m", "benchmarks.baselines.plain", *job.words(), *workers]
+    if system in CLIENTS:
+        more = ["--num-workers", str(PLAIN_WORKERS), *OWN_OPTIONS.get(system, ()), *job.own]
+        return [sys.executable, "-m", f"benchmarks.baselines.{CLIENTS[system]}", *job.words(), *more]
     pushdown = freeze_cut(job.model) if system == "static" else PUSHDOWN[system]
     regime = ["--cache-bytes", "0"] if system in RECOMPUTES else []
     train = [sys.executable, "-m", "hapi.cli", "train", "--json", *job.words(), "--pushdown", pushdown, *regime]

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.baselines.systems import PLAIN, Job, check_names, command_of, needs_server
+from benchmarks.baselines.peers import EXTRA
+from benchmarks.baselines.systems import PEERS, PLAIN, Job, check_names, command_of, is_installed, needs_server, note_of
 from benchmarks.bench.photographs import photographs
 from benchmarks.bench.rows import Row
 from benchmarks.bench.run import Bench
+from benchmarks.e2e.companions import Companions
 from benchmarks.e2e.judgement import COLUMNS, judged
 from benchmarks.e2e.plots import plots
 from benchmarks.testbed.links import RealLink
@@ -25,7 +27,7 @@ from hapi.units import format_bandwidth, format_bytes, parse_bandwidth
 
 MODELS = tuple(f"torchvision:{name}" for name in ("mobilenet_v2", "resnet18", "resnet50", "alexnet", "vit_b_16"))
 RHOS = (0.25, 1.0, 4.0, 16.0)
-SYSTEMS = (PLAIN, "none", "all", "static", "paper", "single", "mix")
+SYSTEMS = (PLAIN, *PEERS, "none", "all", "static", "paper", "single", "mix")
 SAMPLES = 320
 QUICK_MODELS, QUICK_RHOS, QUICK_SYSTEMS, QUICK_SAMPLES = MODELS[:1], (4.0,), (PLAIN, "none", "mix"), 96
 TIMEOUT_SECONDS = 3600.0
@@ -57,10 +59,20 @@ class Settings:
     quick: bool = False
 
     def chosen_systems(self) -> tuple[str, ...]:
-        """In the order in which they run; plain always, and first, as the others' losses are held against it."""
-        wanted = self.systems or (QUICK_SYSTEMS if self.quick else SYSTEMS)
+        """In the order in which they run; plain always, and first, as the others' losses are held against it.
+
+        A peer that is not installed is among them only where it was asked for by name.
+        """
+        wanted = self.systems or tuple(name for name in self._usual() if name not in self.left_out())
         check_names(wanted)
         return (PLAIN, *(name for name in wanted if name != PLAIN))
+
+    def left_out(self) -> tuple[str, ...]:
+        """The peers that a run of the usual systems lacks, as they are not installed."""
+        return () if self.systems else tuple(name for name in self._usual() if not is_installed(name))
+
+    def _usual(self) -> tuple[str, ...]:
+        return QUICK_SYSTEMS if self.quick else SYSTEMS
 
     def links(self) -> list[tuple[float | None, float | None]]:
         """(rho, bits per second), one of them None: what follows from the other."""
@@ -86,11 +98,14 @@ def run(settings: Settings, *, report: Path | None = None, as_json: bool = False
         ) as bench,
         hosts(settings) as (bed, store),
     ):
+        if missing := settings.left_out():
+            bench.remark(f"not compared, as they are not installed: {', '.join(missing)} (uv pip install '{EXTRA}')")
         for remark in bed.remarks:
             bench.remark(remark)
         bench.remark("plain's compute time, which rho is relative to, is that of its first epoch without a limit")
+        companions = Companions(bed, store, bench.remark)
         for model in models:
-            experiment = Experiment(settings, bench, bed, store, model)
+            experiment = Experiment(settings, bench, bed, store, companions, model)
             compute_seconds = experiment.calibrate()
             experiment.send()
             for rho, rate in links:
@@ -121,8 +136,11 @@ def hosts(settings: Settings) -> Iterator[tuple[Testbed, Store]]:
 class Experiment:
     """One network on one testbed."""
 
-    def __init__(self, settings: Settings, bench: Bench, bed: Testbed, store: Store, model: str) -> None:
+    def __init__(
+        self, settings: Settings, bench: Bench, bed: Testbed, store: Store, companions: Companions, model: str
+    ) -> None:
         self._settings, self._bench, self._bed, self._store, self._model = settings, bench, bed, store, model
+        self._companions = companions
         self._bytes_per_epoch = 0
         self._sent: SentModel | None = None
 
@@ -173,6 +191,7 @@ class Experiment:
                 samples=self._store.samples or None,
                 batch_size=settings.batch_size,
             ) as trial,
+            self._companions.options(system) as own,
             self._server(system) as server,
             _fresh_caches(self._bed.folder) as caches,
         ):
@@ -186,6 +205,7 @@ class Experiment:
                 settings.device,
                 server.url if server else None,
                 settings.train_options,
+                own,
             )
             command = command_of(system, job)
             variables = {**self._store.for_compute, **(server.variables if server else {}), **caches}
@@ -193,6 +213,7 @@ class Experiment:
             outcome = self._bed.run(self._bed.compute, command, variables, seconds=TIMEOUT_SECONDS)
             worked = self._bed.cpu_seconds(self._bed.storage) - worked
             stages = server.stages(self._bed) if server else {}
+            trial.measured(note=note_of(system, settings.epochs))
             trial.measured(**values(outcome), storage_cpu_seconds=worked, server_stages=stages)
             trial.measured(**_on_the_link(carried, self._bed.link.carried()))
         return trial.row

@@ -60,6 +60,11 @@ def e2e(
     down, `all` with the whole backbone pushed down, `static` cut at the published freeze layer, `paper` by the
     published rule, `single` at the best single cut, `mix` HAPI's own choice (`--pushdown auto`).
 
+    The peers: `precompute` keeps all features in a file in the first epoch, `s3torchconnector` reads with AWS's own
+    connector, `webdataset` reads tar shards that were written beforehand, `ray` runs the backbone as a Ray actor on
+    the storage host. The last three are used where they are installed (`pip install 'hapi-split[peers]'`).
+    `plain-channels-last` is plain with the other layout of images in memory.
+
     rho is the link time of plain over its compute time: plain runs once without a limit for the latter, and the
     bandwidth follows. `seconds` are those of the epochs; start-up (imports, capture, upload, measuring) is apart, in
     `start_seconds`. Each system has processes of its own, a fresh server and empty caches; the

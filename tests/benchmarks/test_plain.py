@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 import hapi
-from benchmarks.baselines import plain
+from benchmarks.baselines import networks, objects, plain
 from compute_client.train import HeadTrainer
 
 PER_CLASS = 7
@@ -89,18 +89,18 @@ def test_losses_and_accuracy_are_those_of_our_trainer(
 
 
 def test_a_torchvision_network_loses_its_last_linear_layer() -> None:
-    network, transform = plain.load_network("torchvision:mobilenet_v2", "none")
+    network, transform = networks.load_network("torchvision:mobilenet_v2", "none")
     ours = hapi.model.load_model("torchvision:mobilenet_v2", "none")
     assert repr(transform) == repr(ours.transform)
     with torch.no_grad():
         torch.testing.assert_close(network(ours.example), ours.backbone(ours.example), rtol=0, atol=0)
     with pytest.raises(ValueError, match="does not end with a Linear layer"):
-        plain.load_network("torchvision:squeezenet1_1", "none")
+        networks.load_network("torchvision:squeezenet1_1", "none")
 
 
 def test_a_bucket_gives_what_the_folder_gives(pictures: Path, small_vit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     client = FolderClient(pictures)
-    monkeypatch.setattr(plain, "make_client", lambda: client)
+    monkeypatch.setattr(objects, "make_client", lambda: client)
     options: dict[str, Any] = {"weights": "none", "epochs": 2, "batch_size": 4, "num_workers": 0}
     remote = plain.train_plain("s3://photos/train", small_vit, **options)
     local = plain.train_plain(pictures.as_uri(), small_vit, **options)
