@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-import pytest
+import importlib.util
+from typing import Any
 
-from benchmarks.baselines.published import FREEZE_CUTS
-from benchmarks.baselines.systems import SYSTEMS, Job, command_of, needs_server
+import pytest
+import torch
+from torchvision import models
+
+import hapi
+from benchmarks.baselines import peers
+from benchmarks.baselines.networks import load_network
+from benchmarks.baselines.peers import PeerMissingError
+from benchmarks.baselines.published import FREEZE_CUTS, freeze_cut
+from benchmarks.baselines.systems import PACKAGES, PEERS, SYSTEMS, Job, check_peer, command_of, needs_server
 from benchmarks.e2e.experiment import RHOS, Settings, hosts
 from hapi.errors import InputError
 
 JOB = Job("s3://b", "torchvision:resnet18", "none", 2, 16, seed=3, server="http://s:1", options=("--codec", "float16"))
+
+PUBLISHED_BYTES = {
+    "alexnet": 16 * 1024,
+    "resnet18": 98 * 1024,
+    "vgg11": 16 * 1024,
+    "vgg19": 392 * 1024,
+    "densenet121": 196 * 1024,
+    "vit_b_16": 197 * 768 * 4,
+}
+"""Per image at the freeze layer, by its logs (383 MB for 2,000 images of densenet121); for ViT all its tokens."""
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -22,30 +41,54 @@ def test_every_system_has_the_same_job(system: str) -> None:
 
 
 def test_what_is_pushed_down() -> None:
-    pushed = {
-        system: command_of(system, JOB)[command_of(system, JOB).index("--pushdown") + 1] for system in SYSTEMS[1:]
-    }
-    assert pushed == {"none": "none", "all": "all", "static": "layer4", "paper": "paper", "paper-v1": "paper-v1",
+    ours = [system for system in SYSTEMS if needs_server(system)]
+    pushed = {system: command_of(system, JOB)[command_of(system, JOB).index("--pushdown") + 1] for system in ours}
+    assert pushed == {"none": "none", "all": "all", "static": "layer4.0", "paper": "paper", "paper-v1": "paper-v1",
                       "single": "single", "mix": "auto"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("model", "cut"), FREEZE_CUTS.items())
-def test_the_published_freeze_layers_are_cuts(model: str, cut: str) -> None:
-    import torch
-
-    import hapi
-    from hapi.model.zoo import load_model
-
+def test_the_published_freeze_layers_give_the_published_bytes(model: str, cut: str) -> None:
     with torch.device("meta"):
-        example = torch.empty(2, 3, 224, 224)
-    graph = hapi.capture(load_model(model, "none").backbone.to("meta"), example)
-    assert cut in [place.name for place in graph.cuts]
+        network, image = models.get_model(model.removeprefix("torchvision:")), torch.empty(1, 3, 224, 224)
+    sizes: list[int] = []
+    network.get_submodule(cut).register_forward_hook(lambda module, given, output: sizes.append(4 * output.numel()))
+    network.eval()(image)
+    assert sizes == [PUBLISHED_BYTES[model.removeprefix("torchvision:")]]
+
+
+@pytest.mark.parametrize("model", ["torchvision:alexnet", "torchvision:resnet18", "torchvision:vgg11"])
+def test_the_published_freeze_layers_are_cuts(model: str) -> None:
+    with torch.device("meta"):
+        (network, _), example = load_network(model, "none"), torch.empty(2, 3, 224, 224)
+    graph = hapi.capture(network, example)
+    (found,) = (place for place in graph.cuts if place.name == freeze_cut(model))
+    assert found.bytes_per_sample == PUBLISHED_BYTES[model.removeprefix("torchvision:")]
 
 
 def test_plain_is_first_and_always_there() -> None:
     assert Settings(systems=("mix", "none")).chosen_systems() == ("plain", "mix", "none")
     with pytest.raises(InputError, match="system 'fast'"):
         Settings(systems=("fast",)).chosen_systems()
+
+
+@pytest.fixture
+def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(name: str) -> Any:
+        return None if name in PACKAGES.values() else importlib.util.find_spec(name)
+
+    monkeypatch.setattr(peers, "find_spec", found)
+
+
+@pytest.mark.usefixtures("nothing_installed")
+def test_a_peer_that_is_not_installed_runs_only_where_it_is_asked_for() -> None:
+    assert Settings(systems=("ray",)).chosen_systems() == ("plain", "ray")
+    assert set(PEERS) & set(Settings().chosen_systems()) == {"precompute"}
+    assert set(Settings().left_out()) == set(PACKAGES)
+    assert Settings(systems=("ray",)).left_out() == ()
+    check_peer("precompute")
+    with pytest.raises(PeerMissingError, match=r"webdataset is not installed.*uv pip install 'hapi-split\[peers\]'"):
+        check_peer("webdataset")
 
 
 def test_links_follow_from_rho_and_from_bandwidths() -> None:
