@@ -10,12 +10,13 @@ help:  ## list the targets
 
 setup: $(VENV)/.installed  ## install everything into .venv
 
-# uv resolves and installs in seconds where pip takes minutes; it comes from the same package index.
+# uv resolves and installs in seconds where pip takes minutes; it comes from the same package index. It compiles to
+# bytecode only when told to; without, where PYTHONDONTWRITEBYTECODE is set, every process compiles torch anew (4 s).
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: setup  ## the whole story on this machine, no network needed

@@ -9,9 +9,7 @@ Run it: python -m benchmarks.baselines.precompute --data photos/ --model torchvi
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.baselines.networks import Extractor, Features, load_network
 from benchmarks.baselines.objects import open_dataset
-from benchmarks.baselines.training import Batches, Task, next_order, run
+from benchmarks.baselines.training import Batches, Task, next_order, run, temporary_folder
 
 SYSTEM = "precompute"
 
@@ -39,7 +37,7 @@ class PrecomputeSource:
         self._all = Features(extract, DataLoader(dataset, **task.loading()))
         self._order = task.order()
         self._task = task
-        self._folder = tempfile.TemporaryDirectory(prefix="features-")
+        self._file = temporary_folder(self, "features") / "features.safetensors"
         self._kept: dict[str, Tensor] = {}
 
     def training(self, epoch: int) -> Batches:
@@ -62,9 +60,8 @@ class PrecomputeSource:
             from safetensors.torch import load_file, save_file
 
             features, labels = zip(*((computed.cpu(), known.cpu()) for computed, known in self._all), strict=True)
-            path = Path(self._folder.name) / "features.safetensors"
-            save_file({"features": torch.cat(features), "labels": torch.cat(labels)}, path)
-            self._kept = load_file(path)
+            save_file({"features": torch.cat(features), "labels": torch.cat(labels)}, self._file)
+            self._kept = load_file(self._file)
         return self._kept
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from benchmarks.baselines.networks import Extractor, load_network
 from benchmarks.baselines.objects import EXTENSIONS, decoded, make_client
 from benchmarks.baselines.peers import PeerMissingError, required
 from benchmarks.baselines.shards import INDEX, place_of
-from benchmarks.baselines.training import Batches, Task, run
+from benchmarks.baselines.training import Batches, Task, run, temporary_folder
 
 SYSTEM = "webdataset"
 BUFFER, BUFFER_AT_FIRST = 1000, 8
@@ -62,7 +61,7 @@ class TarredSource:
         self.train_samples: int = index["samples"]
         self._bytes: int = index["bytes"]
         self._passes = 0
-        self._cache = tempfile.TemporaryDirectory(prefix="shards-") if task.epochs > 1 else None
+        self._cache = temporary_folder(self, "shards") if task.epochs > 1 else None
         addresses = [self._address(client, bucket, prefix + name) for name in index["shards"]]
         self._shards = len(addresses)
         samples = wds.WebDataset(
@@ -70,7 +69,7 @@ class TarredSource:
             shardshuffle=len(addresses),
             detshuffle=True,  # another order in each epoch, the same in each run
             seed=task.seed,
-            cache_dir=self._cache.name if self._cache else None,
+            cache_dir=str(self._cache) if self._cache else None,
             empty_check=False,
         )
         samples.append(wds.filters.detshuffle(BUFFER, BUFFER_AT_FIRST, seed=task.seed))

@@ -16,14 +16,19 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import sys
+import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from hapi.allocator import keep_freed_memory
 from hapi.errors import HapiError
@@ -80,10 +85,29 @@ class Task:
         return torch.Generator().manual_seed(self.seed)
 
 
+class Numbers(Dataset[int]):
+    """The numbers below `count` as a dataset: what a DataLoader makes of them is its order."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
 def next_order(samples: int, generator: torch.Generator) -> Tensor:
-    """The order of a DataLoader's next pass with shuffle=True, which draws a seed for its workers first."""
-    torch.empty((), dtype=torch.int64).random_(generator=generator)
-    return torch.randperm(samples, generator=generator)
+    """The order in which a DataLoader with shuffle=True and this generator reads next."""
+    return torch.tensor(list(DataLoader(Numbers(samples), batch_size=None, shuffle=True, generator=generator)))
+
+
+def temporary_folder(owner: object, name: str) -> Path:
+    """A new folder that goes away with its owner."""
+    folder = tempfile.mkdtemp(prefix=f"{name}-")
+    weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 class Source(Protocol):

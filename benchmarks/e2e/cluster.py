@@ -10,9 +10,9 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
-from benchmarks.baselines.peers import required
 from benchmarks.baselines.raydata import RESOURCE
 from benchmarks.testbed.host import Host
 from benchmarks.testbed.processes import ProgramFailedError, end_group
@@ -23,6 +23,7 @@ STORE_BYTES = 400_000_000
 """Of the shared memory of each node, at most."""
 PORT = 6379
 START_SECONDS = 120.0
+NO_DASHBOARD = ("--include-dashboard", "false")
 STARTED = "Ray runtime started"
 VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -43,29 +44,29 @@ class Cluster:
 def ray_cluster(bed: Testbed, variables: Mapping[str, str]) -> Iterator[Cluster]:
     """A node on each host for as long as the context lasts; only the storage host's runs tasks.
 
-    PeerMissingError without Ray; InputError for a testbed without namespaces: nodes speak to one another directly, at
-    ports of their own choice, so nothing else could shape what they send.
+    InputError for a testbed without namespaces: nodes speak to one another directly, at ports of their own choice, so
+    nothing else could shape what they send.
     """
-    required("ray")
     if bed.kind != "namespaces":
         raise InputError(
             f"ray: its nodes speak to one another directly, which a testbed of the kind {bed.kind!r} cannot shape. "
             "Use --testbed namespaces."
         )
     head = f"{bed.storage.address}:{PORT}"
-    folder = ["--temp-dir", str(bed.folder / "ray")]
-    offered = ["--num-cpus", str(len(bed.storage.cpus) or 1), "--resources", json.dumps({RESOURCE: 1})]
-    with (
-        _node(
-            bed.storage, ["--head", "--port", str(PORT), "--include-dashboard", "false", *folder, *offered], variables
-        ),
-        _node(bed.compute, ["--address", head, "--num-cpus", "0"], variables),
-    ):
+    first = [*first_node(PORT, bed.folder / "ray"), "--num-cpus", str(len(bed.storage.cpus) or 1)]
+    second = ["--address", head, "--num-cpus", "0"]
+    with ray_node(bed.storage, first, variables), ray_node(bed.compute, second, variables):
         yield Cluster(head, bed.compute.address)
 
 
+def first_node(port: int, folder: Path) -> list[str]:
+    """Options of the storage host's node, which leads the cluster and offers what the tasks ask for."""
+    offered = json.dumps({RESOURCE: 1})
+    return ["--head", "--port", str(port), "--temp-dir", str(folder), "--resources", offered, *NO_DASHBOARD]
+
+
 @contextlib.contextmanager
-def _node(host: Host, words: Sequence[str], variables: Mapping[str, str]) -> Iterator[None]:
+def ray_node(host: Host, words: Sequence[str], variables: Mapping[str, str]) -> Iterator[None]:
     """`ray start --block` on a host, until it says that it runs; ended with all that it began."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address", host.address]
     process = subprocess.Popen(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ RHOS = (0.25, 1.0, 4.0, 16.0)
 SYSTEMS = (PLAIN, *PEERS, "none", "all", "static", "paper", "single", "mix")
 SAMPLES = 320
 QUICK_MODELS, QUICK_RHOS, QUICK_SYSTEMS, QUICK_SAMPLES = MODELS[:1], (4.0,), (PLAIN, "none", "mix"), 96
+CALIBRATION_EPOCHS = 2
+"""Of plain without a limit, at least: the first has its workers started and their memory touched for the first time."""
 TIMEOUT_SECONDS = 3600.0
 
 
@@ -96,16 +98,17 @@ def run(settings: Settings, *, report: Path | None = None, as_json: bool = False
             plots=plots(),
             finish=judged,
         ) as bench,
-        hosts(settings) as (bed, store),
+        hosts(settings, bench.say) as (bed, store),
     ):
         if missing := settings.left_out():
             bench.remark(f"not compared, as they are not installed: {', '.join(missing)} (uv pip install '{EXTRA}')")
         for remark in bed.remarks:
             bench.remark(remark)
-        bench.remark("plain's compute time, which rho is relative to, is that of its first epoch without a limit")
+        bench.remark("plain's compute time, which rho is relative to, is that of its fastest epoch without a limit")
         companions = Companions(bed, store, bench.remark)
         for model in models:
             experiment = Experiment(settings, bench, bed, store, companions, model)
+            bench.say(f"{model} without a limit, for its compute time:")
             compute_seconds = experiment.calibrate()
             experiment.send()
             for rho, rate in links:
@@ -116,7 +119,7 @@ def run(settings: Settings, *, report: Path | None = None, as_json: bool = False
 
 
 @contextlib.contextmanager
-def hosts(settings: Settings) -> Iterator[tuple[Testbed, Store]]:
+def hosts(settings: Settings, say: Callable[[str], None]) -> Iterator[tuple[Testbed, Store]]:
     """The testbed with photographs in its store, or this machine and servers elsewhere."""
     if settings.server or settings.s3_endpoint:
         if not (settings.server and settings.data and settings.data.startswith("s3://")):
@@ -126,6 +129,7 @@ def hosts(settings: Settings) -> Iterator[tuple[Testbed, Store]]:
             yield bed, Store(settings.data, 0, 0, endpoint, endpoint)
         return
     count = settings.samples or (QUICK_SAMPLES if settings.quick else SAMPLES)
+    say(f"putting {count} photographs into an S3 server ..." if settings.data else f"making {count} photographs ...")
     with (
         photographs(settings.data, count, seed=settings.seed) as folder,
         open_testbed(settings.testbed, storage_cpus=settings.storage_cpus, compute_cpus=settings.compute_cpus) as bed,
@@ -149,6 +153,7 @@ class Experiment:
         if self._settings.upload or self._settings.server:
             return
         self._bed.link.shape(None)
+        self._bench.say("  sending the network to the storage server beforehand ...")
         self._sent = send_model(self._bed, self._store, self._model, self._settings.weights)
         self._bench.remark(
             f"{self._model}: the storage server had the network's {format_bytes(self._sent.bytes)} already, "
@@ -156,13 +161,14 @@ class Experiment:
         )
 
     def calibrate(self) -> float | None:
-        """Plain without a limit: a row, and its seconds of a cold epoch; None if it failed."""
+        """Plain without a limit: a row, and the seconds of its fastest epoch; None if it failed."""
         self._bed.link.shape(None)
-        row = self._measure(PLAIN, None, None)
+        epochs = max(CALIBRATION_EPOCHS, self._settings.epochs)
+        row = self._measure(PLAIN, None, None, epochs)
         if row.failed:
             return None
-        self._bytes_per_epoch = (row.bytes or 0) // self._settings.epochs
-        return float(row.get("cold_seconds"))
+        self._bytes_per_epoch = (row.bytes or 0) // epochs
+        return float(min(row.get("epoch_seconds")))
 
     def cell(self, systems: tuple[str, ...], rho: float | None, rate: float | None, compute: float | None) -> None:
         """Every system at one bandwidth, which follows from rho, or rho from it."""
@@ -178,16 +184,18 @@ class Experiment:
         for system in systems:
             self._measure(system, rate, rho)
 
-    def _measure(self, system: str, rate: float | None, rho: float | None) -> Row:
+    def _measure(self, system: str, rate: float | None, rho: float | None, epochs: int | None = None) -> Row:
         """One row, of a system that may have failed."""
         settings = self._settings
+        epochs = epochs or settings.epochs
+        self._bench.say(f"  {system} ...")
         with (
             self._bench.trial(
                 system=system,
                 model=self._model.removeprefix("torchvision:"),
                 bandwidth_bits_per_s=rate,
                 rho=rho,
-                epochs=settings.epochs,
+                epochs=epochs,
                 samples=self._store.samples or None,
                 batch_size=settings.batch_size,
             ) as trial,
@@ -199,7 +207,7 @@ class Experiment:
                 self._store.uri,
                 self._model,
                 settings.weights,
-                settings.epochs,
+                epochs,
                 settings.batch_size,
                 settings.seed,
                 settings.device,
@@ -213,7 +221,7 @@ class Experiment:
             outcome = self._bed.run(self._bed.compute, command, variables, seconds=TIMEOUT_SECONDS)
             worked = self._bed.cpu_seconds(self._bed.storage) - worked
             stages = server.stages(self._bed) if server else {}
-            trial.measured(note=note_of(system, settings.epochs))
+            trial.measured(note=note_of(system, epochs))
             trial.measured(**values(outcome), storage_cpu_seconds=worked, server_stages=stages)
             trial.measured(**_on_the_link(carried, self._bed.link.carried()))
         return trial.row

@@ -36,7 +36,7 @@ def test_a_tiny_run_without_namespaces(tmp_path: Path, capsys: pytest.CaptureFix
     assert all(row["loss_difference"] < 1e-4 for row in rows)
     assert rows[2]["bytes"] < rows[1]["bytes"]
     assert rows[2]["link_bytes_to_compute"] > rows[2]["bytes"]
-    assert rows[1]["rho"] == pytest.approx(8 * rows[0]["bytes"] / 1e8 / rows[0]["seconds"])
+    assert rows[1]["rho"] == pytest.approx(8 * rows[1]["bytes"] / 1e8 / min(rows[0]["epoch_seconds"]))
     assert rows[2]["server_stages"]["decode"] > 0
     assert rows[2]["client_stages"]["waiting"] > 0
     assert rows[2]["link_bytes_to_storage"] < 1e6  # the network was there already

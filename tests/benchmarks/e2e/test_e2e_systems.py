@@ -98,5 +98,5 @@ def test_links_follow_from_rho_and_from_bandwidths() -> None:
 
 
 def test_servers_elsewhere_need_their_address_and_data() -> None:
-    with pytest.raises(InputError, match="--server URL and --data"), hosts(Settings(s3_endpoint="http://s3")):
+    with pytest.raises(InputError, match="--server URL and --data"), hosts(Settings(s3_endpoint="http://s3"), print):
         pass
