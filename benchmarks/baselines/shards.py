@@ -21,8 +21,8 @@ from benchmarks.baselines.objects import Listing, make_client
 from benchmarks.baselines.peers import required
 
 INDEX = "index.json"
-MOST_BYTES = 100_000_000
-"""Of a shard; the pages advise of 100 MB to 1 GB."""
+MOST_SAMPLES = 1000
+"""Of a shard: about 100 MB, the least that the pages advise."""
 FEWEST = 8
 """Shards: several for each worker, however few photographs there are."""
 
@@ -35,33 +35,21 @@ def write(data: str, to: str, *, seed: int = 0) -> dict[str, Any]:
     bucket, prefix = place_of(to)
     if bucket not in {found["Name"] for found in client.list_buckets()["Buckets"]}:
         client.create_bucket(Bucket=bucket)
-    order = torch.randperm(len(listing.samples), generator=torch.Generator().manual_seed(seed)).tolist()
-    index: dict[str, Any] = {"classes": listing.classes, "samples": len(order), "bytes": 0, "shards": []}
-    fewest = min(FEWEST, len(order))
-    starts = [len(order) * number // fewest for number in range(fewest)]
-    pending: list[tuple[str, bytes, int]] = []
-
-    def flush() -> None:
-        name = f"{len(index['shards']):06d}.tar"
+    order = torch.randperm(len(listing.samples), generator=torch.Generator().manual_seed(seed))
+    names, total = [], 0
+    for number, part in enumerate(order.tensor_split(min(len(order), max(FEWEST, -(-len(order) // MOST_SAMPLES))))):
+        names.append(f"{number:06d}.tar")
         with tempfile.TemporaryFile() as file:
             with webdataset.TarWriter(file, encoder=False) as tar:
-                for key, photograph, label in pending:
-                    stem, ending = key.rsplit(".", 1)
-                    tar.write({"__key__": stem, ending: photograph, "cls": str(label).encode()})
-            index["bytes"] += file.seek(0, 2)
+                for place in part.tolist():
+                    key, label = listing.samples[place]
+                    photograph = client.get_object(Bucket=listing.bucket, Key=listing.prefix + key)["Body"].read()
+                    ending = key.rsplit(".", 1)[1].lower()
+                    tar.write({"__key__": f"{place:08d}", ending: photograph, "cls": str(label).encode()})
+            total += file.seek(0, 2)
             file.seek(0)
-            client.upload_fileobj(file, bucket, prefix + name)
-        index["shards"].append(name)
-        pending.clear()
-
-    for number, place in enumerate(order):
-        if pending and (number in starts or sum(len(photograph) for _, photograph, _ in pending) > MOST_BYTES):
-            flush()
-        key, label = listing.samples[place]
-        photograph = client.get_object(Bucket=listing.bucket, Key=listing.prefix + key)["Body"].read()
-        pending.append((f"{number:08d}.{key.rsplit('.', 1)[1].lower()}", photograph, label))
-    if pending:
-        flush()
+            client.upload_fileobj(file, bucket, prefix + names[-1])
+    index = {"classes": listing.classes, "samples": len(order), "bytes": total, "shards": names}
     client.put_object(Bucket=bucket, Key=prefix + INDEX, Body=json.dumps(index).encode())
     return index
 

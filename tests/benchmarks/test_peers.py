@@ -128,11 +128,9 @@ def test_ray_trains_as_plain_does_in_the_first_epoch(
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     folder = tmp_path_factory.getbasetemp() / "r"  # short: the paths of its sockets must be
-    host, job = Host("storage", "127.0.0.1"), task(bucket, small_vit)
-    words = (
-        f"--data {bucket} --model {small_vit} --weights none --epochs 2 --batch-size 4 --seed {job.seed} --device cpu"
-    )
-    words += f" --val-split 0 --cluster 127.0.0.1:{port} --node-address 127.0.0.1"
+    host = Host("storage", "127.0.0.1")
+    words = f"--data {bucket} --model {small_vit} --weights none --epochs 2 --batch-size 4 --seed 3 --val-split 0"
+    words += f" --device cpu --cluster 127.0.0.1:{port} --node-address 127.0.0.1"
     with ray_node(host, [*first_node(port, folder), "--num-cpus", "1"], s3_store.environment()):
         program = host.command(sys.executable, "-m", "benchmarks.baselines.raydata", *words.split())
         found = run_program(program, host.environment(s3_store.environment()), timeout_seconds=200).document
