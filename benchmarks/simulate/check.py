@@ -73,15 +73,15 @@ def run_check(
                 keys = {"model": model.removeprefix("torchvision:"), "bandwidth_bits_per_s": rate, "samples": samples}
                 try:
                     profile, cases = measured(bed, store, server, model, rate, samples, repeats=1 if quick else 3)
-                except HapiError as error:
+                except HapiError:
                     with bench.trial(system="testbed", **keys):
-                        raise error
-                    continue
-                for case in cases:
-                    with bench.trial(system="testbed", **keys, nodes=1, tenants=case.tenants, cut=case.cut) as trial:
-                        trial.measured(
-                            seconds=case.seconds, bytes=case.bytes, batch=case.batch, **judged(case, profile, samples)
-                        )
+                        raise
+                else:
+                    for case in cases:
+                        more = {"nodes": 1, "tenants": case.tenants, "cut": case.cut}
+                        with bench.trial(system="testbed", **keys, **more) as trial:
+                            trial.measured(seconds=case.seconds, bytes=case.bytes, batch=case.batch)
+                            trial.measured(**judged(case, profile, samples))
 
 
 def measured(

@@ -22,12 +22,15 @@ class Line:
         self._free_at = 0.0
         self.busy_seconds = 0.0
 
-    def serve(self, seconds: float) -> simpy.Timeout:
-        """An event at the end of a service that begins when everything before it is done."""
-        now = self._environment.now
-        self._free_at = max(now, self._free_at) + seconds
+    def take(self, seconds: float) -> float:
+        """When a service ends that begins once everything before it is done."""
+        self._free_at = max(self._environment.now, self._free_at) + seconds
         self.busy_seconds += seconds
-        return self._environment.timeout(self._free_at - now)
+        return self._free_at
+
+    def serve(self, seconds: float) -> simpy.Timeout:
+        """An event at the end of such a service."""
+        return self._environment.timeout(self.take(seconds) - self._environment.now)
 
 
 @dataclass(eq=False)

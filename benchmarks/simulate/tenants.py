@@ -144,7 +144,7 @@ class Tenant:
         self, number: int, cut: str, size: int, window: simpy.Resource, turn: simpy.resources.resource.Request
     ) -> Steps:
         cost, attempt, missing = self._costs[cut], 0, size
-        carried: list[simpy.Event] = []
+        arrived = 0.0
         while missing:
             yield self._environment.timeout(self.job.latency_seconds)
             node = self._choose(self.number, number, attempt)
@@ -152,8 +152,9 @@ class Tenant:
                 ready: list[int] = []
 
                 def send(count: int, node: StorageNode = node, ready: list[int] = ready) -> None:
+                    nonlocal arrived
                     ready.append(count)
-                    carried.append(self._carried(node, count * cost.out_bytes))
+                    arrived = max(arrived, self._carried(node, count * cost.out_bytes))
 
                 queue = node.readers if cut == INPUT else node.device
                 yield queue.submit(self.number, cost.server_seconds, missing, (self.job.profile.model, cut), send)
@@ -163,11 +164,11 @@ class Tenant:
                 self.retries += 1
                 yield self._environment.timeout(RETRY_SECONDS)
         self.bytes += size * cost.out_bytes
-        yield self._environment.all_of(carried)
+        yield self._environment.timeout(max(0.0, arrived - self._environment.now))
         window.release(turn)  # what has arrived waits for the client in its buffer, not at the server
         yield self._client.serve(size * cost.client_seconds)
 
-    def _carried(self, node: StorageNode, load: float) -> simpy.Event:
-        """Through the node's interface and the tenant's own link at once: the slower one is what it takes."""
-        own = self._link.serve(8 * load / self.job.bandwidth_bits_per_s)
-        return self._environment.all_of([own, node.uplink.serve(8 * load / node.bandwidth_bits_per_s)])
+    def _carried(self, node: StorageNode, load: float) -> float:
+        """When it has come through the node's interface and the tenant's own link at once: the slower one counts."""
+        own = self._link.take(8 * load / self.job.bandwidth_bits_per_s)
+        return max(own, node.uplink.take(8 * load / node.bandwidth_bits_per_s))

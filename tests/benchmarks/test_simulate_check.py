@@ -54,13 +54,13 @@ def test_the_mean_of_two_profiles_has_mean_costs_and_a_mean_link() -> None:
 
 
 def test_a_fleet_measures_its_cases(tmp_path: Path) -> None:
-    put_pictures(open_store(tmp_path), 16, classes=2, seed=0, workers=1)
+    put_pictures(open_store(tmp_path), 8, classes=2, seed=0, workers=1)
     with local_server(tmp_path, environment=ALONE) as on:
-        wanted = Wanted(on.url, (None, None), tmp_path.as_uri(), "squeezenet1_1", 8, ((1.0, 2),), 1)
+        wanted = Wanted(on.url, (None, None), tmp_path.as_uri(), "squeezenet1_1", 4, ((1.0, 2),), 1)
         (only,) = fleet.measured_cases(fleet.Fleet(wanted), wanted)
     assert only["tenants"] == 2
     assert only["seconds"][0] > 0
-    assert only["bytes"] > 16 * 512 * 4
+    assert only["bytes"] > 8 * 512 * 4
     assert only["batch"] >= 1
 
 
