@@ -193,8 +193,7 @@ class LoaderCache:
         kinds = layout.allocate(self._description)
         room = tuple(torch.empty((len(keys), *kind.shape), dtype=kind.dtype) for kind in kinds)
         buffers = layout.buffers(room)
-        found = disk.read_rows(keys, self._description, buffers, [kind.nbytes for kind in kinds])
-        rows = np.flatnonzero(found)
+        rows = np.flatnonzero(disk.read_rows(keys, self._description, buffers, [kind.nbytes for kind in kinds]))
         self._stats.add(disk_samples=len(rows))
         return rows, room if len(rows) == len(keys) else tuple(column[torch.from_numpy(rows)] for column in room)
 
