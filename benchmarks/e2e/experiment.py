@@ -58,6 +58,7 @@ class Settings:
     train_options: tuple[str, ...] = ()
     serve_options: tuple[str, ...] = ()
     upload: bool = False
+    compile: bool = False
     quick: bool = False
 
     def chosen_systems(self) -> tuple[str, ...]:
@@ -154,11 +155,17 @@ class Experiment:
             return
         self._bed.link.shape(None)
         self._bench.say("  sending the network to the storage server beforehand ...")
-        self._sent = send_model(self._bed, self._store, self._model, self._settings.weights)
+        is_compiled = self._settings.compile
+        self._sent = send_model(self._bed, self._store, self._model, self._settings.weights, is_compiled=is_compiled)
         self._bench.remark(
             f"{self._model}: the storage server had the network's {format_bytes(self._sent.bytes)} already, "
             "as after a first job (--upload counts sending it in every start-up)"
         )
+        if self._sent.compiled is not None:
+            self._bench.remark(
+                f"{self._model}: compiled beforehand for both tiers, as after longer jobs: {self._sent.compiled} "
+                "(--no-compile leaves that out)"
+            )
 
     def calibrate(self) -> float | None:
         """Plain without a limit: a row, and the seconds of its fastest epoch; None if it failed."""
@@ -201,7 +208,7 @@ class Experiment:
             ) as trial,
             self._companions.options(system) as own,
             self._server(system) as server,
-            _fresh_caches(self._bed.folder) as caches,
+            _fresh_caches(self._bed.folder, self._sent) as caches,
         ):
             job = Job(
                 self._store.uri,
@@ -212,7 +219,7 @@ class Experiment:
                 settings.seed,
                 settings.device,
                 server.url if server else None,
-                settings.train_options,
+                (*settings.train_options, *self._engine(system)),
                 own,
             )
             command = command_of(system, job)
@@ -225,6 +232,10 @@ class Experiment:
             trial.measured(**values(outcome), storage_cpu_seconds=worked, server_stages=stages)
             trial.measured(**_on_the_link(carried, self._bed.link.carried()))
         return trial.row
+
+    def _engine(self, system: str) -> tuple[str, ...]:
+        """What makes `none` run on the engine at once, which otherwise only captured networks do."""
+        return ("--engine", "compiled") if system == "none" and self._settings.compile else ()
 
     @contextlib.contextmanager
     def _server(self, system: str) -> Iterator[Server | None]:
@@ -269,10 +280,12 @@ def _on_the_link(before: tuple[int, int] | None, after: tuple[int, int] | None) 
 
 
 @contextlib.contextmanager
-def _fresh_caches(folder: Path) -> Iterator[Mapping[str, str]]:
-    """Variables that give a client an empty cache folder, but leave downloaded weights where they are."""
+def _fresh_caches(folder: Path, sent: SentModel | None) -> Iterator[Mapping[str, str]]:
+    """Variables that give a client a cache folder with compiled code at most, and leave downloaded weights in place."""
     usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     with tempfile.TemporaryDirectory(prefix="client-", dir=folder) as fresh:
+        if sent is not None:
+            sent.give_client(Path(fresh))
         yield {
             "XDG_CACHE_HOME": fresh,
             "TORCH_HOME": os.environ.get("TORCH_HOME") or str(usual / "torch"),

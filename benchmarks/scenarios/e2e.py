@@ -50,6 +50,13 @@ def e2e(
         list[str] | None, typer.Option(help="Further option of `hapi serve`, like --serve-option=--workers=2.")
     ] = None,
     upload: Annotated[bool, typer.Option("--upload", help="Send the network anew in every system's start-up.")] = False,
+    compiled: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Have each network compiled beforehand, as after longer jobs; default: unless --quick.",
+        ),
+    ] = None,
     quick: options.Quick = False,
     report: options.Report = None,
     as_json: options.AsJson = False,
@@ -68,7 +75,8 @@ def e2e(
     rho is the link time of plain over its compute time: plain runs once without a limit for the latter, and the
     bandwidth follows. `seconds` are those of the epochs; start-up (imports, capture, upload, measuring) is apart, in
     `start_seconds`. Each system has processes of its own, a fresh server and empty caches; the
-    server has the network already (unless --upload), as after a first job.
+    server has the network already (unless --upload), as after a first job, and both tiers find it compiled on disk
+    (unless --no-compile or --quick), as after longer ones.
     """
     from benchmarks.e2e.experiment import Settings, run
 
@@ -93,6 +101,7 @@ def e2e(
             train_options=tuple(train_option or ()),
             serve_options=tuple(serve_option or ()),
             upload=upload,
+            compile=not quick if compiled is None else compiled,
             quick=quick,
         ),
         report=report,

@@ -14,10 +14,12 @@ from pathlib import Path
 
 from benchmarks.localserver import local_server
 from benchmarks.swift import default_venv, install
+from benchmarks.testbed.processes import ProgramFailedError
 from benchmarks.testbed.testbed import LOOPBACK, Testbed
 
 BUCKET = "photographs"
 START_SECONDS = 300.0
+COMPILE_SECONDS = 1800.0
 _STAGE = re.compile(r'^hapi_stage_seconds_total\{stage="(\w+)"\} (\S+)$', re.MULTILINE)
 
 
@@ -72,21 +74,46 @@ def start_store(bed: Testbed, photographs: Path) -> Store:
 
 @dataclass(frozen=True)
 class SentModel:
-    """A network as a storage server keeps it: a folder to begin with, and its size on the wire."""
+    """A network as a storage server keeps it: a cache directory to begin with, and its size on the wire.
+
+    `compiled` says what became of compiling it; None if that was not tried.
+    """
 
     folder: Path
     bytes: int
+    compiled: str | None = None
+
+    def give_server(self, cache: Path) -> None:
+        """Puts the network, and what was compiled of it, into a server's cache directory."""
+        for name in ("models", "compiled"):
+            if (self.folder / name).is_dir():
+                shutil.copytree(self.folder / name, cache / name)
+
+    def give_client(self, cache: Path) -> None:
+        """Puts what was compiled of the network into a client's cache directory, XDG_CACHE_HOME."""
+        if (self.folder / "compiled").is_dir():
+            shutil.copytree(self.folder / "compiled", cache / "hapi" / "engine")
 
 
-def send_model(bed: Testbed, store: Store, model: str, weights: str) -> SentModel:
-    """Sends a network to a server from the server's own host, so that later ones can begin with it."""
+def send_model(bed: Testbed, store: Store, model: str, weights: str, *, is_compiled: bool = False) -> SentModel:
+    """Sends a network to a server from the server's own host, so that later ones can begin with it.
+
+    With `is_compiled` the whole network is compiled there as well; code that is no faster is not used.
+    """
     kept = Path(tempfile.mkdtemp(prefix="models-", dir=bed.folder))
+    command = [sys.executable, "-m", "hapi.cli", "models"]
     with start_server(bed, store, cache=kept) as server:
         assert server.inner_url is not None
-        push = [sys.executable, "-m", "hapi.cli", "models", "push", model, "--weights", weights, "--json"]
-        words = [*push, "--server", server.inner_url]
-        told = bed.run(bed.storage, words, server.variables, seconds=START_SECONDS).document
-    return SentModel(kept / "models", told["bytes"])
+        push = [*command, "push", model, "--weights", weights, "--json", "--server", server.inner_url]
+        told = bed.run(bed.storage, push, server.variables, seconds=START_SECONDS).document
+    if not is_compiled:
+        return SentModel(kept, told["bytes"])
+    words = [*command, "compile", model, "--weights", weights, "--json", "--server-cache", str(kept)]
+    try:
+        made = bed.run(bed.storage, words, seconds=COMPILE_SECONDS).document
+    except ProgramFailedError as error:  # everything runs without
+        return SentModel(kept, told["bytes"], f"not compiled: {error}")
+    return SentModel(kept, told["bytes"], "; ".join(cut["why"] for cut in made["cuts"]))
 
 
 @contextlib.contextmanager
@@ -108,7 +135,7 @@ def start_server(
         variables, cache = {}, cache or Path(folder) / "cache"
         tokens: tuple[str, ...] = ()
         if model is not None:
-            shutil.copytree(model.folder, cache / "models")
+            model.give_server(cache)
         more = [*options, "--cache-dir", str(cache)]
         if bed.storage.address != LOOPBACK or tenants > 1:  # other hosts reach it: it asks for a token
             tokens = tuple(secrets.token_urlsafe(24) for _ in range(tenants))

@@ -99,8 +99,8 @@ def compile_command(
     """Compile a network's feature extractor on this machine now, so that jobs find it compiled.
 
     `hapi serve` and `hapi train` compile by themselves once it has paid; this is for those who cannot wait. Code that
-    is no faster, or does not agree with the network, is not used: that is told, and the exit status is 1. Needs a C++
-    compiler.
+    is no faster is not used, which is told. Needs a C++ compiler; where there is none, or what it made does not agree
+    with the network, the exit status is 1.
     """
     import torch
 
@@ -122,12 +122,13 @@ def compile_command(
             program, _ = graph.split(name)
             with Console(stderr=True).status(f"compiling {escape(loaded.name)} up to {escape(name)} ..."):
                 answer = compiler.wait(program, numeric, torch.get_num_threads())
-            rows.append({"cut": name, "compiled": answer.run is not None, "gain": answer.gain, "why": answer.why})
+            used = answer.run is not None
+            rows.append({"cut": name, "made": answer.is_made, "used": used, "gain": answer.gain, "why": answer.why})
             if not as_json:
                 say(console_here, f"{escape(loaded.name)} up to {escape(name)}: {escape(answer.why)}")
     finally:
         compiler.close()
     if as_json:
         emit({"digest": graph.digest, "name": graph.name, "precision": precision, "cuts": rows})
-    if not all(row["compiled"] for row in rows):
+    if not all(row["made"] for row in rows):
         raise typer.Exit(1)

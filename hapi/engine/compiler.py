@@ -46,13 +46,15 @@ WEIGHT_COPIES = 4
 class Answer:
     """What became of a request: a runner of the program in its precision, or why there is none.
 
-    `may_ask_again`: nothing was wrong, it just was not there.
+    `may_ask_again`: nothing was wrong, it just was not there. `is_made`: there is compiled code that agrees, which is
+    not run only if it is no faster.
     """
 
     run: Run | None
     why: str
     gain: float = 1.0
     may_ask_again: bool = False
+    is_made: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ class Compiler:
                 return Answer(None, made)
             compiled = made
         if compiled.gain < LEAST_GAIN:
-            return Answer(None, f"compiled code is no faster ({compiled.gain:.2f} times)", compiled.gain)
+            return Answer(None, f"compiled code is no faster ({compiled.gain:.2f} times)", compiled.gain, is_made=True)
         return self._adopt(request, key, compiled)
 
     def _adopt(self, request: Request, key: str, compiled: Compiled) -> Answer:
@@ -184,7 +186,7 @@ class Compiler:
         if not error <= limit:
             self._shelf.drop(key)
             return Answer(None, _disagrees(error, limit))
-        return Answer(run, f"compiled, {compiled.gain:.2f} times as fast", compiled.gain)
+        return Answer(run, f"compiled, {compiled.gain:.2f} times as fast", compiled.gain, is_made=True)
 
     def _compile(self, request: Request, key: str) -> Compiled | str:
         """The facts of a program that now lies on the shelf, or why none does."""

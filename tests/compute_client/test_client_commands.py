@@ -182,9 +182,12 @@ def test_models_are_compiled_for_a_server_of_this_machine(
     monkeypatch.setattr("hapi.engine.compiler.unable", lambda program: None)
     code, output, _ = hapi("models", "compile", MODEL, "--server-cache", tmp_path / "server", "--threads", 1, "--json")
     (row,) = json.loads(output)["cuts"]
-    assert (code, row["cut"], row["compiled"]) == (1, "output", False)
+    assert (code, row["cut"], row["made"], row["used"]) == (0, "output", True, False)
     assert "no faster" in row["why"]
     assert len(list((tmp_path / "server" / "compiled").glob("*.so"))) == 1
+    monkeypatch.setattr("hapi.engine.compiler.unable", lambda program: "no C++ compiler")
+    code, output, _ = hapi("models", "compile", MODEL, "--server-cache", tmp_path / "other", "--json")
+    assert (code, json.loads(output)["cuts"][0]["why"]) == (1, "no C++ compiler")
     code, _, told = hapi("models", "compile", MODEL, "--cut", "nowhere")
     assert code == 2
     assert "nowhere" in told
