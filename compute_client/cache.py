@@ -86,6 +86,8 @@ class LoaderCache:
             _ = dataset.listing  # names the files on disk; asked for now, while there is a server to ask
         rows = views * dataset.samples if self._disk is not None else 0
         self._keys, self._has_key = np.zeros((rows, KEY_BYTES), np.uint8), np.zeros(rows, bool)
+        self._places = np.full(rows, -1, np.int64)
+        """Where on disk each lies, as far as was asked."""
         self._key_makers: list[FeatureKeys] | None = None
         self._description: bytes | None = None
         self._version: Hashable = None
@@ -105,7 +107,7 @@ class LoaderCache:
         chosen = np.asarray(indices, np.int64)
         absent = np.flatnonzero(~self._table.has(self._numbers(chosen, view)))
         if len(absent) and self._disk is not None:
-            found = self._from_disk(chosen[absent], view)
+            found = self._from_disk(self._numbers(chosen[absent], view), view)
             absent = absent[~found]
         return absent
 
@@ -120,10 +122,13 @@ class LoaderCache:
         if here.all():
             return np.arange(len(chosen)), self._table.gather(numbers), torch.from_numpy(self._labels[chosen])
         away = np.flatnonzero(~here)
-        rows, features = self._read(self._keys_of(chosen[away], view) or ())
+        rows, features = self._read(numbers[away])
+        if not here.any():
+            where = away[rows]
+            return where, features, torch.from_numpy(self._labels[chosen[where]])
         where = np.concatenate([np.flatnonzero(here), away[rows]])
         order = np.argsort(where)
-        parts = [part for part in (self._table.gather(numbers[here]) if here.any() else (), features) if part]
+        parts = [part for part in (self._table.gather(numbers[here]), features) if part]
         joined = tuple(torch.cat(column)[torch.from_numpy(order)] for column in zip(*parts, strict=True))
         return where[order], joined, torch.from_numpy(self._labels[chosen[where[order]]])
 
@@ -136,10 +141,11 @@ class LoaderCache:
         features = tuple(feature.detach().to("cpu") for feature in finished.features)
         self._labels[indices] = finished.labels[rows]
         self._table.put(self._numbers(indices, finished.span.epoch), features)
-        if self._disk is not None and (keys := self._keys_of(indices, finished.span.epoch)) is not None:
+        numbers = self._numbers(indices, finished.span.epoch)
+        if self._disk is not None and self._know_keys(numbers, finished.span.epoch):
             self._description = layout.describe(tuple(feature[0] for feature in features))
-            for row, key in enumerate(keys):
-                self._disk.put(key, tuple(feature[row] for feature in features))
+            for row, number in enumerate(numbers):
+                self._disk.put(self._keys[number].tobytes(), tuple(feature[row] for feature in features))
 
     def holds(self, indices: Sequence[int], views: Sequence[int]) -> bool:
         """Whether all of these are kept, in these views; cheap when they are not."""
@@ -167,51 +173,57 @@ class LoaderCache:
     def _numbers(self, indices: np.ndarray, view: int) -> np.ndarray:
         return indices + view * self._dataset.samples
 
-    def _from_disk(self, indices: np.ndarray, view: int) -> np.ndarray:
+    def _from_disk(self, numbers: np.ndarray, view: int) -> np.ndarray:
         """Which of these the disk has; brings them into memory while there is room."""
-        keys = self._keys_of(indices, view)
-        if keys is None or self._disk is None:
-            return np.zeros(len(indices), bool)
-        found = self._disk.known(keys)
+        if self._disk is None or not self._know_keys(numbers, view):
+            return np.zeros(len(numbers), bool)
+        unknown = numbers[self._places[numbers] < 0]
+        if len(unknown):
+            self._places[unknown] = self._disk.locate(self._keys[unknown])
+        found = self._places[numbers] >= 0
         if found.any() and not self._table.is_full:
             positions = np.flatnonzero(found)
-            rows, features = self._read([keys[position] for position in positions])
+            rows, features = self._read(numbers[positions])
             found[np.delete(positions, rows)] = False
-            self._table.put(self._numbers(indices[positions[rows]], view), features)
+            self._table.put(numbers[positions[rows]], features)
         return found
 
-    def _read(self, keys: Sequence[bytes]) -> tuple[np.ndarray, Tensors]:
-        """What the disk still has: which of the keys, and their features (n, *shape)."""
+    def _read(self, numbers: np.ndarray) -> tuple[np.ndarray, Tensors]:
+        """What the disk still has of samples that lie there: which of them, and their features (n, *shape)."""
         disk = self._disk
-        if disk is None or not keys:
+        if disk is None or not len(numbers):
             return np.zeros(0, np.int64), ()
+        keys = self._keys[numbers]
         if self._description is None:
-            first = next((found for key in keys if (found := disk.get(key)) is not None), None)
+            first = next((found for key in keys if (found := disk.get(key.tobytes())) is not None), None)
             if first is None:
+                self._places[numbers] = -1
                 return np.zeros(0, np.int64), ()
             self._description = layout.describe(first)
         kinds = layout.allocate(self._description)
-        room = tuple(torch.empty((len(keys), *kind.shape), dtype=kind.dtype) for kind in kinds)
-        buffers = layout.buffers(room)
-        rows = np.flatnonzero(disk.read_rows(keys, self._description, buffers, [kind.nbytes for kind in kinds]))
+        room = tuple(torch.empty((len(numbers), *kind.shape), dtype=kind.dtype) for kind in kinds)
+        sizes = [kind.nbytes for kind in kinds]
+        filled = disk.read_rows(self._places[numbers], keys, self._description, layout.buffers(room), sizes)
+        rows = np.flatnonzero(filled)
         self._stats.add(disk_samples=len(rows))
-        return rows, room if len(rows) == len(keys) else tuple(column[torch.from_numpy(rows)] for column in room)
+        if len(rows) == len(numbers):
+            return rows, room
+        self._places[numbers[~filled]] = -1
+        return rows, tuple(column[torch.from_numpy(rows)] for column in room)
 
-    def _keys_of(self, indices: np.ndarray, view: int) -> list[bytes] | None:
-        """The keys of these samples; None if they can have none."""
+    def _know_keys(self, numbers: np.ndarray, view: int) -> bool:
+        """Sees to it that `_keys` has those of these samples; False if they can have none."""
         with self._lock:
             if self._key_makers is None:
                 self._key_makers = self._prepare_keys()
             if not self._key_makers:
-                return None
-            numbers = self._numbers(indices, view)
+                return False
             unknown = np.unique(numbers[~self._has_key[numbers]])
             if len(unknown):
                 made = self._key_makers[view].many((unknown - view * self._dataset.samples).tolist())
                 self._keys[unknown] = np.frombuffer(b"".join(made), np.uint8).reshape(-1, KEY_BYTES)
                 self._has_key[unknown] = True
-            chosen = self._keys[numbers].tobytes()
-        return [chosen[start : start + KEY_BYTES] for start in range(0, len(chosen), KEY_BYTES)]
+        return True
 
     def _prepare_keys(self) -> list[FeatureKeys]:
         makers = self._make_keys()

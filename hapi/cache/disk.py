@@ -28,7 +28,8 @@ USUAL_PACK_BYTES, MOST_PACK_BYTES = 16 * 2**20, 2**30
 REFRESH_SECONDS = 5.0
 """How often a miss looks for what other processes wrote, and a full cache for room."""
 _LOCK = "lock"
-_NOWHERE = (-1, -1)
+_PACK_SHIFT, _ENTRY_MASK = 32, 2**32 - 1
+"""A place is one number: that of the pack above that of the entry."""
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -55,7 +56,7 @@ class DiskCache:
         self._packs: dict[Path, Pack] = {}
         self._maps: dict[Path, MappedPack] = {}
         self._numbered: list[Pack | None] = []
-        self._places: dict[int, tuple[int, int]] = {}
+        self._places: dict[int, int] = {}
         self._writer: PackWriter | None = None
         self._lock = threading.RLock()
         self._refused = False
@@ -93,40 +94,56 @@ class DiskCache:
         self._used(pack)
         return tensors
 
-    def read_rows(
-        self, keys: Sequence[bytes], description: bytes, columns: Sequence[memoryview], row_bytes: Sequence[int]
-    ) -> np.ndarray:
-        """Reads the values under many keys straight into rows of columns; answers which rows it filled, bool (n,).
+    def locate(self, keys: np.ndarray) -> np.ndarray:
+        """Where the entries of keys (n, 32) uint8 lie: numbers for `read_rows`, -1 where there is none, int64 (n,).
 
-        The others' are not there, or described otherwise; what stands in their rows means nothing. `row_bytes`: of a
-        row in each column.
+        As far as is known; a number stays that entry's for as long as this object lives, and finds nothing once it is
+        gone. Much faster than `in` for one by one.
         """
-        wanted = np.frombuffer(b"".join(keys), "<u8").reshape(len(keys), KEY_BYTES // 8)
-        found = np.zeros(len(keys), bool)
+        wanted = _words(keys)
         with self._lock:
-            places = self._find_many(wanted)
-            for which in np.unique(places[places[:, 0] >= 0, 0]).tolist():
-                pack = self._numbered[which]
-                rows = np.flatnonzero(places[:, 0] == which)
-                if pack is not None:
-                    try:
-                        good, damaged = self._mapped(pack).fill(
-                            places[rows, 1], wanted[rows], description, rows, columns, row_bytes
-                        )
-                    except OSError:  # the others may still be there
-                        continue
-                    found[rows] = good
-                    for number in damaged:
-                        self._drop(pack, number, DamagedEntryError("wrong checksum or length"))
-                    self._used(pack, int(good.sum()))
+            places = self._places_of(wanted)
+            if (places < 0).any() and time.monotonic() - self._looked >= REFRESH_SECONDS:
+                with contextlib.suppress(OSError):  # what is not found now is a miss
+                    self.refresh()
+                places = self._places_of(wanted)
+        return places
+
+    def read_rows(
+        self,
+        places: np.ndarray,
+        keys: np.ndarray,
+        description: bytes,
+        columns: Sequence[memoryview],
+        row_bytes: Sequence[int],
+    ) -> np.ndarray:
+        """Reads entries that `locate` found straight into rows of columns; answers which rows it filled, bool (n,).
+
+        The others are not there any more, or are described otherwise; what stands in their rows means nothing.
+        `row_bytes`: of a row in each column.
+        """
+        wanted = _words(keys)
+        found = np.zeros(len(places), bool)
+        packs = places >> _PACK_SHIFT
+        with self._lock:
+            for which in np.unique(packs).tolist():
+                pack = self._numbered[which] if which >= 0 else None
+                if pack is None:
+                    continue
+                rows = np.flatnonzero(packs == which)
+                numbers = places[rows] & _ENTRY_MASK
+                try:
+                    good, damaged = self._mapped(pack).fill(
+                        numbers, wanted[rows], description, rows, columns, row_bytes
+                    )
+                except OSError:  # the others may still be there
+                    continue
+                found[rows] = good
+                for number in damaged:
+                    self._drop(pack, number, DamagedEntryError("wrong checksum or length"))
+                self._used(pack, int(good.sum()))
         self.misses += int((~found).sum())
         return found
-
-    def known(self, keys: Sequence[bytes]) -> np.ndarray:
-        """Per key what `in` would answer, bool (n,), much faster than one by one; a key in 2^64 may be another's."""
-        wanted = np.frombuffer(b"".join(keys), "<u8").reshape(len(keys), KEY_BYTES // 8)
-        with self._lock:
-            return self._places_of(wanted)[:, 0] >= 0
 
     def put(self, key: bytes, tensors: Tensors) -> None:
         """Keeps host tensors, unless they are there already, too large for a pack, or the disk does not want them."""
@@ -185,18 +202,9 @@ class DiskCache:
             found = self._known(key)
         return found
 
-    def _find_many(self, keys: np.ndarray) -> np.ndarray:
-        places = self._places_of(keys)
-        if (places[:, 0] < 0).any() and time.monotonic() - self._looked >= REFRESH_SECONDS:
-            with contextlib.suppress(OSError):  # what is not found now is a miss
-                self.refresh()
-            places = self._places_of(keys)
-        return places
-
     def _places_of(self, keys: np.ndarray) -> np.ndarray:
-        """(pack, entry) of keys (n, 4) uint64, as int64 (n, 2); -1 where there is none."""
         find = self._places.get
-        return np.array([find(short, _NOWHERE) for short in keys[:, 0].tolist()], np.int64).reshape(-1, 2)
+        return np.array([find(short, -1) for short in keys[:, 0].tolist()], np.int64)
 
     def _mapped(self, pack: Pack) -> MappedPack:
         mapped = self._maps.get(pack.path)
@@ -208,8 +216,8 @@ class DiskCache:
         place = self._places.get(_short(key))
         if place is None:
             return None
-        pack = self._numbered[place[0]]
-        return (pack, place[1]) if pack is not None and pack.key(place[1]) == key else None
+        pack, number = self._numbered[place >> _PACK_SHIFT], place & _ENTRY_MASK
+        return (pack, number) if pack is not None and pack.key(number) == key else None
 
     def _open(self, path: Path) -> Pack | None:
         try:
@@ -230,14 +238,14 @@ class DiskCache:
         if numbers:
             which = self._numbered.index(pack)
             for number, key in pack.keys(numbers):
-                self._places[_short(key)] = (which, number)
+                self._places[_short(key)] = which << _PACK_SHIFT | number
 
     def _forget(self, path: Path) -> None:
         pack = self._packs.pop(path)
         self._maps.pop(path, None)
         which = self._numbered.index(pack)
         self._numbered[which] = None
-        self._places = {key: place for key, place in self._places.items() if place[0] != which}
+        self._places = {key: place for key, place in self._places.items() if place >> _PACK_SHIFT != which}
 
     def _used(self, pack: Pack, count: int = 1) -> None:
         self.hits += count
@@ -318,6 +326,11 @@ class DiskCache:
 def _short(key: bytes) -> int:
     """64 bits of a key: enough to find it; the pack knows it whole."""
     return int.from_bytes(key[:8], "little")
+
+
+def _words(keys: np.ndarray) -> np.ndarray:
+    """Keys (n, 32) uint8 as (n, 4) uint64."""
+    return np.ascontiguousarray(keys).view("<u8").reshape(len(keys), KEY_BYTES // 8)
 
 
 def _size(path: Path) -> int:

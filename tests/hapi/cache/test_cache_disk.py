@@ -27,6 +27,10 @@ def key(number: int) -> bytes:
     return number.to_bytes(8, "little") * 4
 
 
+def keys_of(*numbers: int) -> np.ndarray:
+    return np.frombuffer(b"".join(map(key, numbers)), np.uint8).reshape(-1, 32)
+
+
 def value(number: int, size: int = 20) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(number)
     return torch.randn(size, generator=generator), torch.randint(0, 100, (2, 3), generator=generator)
@@ -284,8 +288,8 @@ def test_reading_rows_takes_what_is_described_alike_only(tmp_path: Path) -> None
     def read(*numbers: int, described: bytes = description) -> list[bool]:
         for column in room:
             column.zero_()
-        keys = [key(number) for number in numbers]
-        found = cache.read_rows(keys, described, layout.buffers(room), sizes).tolist()
+        keys = keys_of(*numbers)
+        found = cache.read_rows(cache.locate(keys), keys, described, layout.buffers(room), sizes).tolist()
         for row, number in enumerate(numbers):
             assert same(tuple(column[row] for column in room), number) == found[row]
         return found
@@ -300,7 +304,10 @@ def test_reading_rows_takes_what_is_described_alike_only(tmp_path: Path) -> None
     assert read(1, 2, described=alike) == [False, False]
     assert read(1, 2) == [True, True]
     assert read() == []
-    assert cache.known([key(1), key(99)]).tolist() == [True, False]
+    places = cache.locate(keys_of(1, 99))
+    assert (places >= 0).tolist() == [True, False]
+    stale = cache.read_rows(places, keys_of(2, 99), description, layout.buffers(room), sizes)
+    assert not stale.any(), "another's place"
     another = DiskCache(tmp_path, BUDGET)
     another.put(key(50), value(50))
     cache.put(key(51), value(51))  # the pack has grown
@@ -326,9 +333,9 @@ def test_rows_that_are_damaged_are_not_found(tmp_path: Path, name: str, is_seen:
         cache = DiskCache(folder, BUDGET)
         room = tuple(torch.empty((9, *tensor.shape), dtype=tensor.dtype) for tensor in value(1))
         description, sizes = layout.describe(value(1)), [tensor.nbytes for tensor in value(1)]
-        keys = [key(number) for number in range(9)]
+        keys = keys_of(*range(9))
         if is_seen:
-            assert cache.read_rows(keys, description, layout.buffers(room), sizes).all()
+            assert cache.read_rows(cache.locate(keys), keys, description, layout.buffers(room), sizes).all()
         (path,) = folder.glob(f"*.{name}")
         content = path.read_bytes()
         middle = len(content) // 2
@@ -339,11 +346,11 @@ def test_rows_that_are_damaged_are_not_found(tmp_path: Path, name: str, is_seen:
         for column in room:
             column.zero_()
         again = cache if is_seen or name == "data" else DiskCache(folder, BUDGET)
-        found = again.read_rows(keys, description, layout.buffers(room), sizes)
+        found = again.read_rows(again.locate(keys), keys, description, layout.buffers(room), sizes)
         assert 0 < found.sum() <= 9 - (name == "data" or not is_seen)
         assert all(same(tuple(column[row] for column in room), row) for row in np.flatnonzero(found).tolist())
         if name == "data":
-            assert not again.known([keys[row] for row in np.flatnonzero(~found)]).any(), "they can be written anew"
+            assert (again.locate(keys[~found]) < 0).all(), "they can be written anew"
 
 
 def test_tiers_look_in_memory_first(tmp_path: Path) -> None:
