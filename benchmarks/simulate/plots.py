@@ -69,6 +69,8 @@ def _name(axes: Any, places: Sequence[tuple[int, int]]) -> None:
 
 def _bars(axes: Any, rows: Sequence[Row], key: str, by: str, names: Sequence[str]) -> None:
     """Groups of bars, a group per cluster; `by` tells the bars of a group apart."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     places = _places(rows)
     width = 0.84 / len(names)
     for position, name in enumerate(names):
@@ -84,7 +86,8 @@ def _bars(axes: Any, rows: Sequence[Row], key: str, by: str, names: Sequence[str
             color=colour(name, position),
         )
     axes.set_yscale("log")
-    axes.yaxis.set_minor_formatter(lambda value, _: "")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     _name(axes, places)
     axes.legend(fontsize=8, loc="upper left", ncols=3)
     low, high = axes.get_ylim()
