@@ -166,7 +166,7 @@ class _Simulation:
         while True:
             yield self._environment.timeout(rule.interval_seconds)
             up = [node for node in self._nodes if node.is_up]
-            mean = sum(node.device.backlog_seconds for node in up) / max(1, len(up))
+            mean = sum(node.backlog_seconds for node in up) / max(1, len(up))
             if mean > rule.high_seconds and len(self._nodes) < rule.most_nodes:
                 starting = min(len(self._nodes), rule.most_nodes - len(self._nodes))  # at most twice as many
                 self._starting_seconds += starting * rule.start_seconds

@@ -186,6 +186,11 @@ class StorageNode:
         self._environment = environment
 
     @property
+    def backlog_seconds(self) -> float:
+        """Seconds of work that waits or runs, of the device and of the readers, whichever has more."""
+        return max(self.device.backlog_seconds, self.readers.backlog_seconds)
+
+    @property
     def is_idle(self) -> bool:
         return self.device.is_idle and self.readers.is_idle
 

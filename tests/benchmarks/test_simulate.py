@@ -87,6 +87,13 @@ def test_nodes_are_added_under_load_and_taken_away_after_it() -> None:
     assert grown.node_hours < 8 * grown.makespan_seconds / 3600
 
 
+def test_nodes_are_added_as_well_when_it_is_their_readers_that_are_behind() -> None:
+    slow = replace(PROFILE, cuts=(replace(PROFILE.cuts[0], server_seconds=0.01), *PROFILE.cuts[1:]))
+    jobs = [job("none", profile=slow)] * 24
+    grown = simulate(ClusterSpec(1, autoscaling=Autoscaling(4, interval_seconds=10.0, start_seconds=10.0)), jobs)
+    assert grown.most_nodes == 4
+
+
 def test_later_epochs_of_cached_features_ask_no_node() -> None:
     cached = simulate(ClusterSpec(1), [job("all", epochs=5, head_seconds=0.0003)])
     again = simulate(ClusterSpec(1), [job("all", epochs=5)])
