@@ -98,7 +98,7 @@ class Execution:
             assert isinstance(self._transform, TransformSpec)
             spec = self._transform.to_json()
         self._allowed = allowed
-        self._job = RemoteJob(dataset.digest, digest, spec, seed, *allowed.default)
+        self._job = RemoteJob(dataset.digest, digest, spec, seed, *allowed.default, precision=backbone.precision)
         self._lock = threading.RLock()
         self._plan = self._checked(pushdown) if isinstance(pushdown, Plan) else None
         self._parts: dict[str, Compute] | None = None

@@ -72,7 +72,7 @@ class DataLoader:
         device: where the rest of the backbone runs; default where the module is, for other backbones a GPU if any.
         engine: how that rest runs here: "auto" (compiled in the background once it pays), "eager" (exact to the last
             bit), or "compiled" (from the start; the whole backbone too).
-        precision: in which it computes here, "float32" or "bf16"; the server's is its own setting.
+        precision: in which the backbone computes, here and on the server: "float32" or "bf16".
         on_error: what to do with a sample that cannot be read or decoded. `raise`: SampleError when its batch is
             reached. `skip`: leave it out, counted in `stats.failed_samples`; a batch that lost all samples is left out.
         epochs: how many are planned: the planner weighs start-up costs with it.

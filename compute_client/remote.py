@@ -20,6 +20,7 @@ from compute_client.stats import LoaderStats
 from compute_client.window import Window
 from hapi.backoff import TRANSIENT, Backoff, RetryPolicy
 from hapi.cancel import Cancel
+from hapi.engine import Precision
 from hapi.errors import (
     BusyError,
     HapiError,
@@ -50,6 +51,7 @@ class RemoteJob:
     compression: str = "none"
     ways: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Cut -> (codec, compression) where that differs from the two above."""
+    precision: Precision = "float32"
 
     def planned(self, plan: Plan) -> RemoteJob:
         """The same with what a plan says of how features travel."""
@@ -73,6 +75,7 @@ class RemoteJob:
             epoch=span.epoch,
             codec=codec,  # type: ignore[arg-type]  # pydantic checks that these are names of the protocol
             compression=compression,  # type: ignore[arg-type]
+            precision=None if at_input else self.precision,
         )
 
 

@@ -52,7 +52,7 @@ class Job:
         allowed: in which codecs and compressions features may travel.
         kept_share: part of the samples whose features the client keeps after the first epoch.
         repeats, limit_seconds: timed runs on this device, and after how long no further one is begun.
-        engine, precision: of the client, see `measure`.
+        engine: of the client, see `measure`; precision: of both tiers.
     """
 
     samples: int = 0
@@ -102,7 +102,7 @@ def profile_with_server(
 
     def far_side() -> TierProfile:
         count = max(2, min(samples, dataset.samples))
-        return server.measure(graph.digest, dataset.digest, transform, count, refresh=refresh)
+        return server.measure(graph.digest, dataset.digest, transform, count, refresh=refresh, precision=job.precision)
 
     def near_side() -> tuple[TierProfile, float]:
         objects = _Objects(server, dataset, samples)

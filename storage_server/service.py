@@ -16,7 +16,7 @@ import hapi
 from hapi.cache import FeatureKeys
 from hapi.cancel import Cancel
 from hapi.data import Manifest, TransformSpec, open_store
-from hapi.engine import Compiler, Engine, check_precision
+from hapi.engine import Compiler, Engine, Precision, check_precision
 from hapi.errors import BusyError, InputError, MemoryBudgetError
 from hapi.plan import INPUT, OUTPUT
 from hapi.settings import StoreSettings
@@ -28,7 +28,7 @@ from profiler.measuring import CPU_BATCH, DEVICE_BATCH, measured_with
 from storage_server.access.auth import Tenant, check_binding, load_tokens
 from storage_server.access.roots import Roots
 from storage_server.checks import check_device, check_folder
-from storage_server.extraction.engine import Prefix
+from storage_server.extraction.engine import Prefix, prefix_key
 from storage_server.extraction.fitting import check_fits, with_remedy
 from storage_server.extraction.loading import Source
 from storage_server.extraction.pipeline import Extraction, Job
@@ -103,7 +103,7 @@ class Service:
         archives = ArchiveStore(settings.cache_dir / "models", settings.max_model_bytes, settings.max_cache_bytes)
         self.workspaces = Workspaces(settings.device, self.remembered, is_short=self.budget.is_short)
         self.compiler = Compiler(settings.cache_dir / "compiled") if settings.engine != "eager" else None
-        engines = partial(Engine, choice=settings.engine, precision=settings.precision, compiler=self.compiler)
+        engines = partial(Engine, choice=settings.engine, compiler=self.compiler)
         self.models = ModelStore(archives, self.budget, settings.device, self.metrics, self.workspaces, engines)
         self.policy = policy or KneePolicy(self.budget, settings.batch_limit, self.remembered)
         stages = Stages.start(settings, self.policy, self.queue, self.kept, self.metrics, self.workspaces, rates)
@@ -150,8 +150,9 @@ class Service:
             return
         assert request.model is not None  # the request's own validation
         transform = TransformSpec.from_json(list(request.transform or ()))
+        precision = self._precision(request.precision)
         with self.models.lease(request.model, cancel) as lease:
-            prefix = self._fitting(lease, request.cut)
+            prefix = self._fitting(lease, request.cut, precision)
             self._stages.rates.introduce(prefix)
             keys_of = partial(
                 FeatureKeys,
@@ -160,7 +161,7 @@ class Service:
                 seed=request.seed,
                 epoch=request.epoch,
                 model_digest=request.model,
-                precision=self.settings.precision,
+                precision=precision,
             )
             keys, starts = keys_of(cut=prefix.cut.name), self._starts(lease, request.model, prefix, keys_of)
             source = source_of(transform)
@@ -182,10 +183,16 @@ class Service:
             self._stages.rates.introduce(start.part)
         return starts
 
-    def _fitting(self, lease: Lease, cut: str) -> Prefix:
+    def _precision(self, asked: Precision | None) -> Precision:
+        """What a request is computed in; InputError where this server's device does not have it."""
+        if asked is not None:
+            check_precision(asked, self.settings.device)
+        return asked or self.settings.precision
+
+    def _fitting(self, lease: Lease, cut: str, precision: Precision) -> Prefix:
         """The prefix, if it can ever be computed here: MemoryBudgetError says what could. BusyError: not now."""
         try:
-            prefix = lease.prefix(cut)
+            prefix = lease.prefix(cut, precision)
             check_fits(prefix, self.budget, self.queue.total_bytes)
         except MemoryBudgetError as error:
             raise with_remedy(error, lease.graph, self.budget, self.queue.total_bytes) from None
@@ -195,7 +202,9 @@ class Service:
 
     def predicted_seconds(self, request: ExtractRequest) -> float:
         """How long the server will work on a request; a guess for prefixes that it does not know."""
-        key = None if request.model is None or request.cut == INPUT else (request.model, request.cut)
+        key = None
+        if request.model is not None and request.cut != INPUT:
+            key = prefix_key(request.model, request.cut, request.precision or self.settings.precision)
         return len(request.indices) * self._stages.sample_seconds(key)
 
     def profile(self, request: ProfileRequest, tenant: Tenant, cancel: Cancel) -> TierProfile:
@@ -206,8 +215,9 @@ class Service:
         """
         manifest = self.datasets.manifest(request.dataset, tenant)
         transform = TransformSpec.from_json(list(request.transform))
+        precision = self._precision(request.precision)
         with self.models.lease(request.model, cancel) as lease:
-            prefix = self._deepest(lease)
+            prefix = self._deepest(lease, precision)
             threads = max(self.settings.read_threads, self.settings.workers)
             store = self.datasets.store(manifest)
             load = measure_loading(store, manifest, transform, samples=request.samples, workers=threads)
@@ -217,7 +227,7 @@ class Service:
             batch = max(1, min(usual, fits))
             last = None if prefix.cut.name == OUTPUT else prefix.cut.name
 
-            how: dict[str, Any] = {"engine": self.settings.engine, "precision": self.settings.precision}
+            how: dict[str, Any] = {"engine": self.settings.engine, "precision": precision}
 
             def measured() -> TierProfile:
                 work = partial(measure, lease.graph, device=device, batch_size=batch, last=last, **how)
@@ -233,7 +243,7 @@ class Service:
             )
             if self.compiler is not None:
                 threads = self.settings.threads or torch.get_num_threads()
-                tier = with_compiled(tier, lease.graph, self.compiler, self.settings.precision, threads)
+                tier = with_compiled(tier, lease.graph, self.compiler, precision, threads)
         return replace(
             tier,
             load_seconds=load.load_seconds,
@@ -243,20 +253,21 @@ class Service:
             details={**tier.details, "remembered": is_known},
         )
 
-    def _deepest(self, lease: Lease) -> Prefix:
+    def _deepest(self, lease: Lease, precision: Precision) -> Prefix:
         """The whole model, or as much of it as fits here."""
         try:
-            return self._fitting(lease, OUTPUT)
+            return self._fitting(lease, OUTPUT, precision)
         except MemoryBudgetError as error:
             if error.fits is None:
                 raise
-            return self._fitting(lease, error.fits)
+            return self._fitting(lease, error.fits, precision)
 
     def status(self, tenant: Tenant) -> ServerStatus:
         """What the server is doing, and what this tenant may read."""
         return ServerStatus(
             version=hapi.__version__,
             device=self.settings.device,
+            precision=self.settings.precision,
             budget_bytes=self.budget.total_bytes,
             used_bytes=self.budget.weight_bytes + self.queue.used_bytes + self.kept.nbytes,
             requests_active=self.admission.running,

@@ -56,7 +56,8 @@ class ServerSettings(BaseSettings):
     engine: Choice = "auto"
     """auto compiles a prefix in the background once that pays; eager never does, and is exact to the last bit."""
     precision: Precision = "float32"
-    """bf16 computes in bfloat16 where the device does so natively; what is sent keeps its dtype."""
+    """For requests that name none. bf16 computes in bfloat16 where the device does so natively; what is sent keeps its
+    dtype."""
     read_threads: int = Field(default=16, ge=1, le=512)
     """Objects read at the same time."""
     workers: int = Field(default_factory=processors, ge=1, le=512)

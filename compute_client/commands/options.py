@@ -45,7 +45,7 @@ AUGMENT_VIEWS = typer.Option(
 )
 SEED = typer.Option(0, min=0, help="Of split, order, initialisation and random transforms.")
 ENGINE = typer.Option("auto", help="How networks run here: auto (compiled once it pays), eager or compiled.")
-PRECISION = typer.Option("float32", help="In which networks compute here: float32 or bf16.")
+PRECISION = typer.Option("float32", help="In which networks compute, here and on the server: float32 or bf16.")
 JSON = typer.Option(False, "--json", help="One JSON document on standard output; the rest on standard error.")
 
 

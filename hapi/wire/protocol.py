@@ -19,6 +19,7 @@ MAX_SPAN = 65_536
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256, lower-case hexadecimal")]
 CodecName = Literal["float32", "float16", "bfloat16", "int8"]
 CompressionName = Literal["none", "lz4", "zstd"]
+PrecisionName = Literal["float32", "bf16"]
 
 _DIGEST = "5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"
 _TRANSFORM: list[Any] = [
@@ -109,6 +110,9 @@ class ExtractRequest(Message):
     epoch: int = Field(default=0, ge=0, lt=2**63)
     codec: CodecName = "float32"
     compression: CompressionName = "none"
+    precision: PrecisionName | None = Field(
+        default=None, description="In which the server computes; without it, in that of its own setting."
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> ExtractRequest:
@@ -127,6 +131,9 @@ class ProfileRequest(Message):
     transform: list[dict[str, Any]] = Field(max_length=64)
     samples: int = Field(default=32, ge=2, le=1024)
     refresh: bool = Field(default=False, description="Measure the model even if a measurement of it is remembered.")
+    precision: PrecisionName | None = Field(
+        default=None, description="In which the server computes; without it, in that of its own setting."
+    )
 
 
 class Problem(BaseModel):

@@ -10,6 +10,7 @@ import httpx
 from hapi.backoff import QUICK, RetryPolicy, again
 from hapi.cancel import Cancel
 from hapi.data import Manifest, TransformSpec
+from hapi.engine import Precision
 from hapi.errors import UnknownModelError, WireError
 from hapi.model import Graph, archive_bytes, archive_chunks
 from hapi.plan import INPUT
@@ -118,15 +119,24 @@ class ServerClient:
         self._again(lambda: self._connection.call("DELETE", f"/models/{digest}"))
 
     def measure(
-        self, model: str, dataset: str, transform: TransformSpec, samples: int, *, refresh: bool = False
+        self,
+        model: str,
+        dataset: str,
+        transform: TransformSpec,
+        samples: int,
+        *,
+        refresh: bool = False,
+        precision: Precision | None = None,
     ) -> TierProfile:
-        """What the server's own device needs for every cut of a model that it holds.
+        """What the server's own device needs for every cut of a model that it holds, in its own precision or another.
 
         The server remembers it; `refresh` has it measure again.
         """
         steps = transform.to_json()
-        request = ProfileRequest(model=model, dataset=dataset, transform=steps, samples=samples, refresh=refresh)
-        body = request.model_dump()
+        request = ProfileRequest(
+            model=model, dataset=dataset, transform=steps, samples=samples, refresh=refresh, precision=precision
+        )
+        body = request.model_dump(exclude_none=True)
         document = self._again(lambda: self._connection.document("POST", "/profile", json=body, long_answer=True))
         return TierProfile.from_json(document)
 
@@ -155,7 +165,7 @@ class ServerClient:
         TruncatedStreamError when the answer ends too early: the batches before it are good. Cancelling breaks the
         connection, also while it waits for bytes.
         """
-        body = request.model_dump_json().encode()
+        body = request.model_dump_json(exclude_none=True).encode()
         headers = {"Content-Type": "application/json"}
         with self._connection.stream(
             "POST", "/extract", cancel, content=body, headers=headers, expects=ARROW_STREAM

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
-from hapi.engine import Engine
+from hapi.engine import Engine, Precision
 from hapi.errors import InputError
 from hapi.model import Cut, Graph, Program, TensorSpec
 from profiler.memory import MemoryModel, prefix_memory
 from storage_server.extraction.copies import copies_for
 from storage_server.scheduling.rates import approximate_flops
 
-Engines = Callable[[Program], Engine]
-"""What runs a program that is on its device."""
+
+class Engines(Protocol):
+    """Makes what runs a program that is on its device."""
+
+    def __call__(self, program: Program, *, precision: Precision) -> Engine: ...
 
 
 BETWEEN = " > "
 """Between the names of two cuts in a key: no module has such a name."""
 
 
-def _eager(program: Program) -> Engine:
-    return Engine(program, choice="eager")
+def _eager(program: Program, *, precision: Precision) -> Engine:
+    return Engine(program, choice="eager", precision=precision)
 
 
 @dataclass
@@ -33,15 +36,17 @@ class Prefix:
     `run` belongs to the device's thread; the rest to any.
 
     Attributes:
-        key: (model digest, cut name, or two of them for a part between cuts): equal keys compute the same.
+        key: (model digest, cut name, or two of them for a part between cuts), with a third part where it does not compute
+            in float32: equal keys compute the same.
         model: the model's name, for people.
         cut: what `run` answers, per sample.
         input: the one tensor per sample that `run` takes.
         memory: weights and peak bytes per sample.
+        precision: in which it computes; what it answers keeps its dtypes.
         engine: what runs it now, `eager` or `compiled`, with `, bf16` in that precision.
     """
 
-    key: tuple[str, str]
+    key: tuple[str, ...]
     model: str
     cut: Cut
     input: TensorSpec
@@ -50,6 +55,7 @@ class Prefix:
     _program: Program = field(repr=False)
     _engines: Engines | None = field(default=None, repr=False)
     _engine: Engine | None = field(default=None, repr=False)
+    precision: Precision = "float32"
 
     @property
     def engine(self) -> str:
@@ -68,7 +74,15 @@ class Prefix:
         return approximate_flops(self._program)
 
     @classmethod
-    def of(cls, graph: Graph, cut_name: str, device: str, digest: str, engines: Engines | None = None) -> Prefix:
+    def of(
+        cls,
+        graph: Graph,
+        cut_name: str,
+        device: str,
+        digest: str,
+        engines: Engines | None = None,
+        precision: Precision = "float32",
+    ) -> Prefix:
         """Divides `graph` at the cut; UnknownCutError, or InputError for a model that takes more than an image."""
         if len(graph.inputs) != 1:
             raise InputError(
@@ -78,24 +92,38 @@ class Prefix:
         cut = graph.cut(cut_name)
         program, _ = graph.split(cut)
         memory = prefix_memory(program)
-        return cls((digest, cut.name), graph.name, cut, graph.inputs[0], memory, device, program, engines)
+        key = prefix_key(digest, cut.name, precision)
+        return cls(key, graph.name, cut, graph.inputs[0], memory, device, program, engines, precision=precision)
 
     @classmethod
     def between(
-        cls, graph: Graph, start: str, end: str, device: str, digest: str, engines: Engines | None = None
+        cls,
+        graph: Graph,
+        start: str,
+        end: str,
+        device: str,
+        digest: str,
+        engines: Engines | None = None,
+        precision: Precision = "float32",
     ) -> Prefix:
         """What leads from the one tensor of a cut to a later cut; UnknownCutError where that cannot be."""
         first, last = graph.cut(start), graph.cut(end)
         program = graph.between(first, last)
         (given,) = program.inputs
-        key = (digest, f"{first.name}{BETWEEN}{last.name}")
-        return cls(key, graph.name, last, given, prefix_memory(program), device, program, engines)
+        key = prefix_key(digest, f"{first.name}{BETWEEN}{last.name}", precision)
+        memory = prefix_memory(program)
+        return cls(key, graph.name, last, given, memory, device, program, engines, precision=precision)
 
     def run(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The cut's tensors (n, *shape) in host memory, of a batch (n, *input.shape) in host memory."""
         if self._engine is None:
             self._program = self._program.to(self.device)
-            self._engine = (self._engines or _eager)(self._program)
+            self._engine = (self._engines or _eager)(self._program, precision=self.precision)
         copies = copies_for(self.device)
         with torch.inference_mode():
             return copies.to_host(tuple(self._engine(copies.to_device(batch))))
+
+
+def prefix_key(digest: str, cut: str, precision: Precision) -> tuple[str, ...]:
+    """Names what a prefix computes."""
+    return (digest, cut) if precision == "float32" else (digest, cut, precision)

@@ -42,7 +42,7 @@ def starts_of(
                 continue
             if cut.bytes_per_sample + prefix.cut.bytes_per_sample > queue_bytes:
                 continue
-            found[cut.index] = Start(lease.part(cut.name, prefix.cut.name), keys_of(cut.name))
+            found[cut.index] = Start(lease.part(cut.name, prefix.cut.name, prefix.precision), keys_of(cut.name))
         except UnknownCutError:  # remembered of another version of the graph, or not to be continued
             continue
     return tuple(found[index] for index in sorted(found, reverse=True)[:MOST])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from hapi.cancel import Cancel
+from hapi.engine import Precision
 from hapi.errors import DigestMismatchError, MemoryBudgetError, UnknownModelError
 from hapi.files import Draft
 from hapi.model import Graph, load_archive
@@ -66,7 +67,7 @@ class _Loaded:
     graph: Graph
     promised_bytes: int = 0
     users: int = 0
-    prefixes: dict[str, Prefix] = field(default_factory=dict)
+    prefixes: dict[tuple[str, Precision], Prefix] = field(default_factory=dict)
 
 
 class ModelStore:
@@ -175,7 +176,9 @@ class ModelStore:
             raise _unknown(digest)
         return self._keep(digest, _Loaded(load_archive(path, expected_digest=digest), users=1))
 
-    def prefix(self, digest: str, loaded: _Loaded, cut: str, cancel: Cancel | None = None) -> Prefix:
+    def prefix(
+        self, digest: str, loaded: _Loaded, cut: str, precision: Precision = "float32", cancel: Cancel | None = None
+    ) -> Prefix:
         """The part of a leased model up to `cut`, its weights promised from the budget.
 
         UnknownCutError; MemoryBudgetError if its weights are more than the budget; waits while others hold it, and
@@ -183,25 +186,26 @@ class ModelStore:
         """
         name = loaded.graph.cut(cut).name
         with self._per_digest.held(digest):
-            prefix = loaded.prefixes.get(name)
+            prefix = loaded.prefixes.get((name, precision))
             if prefix is None:
-                prefix = loaded.prefixes[name] = Prefix.of(loaded.graph, name, self._device, digest, self._engines)
+                prefix = Prefix.of(loaded.graph, name, self._device, digest, self._engines, precision)
+                loaded.prefixes[name, precision] = prefix
                 prefix.memory = self._workspaces.measured(prefix)
         self._promise(digest, loaded, prefix.memory.weight_bytes, f"{prefix.model} up to {name}", cancel)
         return prefix
 
-    def part(self, digest: str, loaded: _Loaded, start: str, end: str) -> Prefix:
+    def part(self, digest: str, loaded: _Loaded, start: str, end: str, precision: Precision = "float32") -> Prefix:
         """What leads from one cut of a leased model to a later one; UnknownCutError if it cannot.
 
         Its weights are among those of the prefix up to `end`, which must have been promised.
         """
         name = f"{start}{BETWEEN}{end}"
         with self._per_digest.held(digest):
-            part = loaded.prefixes.get(name)
+            part = loaded.prefixes.get((name, precision))
             if part is None:
-                part = Prefix.between(loaded.graph, start, end, self._device, digest, self._engines)
+                part = Prefix.between(loaded.graph, start, end, self._device, digest, self._engines, precision)
                 part.memory = self._workspaces.measured(part)
-                loaded.prefixes[name] = part
+                loaded.prefixes[name, precision] = part
         return part
 
     def _keep(self, digest: str, loaded: _Loaded) -> _Loaded:
@@ -266,13 +270,13 @@ class Lease:
         self._loaded = loaded
         self._cancel = cancel
 
-    def prefix(self, cut: str) -> Prefix:
+    def prefix(self, cut: str, precision: Precision = "float32") -> Prefix:
         """See ModelStore.prefix."""
-        return self._store.prefix(self._digest, self._loaded, cut, self._cancel)
+        return self._store.prefix(self._digest, self._loaded, cut, precision, self._cancel)
 
-    def part(self, start: str, end: str) -> Prefix:
+    def part(self, start: str, end: str, precision: Precision = "float32") -> Prefix:
         """See ModelStore.part."""
-        return self._store.part(self._digest, self._loaded, start, end)
+        return self._store.part(self._digest, self._loaded, start, end, precision)
 
 
 def _unknown(digest: str) -> UnknownModelError:

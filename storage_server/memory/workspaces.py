@@ -31,7 +31,7 @@ UNKNOWN_CPU, UNKNOWN_CUDA = 1.5, 1.0
 class Measurable(Protocol):
     """What is asked of a prefix; `memory` is renewed when something was learned."""
 
-    key: tuple[str, str]
+    key: tuple[str, ...]
 
     @property
     def engine(self) -> str: ...

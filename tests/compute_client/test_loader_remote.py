@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 from compute_client import DataLoader, planning
 from compute_client.outage import Outage
 from hapi.backoff import RetryPolicy
+from hapi.engine import has_bf16
 from hapi.errors import (
     BusyError,
     CaptureError,
@@ -383,3 +384,13 @@ def test_nonsense_answers_are_not_trusted(pictures: Path, graph: Graph, transfor
     server.trouble = lambda number: httpx.Response(200, html="<h1>hello</h1>")
     with pytest.raises(HapiError, match="text/html"):
         list(open_loader(server, graph, transform))
+
+
+@pytest.mark.skipif(not has_bf16("cpu"), reason="this processor does not compute in bfloat16")
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_the_server_is_told_the_precision(
+    server: FakeServer, graph: Graph, transform: v2.Compose, precision: str
+) -> None:
+    loader = open_loader(server, graph, transform, precision=precision)
+    list(loader)
+    assert {request.precision for request in server.requests} == {precision}
