@@ -21,10 +21,12 @@ END_OF_STREAM = CONTINUATION + b"\0\0\0\0"
 _PREFIX = 8
 _LARGE_PIECE = 16 * 2**10
 
-# slots of the flatbuffer tables Message and RecordBatch, and the tag of a record batch (format/Message.fbs)
-_MESSAGE_KIND, _MESSAGE_HEADER, _MESSAGE_BODY_LENGTH = 1, 2, 3
+# slots of the flatbuffer tables Message, KeyValue and RecordBatch, the tag of a record batch (format/Message.fbs)
+_MESSAGE_KIND, _MESSAGE_HEADER, _MESSAGE_BODY_LENGTH, _MESSAGE_METADATA = 1, 2, 3, 4
+_ENTRY_KEY, _ENTRY_VALUE = 0, 1
 _BATCH_BUFFERS, _BATCH_COMPRESSION = 2, 3
 _RECORD_BATCH = 3
+_MOST_ENTRIES = 64
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,13 @@ def check_buffers(frame: bytearray, limits: StreamLimits) -> None:
                 )
 
 
+def custom_metadata(frame: bytearray) -> dict[bytes, bytes]:
+    """What a message carries beside its data; WireError for too many entries, or some that lie outside of it."""
+    metadata_bytes = struct.unpack_from("<i", frame, 4)[0]
+    message = _root(memoryview(frame)[_PREFIX : _PREFIX + metadata_bytes])
+    return {entry.text(_ENTRY_KEY): entry.text(_ENTRY_VALUE) for entry in message.tables(_MESSAGE_METADATA)}
+
+
 class _Table:
     """A flatbuffer table; every read is checked against the bytes that are there."""
 
@@ -185,6 +194,26 @@ class _Table:
 
     def table(self, slot: int) -> _Table:
         return _Table(self._data, self._reference(slot))
+
+    def text(self, slot: int) -> bytes:
+        """A string."""
+        start = self._reference(slot)
+        end = start + 4 + _read(self._data, start, "<I")
+        if end > len(self._data):
+            raise WireError("feature stream: the metadata of a message points outside itself.")
+        return bytes(self._data[start + 4 : end])
+
+    def tables(self, slot: int) -> Iterator[_Table]:
+        """A vector of a few tables."""
+        if not self.has(slot):
+            return
+        start = self._reference(slot)
+        count = _read(self._data, start, "<I")
+        if count > _MOST_ENTRIES:
+            raise WireError(f"feature stream: a message has {count} entries of metadata, over {_MOST_ENTRIES}.")
+        for index in range(count):
+            position = start + 4 + 4 * index
+            yield _Table(self._data, position + _read(self._data, position, "<I"))
 
     def pairs(self, slot: int) -> Iterator[tuple[int, int]]:
         """A vector of structs of two int64."""

@@ -14,8 +14,9 @@ import torch
 from hapi.errors import WireError
 from hapi.plan import INPUT
 from hapi.wire.columns import Column, read_columns
-from hapi.wire.framing import Frames, StreamLimits, check_buffers
+from hapi.wire.framing import Frames, StreamLimits, check_buffers, custom_metadata
 from hapi.wire.stream import ERROR, INDEX, LABEL, NO_LABEL, OBJECT, PROTOCOL, FeatureBatch, tensor_column
+from hapi.wire.work import Work
 
 _T = TypeVar("_T")
 
@@ -61,6 +62,7 @@ class StreamDecoder:
                 assert self.header is not None
                 read = partial(_read_batch, schema=self._schema, header=self.header, limits=self._limits)
                 batch = _parse(read, frame)
+                batch.work = Work.of(custom_metadata(frame))
                 self.batches += 1
                 yield batch
 

@@ -21,6 +21,7 @@ from hapi.errors import InputError
 from hapi.plan import INPUT, OUTPUT
 from hapi.wire.codecs import get_codec
 from hapi.wire.framing import END_OF_STREAM
+from hapi.wire.work import Work
 
 PROTOCOL = "1"
 INDEX, LABEL, FEATURES, OBJECT, ERROR = "index", "label", "features", "object", "error"
@@ -40,6 +41,7 @@ class FeatureBatch:
         tensors: one tensor (n, *shape) per tensor that the cut carries; rows of failed samples are zeros.
         objects: n byte strings, the stored objects.
         errors: row -> why that sample failed.
+        work: what the server says of the work behind it, if it does.
     """
 
     indices: np.ndarray
@@ -47,6 +49,7 @@ class FeatureBatch:
     tensors: tuple[torch.Tensor, ...] = ()
     objects: list[bytes] | None = None
     errors: dict[int, str] = field(default_factory=dict)
+    work: Work | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -113,8 +116,10 @@ class StreamEncoder:
         record = pa.RecordBatch.from_arrays(columns, schema=self._schema)
         rows = max(1, self._message_bytes * max(1, len(batch)) // max(1, record.nbytes))
         try:
+            said = batch.work.metadata() if batch.work is not None else None
             for start in range(0, len(batch), rows):
-                self._writer.write_batch(record.slice(start, rows))
+                self._writer.write_batch(record.slice(start, rows), custom_metadata=said)
+                said = None  # it is of the whole batch, and told once
         except BaseException:
             self._sink.take()  # memory ran out half-way: whoever tries again begins with a clean message
             raise

@@ -83,6 +83,8 @@ class Batches:
                     return False
                 tensors = tried.get()
         seconds = time.perf_counter() - started
+        for row in rows:
+            row.seconds = seconds / len(rows)
         self._metrics.batch_size.observe(len(rows))
         self._rates.learned(prefix.key, len(rows), seconds)
         self._policy.succeeded(prefix, len(rows), seconds)

@@ -25,6 +25,7 @@ class Arrival:
 
     `failed` is this sample's own trouble, and becomes its row's `error`; `error` is trouble that ends the request.
     `is_shared`: it was computed for somebody else. `waited`: seconds in line for the device, None if it was not there.
+    `read_seconds`, `work_seconds`: of all readers; of all decoders and the device, that it took.
     """
 
     index: int
@@ -34,6 +35,8 @@ class Arrival:
     error: BaseException | None = None
     is_shared: bool = False
     waited: float | None = None
+    read_seconds: float = 0.0
+    work_seconds: float = 0.0
 
 
 @dataclass(eq=False)
@@ -72,6 +75,8 @@ class Flight:
     stage: Stage = Stage.ORDERED
     data: bytes | None = None
     row: Row | None = None
+    read_seconds: float = 0.0
+    work_seconds: float = 0.0
 
     def is_wanted(self) -> bool:
         """Whether anybody still waits for it."""

@@ -15,6 +15,7 @@ from hapi.model import Cut
 from hapi.plan import INPUT
 from hapi.wire.codecs import get_codec
 from hapi.wire.stream import NO_LABEL, FeatureBatch, StreamEncoder
+from hapi.wire.work import Work
 
 
 class FrameWriter:
@@ -63,9 +64,10 @@ class FrameWriter:
         self._single.append((index, b"", reason))
         self._bytes += self._row_bytes + len(reason)
 
-    def take(self, parts: int = 1) -> tuple[bytes, list[int]]:
+    def take(self, parts: int = 1, work: Work | None = None) -> tuple[bytes, list[int]]:
         """About a frame (or one of `parts` of it, where memory is short) of what there is, and the indices of its rows.
 
+        `work` is told along with it.
         The first one begins with the header. If memory runs out nothing is lost: it can be called again.
         """
         size = self._frame_bytes // parts
@@ -73,13 +75,13 @@ class FrameWriter:
             rows = list(islice(self._features, max(1, size // max(1, self._row_bytes))))
             indices = [index for index, _ in rows]
             columns = zip(*(tensors for _, tensors in rows), strict=True)
-            data = b"".join([self._header, *self._encode(indices, tuple(map(_stacked, columns)))])
+            data = b"".join([self._header, *self._encode(indices, tuple(map(_stacked, columns)), work)])
             taken = len(rows) * self._row_bytes
             self._drop(self._features, len(rows))
         else:
             single = self._single_rows(size)
             indices = [index for index, _, _ in single]
-            data = b"".join([self._header, *self._encode_single(single)])
+            data = b"".join([self._header, *self._encode_single(single, work)])
             taken = sum(len(data) + (self._row_bytes + len(said) if said else 0) for _, data, said in single)
             self._drop(self._single, len(single))
         self._header = b""
@@ -106,7 +108,7 @@ class FrameWriter:
             used += len(row[1]) + self._row_bytes
         return rows
 
-    def _encode_single(self, rows: Sequence[tuple[int, bytes, str | None]]) -> list[Any]:
+    def _encode_single(self, rows: Sequence[tuple[int, bytes, str | None]], work: Work | None) -> list[Any]:
         """Objects, or failed samples with zeros for features, in one message."""
         errors = {row: reason for row, (_, _, reason) in enumerate(rows) if reason is not None}
         zeros = tuple(
@@ -114,12 +116,13 @@ class FrameWriter:
             for shape, dtype in zip(self._shapes, self._dtypes, strict=True)
         )
         indices = [index for index, _, _ in rows]
-        return self._encode(indices, zeros, None if self._shapes else [data for _, data, _ in rows], errors)
+        return self._encode(indices, zeros, work, None if self._shapes else [data for _, data, _ in rows], errors)
 
     def _encode(
         self,
         indices: Sequence[int],
         tensors: tuple[torch.Tensor, ...],
+        work: Work | None,
         objects: list[bytes] | None = None,
         errors: dict[int, str] | None = None,
     ) -> list[Any]:
@@ -131,6 +134,7 @@ class FrameWriter:
                 tensors=tensors,
                 objects=objects,
                 errors=errors or {},
+                work=work,
             )
         )
 

@@ -110,6 +110,7 @@ class Flights:
         """On a reader's thread. False if there was nothing to do: another line's turn came first, or nobody waits."""
         if not self._claim(flight, Stage.ORDERED, Stage.READING):
             return False
+        began = time.perf_counter()
         try:
             if flight.beginning is not None and self._begin_with_kept(flight):
                 return True
@@ -119,6 +120,7 @@ class Flights:
         except BaseException as error:
             self._land_failed(flight, error)
             return True
+        flight.read_seconds = (time.perf_counter() - began) / self._loader.read_threads
         if flight.prefix is None:
             self._land(flight, data=data)
             return True
@@ -164,11 +166,13 @@ class Flights:
         data, flight.data = flight.data, None
         assert data is not None
         assert flight.prefix is not None
+        began = time.perf_counter()
         try:
             tensor = self._loader.decode(flight.source, flight.index, data, flight.prefix, flight.is_wanted)
         except BaseException as error:
             self._land_failed(flight, error)
             return True
+        flight.work_seconds = (time.perf_counter() - began) / self._loader.decode_threads
         del data
         with self._lock:
             if flight.tickets:
@@ -224,9 +228,12 @@ class Flights:
         with self._lock:
             tickets = tuple(flight.tickets)
             waited = flight.row.waited if flight.row is not None else None
+            worked = flight.work_seconds + (flight.row.seconds if flight.row is not None else 0.0)
             self._end(flight)
         for position, ticket in enumerate(tickets):
-            ticket.deliver(Arrival(ticket.index, tensors, data, failed, error, is_kept or position > 0, waited))
+            cost = (flight.read_seconds, worked)
+            is_shared = is_kept or position > 0
+            ticket.deliver(Arrival(ticket.index, tensors, data, failed, error, is_shared, waited, *cost))
 
     def _end(self, flight: Flight) -> None:
         if flight.key is not None and self._by_key.get(flight.key) is flight:

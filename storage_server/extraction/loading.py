@@ -17,6 +17,7 @@ from storage_server.extraction.patience import Patience
 from storage_server.extraction.threads import WorkerThreads
 from storage_server.memory.pictures import LargePictures
 from storage_server.metrics import Metrics
+from storage_server.scheduling.occupancy import Occupancy
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,20 @@ class SampleTrouble(Exception):
 class SampleLoader:
     """Threads that read and threads that decode, shared by all requests. Requests bound what they ask for."""
 
-    def __init__(self, read_threads: int, workers: int, metrics: Metrics, patience: Patience, large_bytes: int) -> None:
-        """Large pictures take `large_bytes` together while they are decoded, unless one alone takes more."""
+    def __init__(
+        self,
+        read_threads: int,
+        workers: int,
+        metrics: Metrics,
+        patience: Patience,
+        large_bytes: int,
+        occupancy: Occupancy | None = None,
+    ) -> None:
+        """Large pictures take `large_bytes` together while they are decoded, unless one alone takes more.
+
+        `occupancy` learns of decoding.
+        """
+        self._occupancy = occupancy or Occupancy()
         self._metrics = metrics
         self._patience = patience
         self._pictures = LargePictures(large_bytes)
@@ -52,6 +65,10 @@ class SampleLoader:
     @property
     def read_threads(self) -> int:
         return self.readers.count
+
+    @property
+    def decode_threads(self) -> int:
+        return self.decoders.count
 
     def close(self) -> None:
         """Ends the threads; work that has not begun is dropped."""
@@ -80,7 +97,7 @@ class SampleLoader:
             return load_sample(data, transform, seed=source.seed, epoch=source.epoch, index=index)
 
         try:
-            with self._metrics.stage("decode"):
+            with self._metrics.stage("decode"), self._occupancy.working(1 / self.decode_threads):
                 count = self._patience(f"decoding {key}", lambda _: picture_bytes(data), "decode", is_wanted)
                 with self._pictures.decoding(count):
                     tensor = self._patience(f"decoding {key}", work, "decode", is_wanted)

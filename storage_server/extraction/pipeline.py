@@ -13,6 +13,7 @@ import queue
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from hapi.cache import FeatureKeys
 from hapi.cancel import Cancel
@@ -24,6 +25,7 @@ from storage_server.extraction.inflight import Arrival, Ticket
 from storage_server.extraction.loading import Source
 from storage_server.extraction.sizing import BATCHES_AHEAD, Waiting
 from storage_server.extraction.stages import Stages
+from storage_server.extraction.tally import Tally
 from storage_server.features.starts import Start
 from storage_server.scheduling.fair import SERVER, Flow
 from storage_server.scheduling.holding import Holding
@@ -68,6 +70,7 @@ class Extraction:
         self._mailbox: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()
         self._tickets: dict[int, Ticket] = {}
         self._unsent = len(job.indices)
+        self._tally = Tally(stages.occupancy, partial(stages.running.fair_share, job.flow))
         self._holding: Holding | None = None
 
     @property
@@ -120,9 +123,10 @@ class Extraction:
 
     def _frame(self) -> bytes:
         """About a frame of rows, less where memory is short."""
-        with self._stages.metrics.stage("encode"):
+        work = self._tally.take()
+        with self._stages.metrics.stage("encode"), self._tally.encoding():
             data, indices = self._stages.patience(
-                "encoding features", lambda attempt: self._frames.take(1 << attempt), "encode", self._is_wanted
+                "encoding features", lambda attempt: self._frames.take(1 << attempt, work), "encode", self._is_wanted
             )
         self._unsent -= len(indices)
         assert self._holding is not None
@@ -183,6 +187,7 @@ class Extraction:
         if message is None:
             return
         del self._tickets[message.index]
+        self._tally.arrived(message)
         if message.error is not None:
             raise message.error
         if message.failed is not None:

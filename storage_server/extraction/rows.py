@@ -22,6 +22,7 @@ class Row:
         is_wanted: asked when a batch is formed; rows that nobody wants are not computed.
         deliver: called once, from another thread, with the cut's tensors of this sample or with what went wrong;
             CancelledWork if it was not computed because nobody wanted it.
+        seconds: of the device, its part of its batch.
     """
 
     prefix: Prefix
@@ -31,6 +32,7 @@ class Row:
     deliver: Callable[[tuple[torch.Tensor, ...] | BaseException], Any]
     since: float = 0.0
     waited: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass(eq=False)

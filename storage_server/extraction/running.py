@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from storage_server.extraction.sizing import Waiting
+from storage_server.scheduling.fair import Flow
 
 if TYPE_CHECKING:
     from storage_server.extraction.pipeline import Extraction
@@ -40,6 +41,12 @@ class Running:
         with self._lock:
             found = [extraction.waiting() for extraction in self._extractions]
         return [one for one in found if one is not None]
+
+    def fair_share(self, flow: Flow) -> float:
+        """The part of the server, 0 to 1, that is the flow's when all whose requests run want as much as they can."""
+        with self._lock:
+            flows = {one.job.flow for one in self._extractions} | {flow}
+        return flow.share / math.fsum(one.share for one in flows)
 
     def backlog_seconds(self, row_seconds: Callable[[tuple[str, ...] | None], float]) -> float:
         """Predicted seconds of all that is left, by the seconds of a sample with a prefix's key."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from storage_server.extraction.batching import Batches
 from storage_server.extraction.executor import DeviceExecutor
@@ -11,6 +13,7 @@ from storage_server.extraction.inflight import Flights
 from storage_server.extraction.lanes import Lanes
 from storage_server.extraction.loading import SampleLoader
 from storage_server.extraction.patience import Patience
+from storage_server.extraction.rows import Batch
 from storage_server.extraction.running import Running
 from storage_server.extraction.sizing import BatchPolicy
 from storage_server.extraction.threads import WorkerThreads
@@ -19,6 +22,7 @@ from storage_server.memory.workspaces import Workspaces
 from storage_server.metrics import Metrics
 from storage_server.scheduling.fair import SERVER
 from storage_server.scheduling.holding import QueueBytes
+from storage_server.scheduling.occupancy import Occupancy
 from storage_server.scheduling.rates import LEAST_SECONDS, Rates
 from storage_server.settings import ServerSettings
 from storage_server.status import Board
@@ -37,6 +41,7 @@ class Stages:
     metrics: Metrics
     queue: QueueBytes
     patience: Patience
+    occupancy: Occupancy
     finisher: WorkerThreads
     frame_bytes: int
 
@@ -57,12 +62,26 @@ class Stages:
         finish = partial(finisher.submit, SERVER)
         batches = Batches(policy, rates, board, metrics, patience, finish, workspaces)
         lanes = Lanes(policy, rates, running.waiting, board.decided)
-        device = DeviceExecutor(lanes, batches.run, settings.device, settings.threads, board.spent)
+        occupancy = Occupancy()
+        compute = partial(_occupied, occupancy, batches.run)
+        device = DeviceExecutor(lanes, compute, settings.device, settings.threads, board.spent)
         running.on_change = device.requests_changed
-        loader = SampleLoader(settings.read_threads, settings.workers, metrics, patience, queue.total_bytes)
+        large = queue.total_bytes
+        loader = SampleLoader(settings.read_threads, settings.workers, metrics, patience, large, occupancy)
         flights = Flights(loader, device, kept, Beginnings(kept, rates, loader), metrics)
         return cls(
-            loader, device, flights, running, rates, board, metrics, queue, patience, finisher, settings.frame_bytes
+            loader=loader,
+            device=device,
+            flights=flights,
+            running=running,
+            rates=rates,
+            board=board,
+            metrics=metrics,
+            queue=queue,
+            patience=patience,
+            occupancy=occupancy,
+            finisher=finisher,
+            frame_bytes=settings.frame_bytes,
         )
 
     def sample_seconds(self, key: tuple[str, ...] | None) -> float:
@@ -84,3 +103,8 @@ class Stages:
         self.loader.close()
         self.device.close()
         self.finisher.close()
+
+
+def _occupied(occupancy: Occupancy, run: Callable[[Batch], Any], batch: Batch) -> None:
+    with occupancy.working():
+        run(batch)
