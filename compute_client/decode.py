@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from compute_client.replanning.activity import Activity
 from compute_client.source import Stage
 from compute_client.stats import LoaderStats
 from hapi.cancel import Cancel, CancelledWork
@@ -23,7 +24,11 @@ Transform = TransformSpec | Callable[[Any], torch.Tensor]
 class Decoder:
     """Turns stored bytes into the backbone's input tensors, (C, H, W) each, on `threads` threads of its own."""
 
-    def __init__(self, transform: Transform, *, seed: int, threads: int, stats: LoaderStats) -> None:
+    def __init__(
+        self, transform: Transform, *, seed: int, threads: int, stats: LoaderStats, activity: Activity | None = None
+    ) -> None:
+        """`activity` learns when this works."""
+        self._activity = activity or Activity()
         self._transform, self._seed, self._stats = transform, seed, stats
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="hapi-decode")
@@ -67,7 +72,8 @@ class Decoder:
             raise
         started = time.perf_counter()
         try:
-            return self._tensor(data, index, epoch)
+            with self._activity.working():
+                return self._tensor(data, index, epoch)
         except (CancelledWork, MemoryError):
             raise
         except HapiError as error:

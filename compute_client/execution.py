@@ -16,9 +16,23 @@ from compute_client.cache import CacheOptions, LoaderCache
 from compute_client.dataset import Dataset
 from compute_client.decode import Decoder, Transform
 from compute_client.local import LocalSource
-from compute_client.pipeline import Pipeline
-from compute_client.planning import AUTO, Workload, fixed_cut, fixed_plan, measured_plan, policies, unmeasured_plan
+from compute_client.pipeline import Finished, Pipeline
+from compute_client.planning import (
+    AUTO,
+    Workload,
+    fixed_cut,
+    fixed_plan,
+    follows,
+    measured_plan,
+    policies,
+    policy_of,
+    unmeasured_plan,
+)
 from compute_client.remote import RemoteJob, RemoteSource, Restorer
+from compute_client.replanning.activity import Activity
+from compute_client.replanning.dealing import Dealing
+from compute_client.replanning.observer import Observer
+from compute_client.replanning.replanner import Replanner
 from compute_client.source import SpanSource
 from compute_client.spans import Dealer, SpanCutter, span_size
 from compute_client.stats import LoaderStats
@@ -37,11 +51,14 @@ from hapi.errors import (
     UnknownCutError,
     UnknownDatasetError,
 )
-from hapi.plan import INPUT, OUTPUT, Link, Plan
+from hapi.plan import INPUT, OUTPUT, Link, Plan, Profile
 from hapi.wire import Allowed
 from profiler.remote import ServerClient
 
 log = logging.getLogger(__name__)
+
+PROBE_SECONDS, MOST_PROBE_SECONDS, PROBE_BYTES, PROBE_STREAMS = 0.1, 1.0, 2**23, 2
+"""Of looking at the link while a job runs: shorter than before its first plan, as spans wait meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +100,9 @@ class Execution:
         limits: Limits,
         link: Link | None,
         caching: CacheOptions,
+        replan: bool = True,
     ) -> None:
-        self.dataset, self.stats = dataset, LoaderStats()
+        self.dataset, self.stats, self.activity = dataset, LoaderStats(), Activity()
         self._backbone, self._server, self._pushdown = backbone, server, pushdown
         self._seed, self._workload, self._limits, self._link = seed, workload, limits, link
         self._fixed = fixed_cut(pushdown, server is not None)
@@ -102,6 +120,9 @@ class Execution:
         self._lock = threading.RLock()
         self._plan = self._checked(pushdown) if isinstance(pushdown, Plan) else None
         self._parts: dict[str, Compute] | None = None
+        self._replan = replan and follows(pushdown)
+        self._replanner: Replanner | None = None
+        self._observer: Observer | None = None
         self._restorer = Restorer(self._restore)
         self._window = Window(limits.in_flight)  # what a full server taught holds for the next epoch as well
         self.cache = self._open_cache(caching)
@@ -168,13 +189,20 @@ class Execution:
     def open(self) -> Pipeline:
         """Threads for one iteration."""
         parts = self.ready()
+        run = SuffixRunner(parts, device=self._backbone.device, stats=self.stats, batch_size=self._workload.batch_size)
+
+        def finish(cut: str, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            with self.activity.working():
+                return run(cut, tensors)
+
         return Pipeline(
             self._source(),
-            SuffixRunner(parts, device=self._backbone.device, stats=self.stats, batch_size=self._workload.batch_size),
+            finish,
             lambda span: int(len(span) * self._bytes_at(span.cut)),
             in_flight=self._limits.in_flight,
             budget_bytes=self._limits.buffer_bytes,
-            keep=self.cache.put if self.cache is not None else None,
+            keep=self._finished,
+            deal=Dealing(self._decided, self._reconsider, self._allowed.default) if self._replanner else None,
         )
 
     @property
@@ -205,6 +233,51 @@ class Execution:
                 raise
             self._note = f"the transform runs here as it is, since it is not portable: {error}"
             return transform
+
+    def _finished(self, finished: Finished) -> None:
+        if self._observer is not None:
+            span = finished.span
+            self._observer.finished(span.cut, span.way, len(span))
+        if self.cache is not None:
+            self.cache.put(finished)
+
+    def _reconsider(self) -> None:
+        """Changes the plan if the rates have changed, and prepares what new cuts need."""
+        if self._replanner is None:
+            return
+        try:
+            plan = self._replanner.consider()
+            if plan is not None:
+                log.info("the plan has changed: %s", plan.history[-1])
+                self._adopt(plan)
+        except Exception:  # whatever it is, the job has a plan that works
+            log.exception("the plan stays as it is from now on, since changing it failed")
+            self._replanner = None
+
+    def _adopt(self, plan: Plan) -> None:
+        assert self._parts is not None
+        for share in plan.cuts:
+            if share.name not in self._parts:
+                self._parts[share.name] = self._backbone.suffix(share.name, self._transform)
+        with self._lock:
+            self._plan = plan
+
+    def _probe(self) -> float | None:
+        """What the link gives beside what is under way, bits per second; None if the server has no time for that."""
+        from profiler.link import probe_link
+
+        assert self._server is not None
+        try:
+            return probe_link(
+                self._server.link,
+                seconds=PROBE_SECONDS,
+                max_bytes=PROBE_BYTES,
+                max_seconds=MOST_PROBE_SECONDS,
+                streams=PROBE_STREAMS,
+            ).bandwidth_bits_per_s
+        except HapiError as error:
+            log.info("the link could not be probed: %s", error)
+            return None
 
     def _decided(self) -> Plan:
         with self._lock:
@@ -274,7 +347,7 @@ class Execution:
             assert isinstance(self._transform, TransformSpec)
             self._upload()
             try:
-                plan = measured_plan(
+                plan, profile = measured_plan(
                     self._pushdown,
                     self._server,
                     self._backbone,
@@ -286,11 +359,19 @@ class Execution:
                     threads=self._limits.threads,
                     kept_share=self._kept_share(),
                 )
+                self._follow(plan, profile)
             except MemoryBudgetError as error:
                 if self._pushdown != AUTO:  # who names a policy wants to know
                     raise
                 plan = unmeasured_plan(f"nothing is pushed down, since the server cannot measure the network: {error}")
         return replace(plan, reasons=(*plan.reasons, self._note)) if self._note else plan
+
+    def _follow(self, plan: Plan, profile: Profile) -> None:
+        """Begins to watch the rates that a plan was made from."""
+        if self._replan:
+            self._observer = Observer(profile, self.activity)
+            policy = policy_of(str(self._pushdown))
+            self._replanner = Replanner(plan, profile, policy, self._observer, probe=self._probe)
 
     def warm_up(self) -> None:
         if self._parts is None and not self._holds_all():
@@ -310,8 +391,14 @@ class Execution:
 
     def _source(self) -> SpanSource:
         decoder = None
-        if any(share.name == INPUT for share in self._decided().cuts):
-            decoder = Decoder(self._transform, seed=self._seed, threads=self._limits.threads, stats=self.stats)
+        if self._replanner is not None or any(share.name == INPUT for share in self._decided().cuts):
+            decoder = Decoder(
+                self._transform,
+                seed=self._seed,
+                threads=self._limits.threads,
+                stats=self.stats,
+                activity=self.activity,
+            )
         if self._server is None:
             assert decoder is not None
             assert self.dataset.manifest is not None
@@ -324,6 +411,7 @@ class Execution:
             decoder=decoder,
             stats=self.stats,
             window=self._window,
+            observer=self._observer,
         )
 
     def _bytes_at(self, cut: str) -> float:

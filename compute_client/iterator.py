@@ -95,6 +95,7 @@ class EpochRun:
             self._open()
 
     def __next__(self) -> Any:
+        self._execution.activity.trains(False)
         while True:
             self._top_up()
             if not self._planned:
@@ -108,9 +109,12 @@ class EpochRun:
             self._top_up()
             self._yielded(batch.indices, len(samples))
             if len(samples):
-                return self._make(samples)
+                made = self._make(samples)
+                self._execution.activity.trains(True)
+                return made
 
     def close(self) -> None:
+        self._execution.activity.trains(False)
         if self._pipeline is not None:
             self._pipeline.close()
 

@@ -81,6 +81,8 @@ class DataLoader:
         busy_seconds: how long a server may go on answering that it is full without serving a sample here. It is waited
             for as it asks (Retry-After), with fewer requests in flight; what can never fit is an error at once.
         link: bandwidth and latency for the planner; default: measured.
+        replan: let a measured plan (`auto`, `mix`, `single`) follow the rates of link and tiers while the job runs;
+            `plan.history` tells what changed, and why. The features are the same at every cut.
         rank, world_size: this process's share of every epoch; default: those of torch.distributed if it is
             initialised. All ranks have the same number of batches. A sampler of your own replaces this.
         weights: for a backbone given by name: `DEFAULT`, `none`, or a safetensors file.
@@ -139,6 +141,7 @@ class DataLoader:
         link: Link | None = None,
         rank: int | None = None,
         world_size: int | None = None,
+        replan: bool = True,
         weights: str | None = "DEFAULT",
         indices: Sequence[int] | None = None,
         cache_bytes: int | None = None,
@@ -198,6 +201,7 @@ class DataLoader:
             caching=CacheOptions(
                 cache_bytes, None if cache_dir is None else Path(cache_dir), disk_cache_bytes, augment_views
             ),
+            replan=replan,
         )
         self.batch_size, self.drop_last, self.timeout = batch_size, drop_last, timeout
         self.num_workers, self.collate_fn, self.generator = num_workers, collate_fn, generator
@@ -235,7 +239,10 @@ class DataLoader:
 
     @property
     def plan(self) -> Plan:
-        """What runs where, and why. Deciding may measure, at first use or when iteration begins."""
+        """What runs where, and why. Deciding may measure, at first use or when iteration begins.
+
+        It may change while batches are drawn: `plan.history` has every change so far.
+        """
         return self._execution.plan
 
     @property

@@ -14,6 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -41,6 +42,22 @@ class Finished:
     errors: dict[int, str]
 
 
+class Deal(Protocol):
+    """Chooses the cuts of spans as late as possible."""
+
+    def consider(self) -> None:
+        """Called before a span is begun, without any lock; may block for a while. Must not raise."""
+        ...
+
+    def assign(self, span: Span) -> Span:
+        """The span as it would be begun now. Called under the pipeline's lock, perhaps several times."""
+        ...
+
+    def begun(self, span: Span) -> None:
+        """The span, as last assigned, is begun. Called under the pipeline's lock."""
+        ...
+
+
 class Pipeline:
     """Threads of one iteration. They know nothing of the iterator, so that an abandoned one can be collected."""
 
@@ -53,8 +70,11 @@ class Pipeline:
         in_flight: int,
         budget_bytes: int,
         keep: Callable[[Finished], None] | None = None,
+        deal: Deal | None = None,
     ) -> None:
-        """`keep` sees every finished span, on the thread that finishes, before it is handed out."""
+        """`keep` sees every finished span, on the thread that finishes, before it is handed out. Without a `deal`,
+        spans have the cuts that they are submitted with."""
+        self._deal = deal
         self._source, self._finish, self._span_bytes, self._keep = source, finish, span_bytes, keep
         self._budget_bytes = budget_bytes
         self._cancel = Cancel()
@@ -130,11 +150,15 @@ class Pipeline:
 
     def _begin(self) -> Span | None:
         """Waits for a span that may be begun; None when the pipeline is closed."""
+        if self._deal is not None and not self._cancel.is_set:
+            self._deal.consider()
         with self._changed:
             self._changed.wait_for(lambda: self._cancel.is_set or self._admits())
             if self._cancel.is_set:
                 return None
             span = self._waiting.popleft()
+            if self._deal is not None:
+                self._deal.begun(span)
             self._held[span.number] = self._span_bytes(span)
             self._active += 1
             return span
@@ -142,6 +166,8 @@ class Pipeline:
     def _admits(self) -> bool:
         if not self._waiting:
             return False
+        if self._deal is not None:
+            self._waiting[0] = self._deal.assign(self._waiting[0])
         if self._active == 0 and not self._done:
             return True
         return sum(self._held.values()) + self._span_bytes(self._waiting[0]) <= self._budget_bytes

@@ -8,11 +8,12 @@ from compute_client.backbone import Backbone
 from compute_client.dataset import Dataset
 from hapi.data import TransformSpec
 from hapi.errors import InputError
-from hapi.plan import INPUT, OUTPUT, Link, Plan, Share
+from hapi.plan import INPUT, OUTPUT, Link, Plan, Profile, Share
 from hapi.wire import Allowed
 from profiler.remote import ServerClient
 
 AUTO = "auto"
+FOLLOWING = ("mix", "single")
 PROFILE_REPEATS, PROFILE_SECONDS = 3, 5.0
 """Timed runs here, and after how long no further one is begun: a plan should not cost more than it saves."""
 
@@ -66,6 +67,11 @@ def policies() -> tuple[str, ...]:
     return (AUTO, *POLICIES)
 
 
+def follows(pushdown: str | Plan) -> bool:
+    """Whether a plan of this kind may change while its job runs: one that is ours to make."""
+    return pushdown in (AUTO, *FOLLOWING)
+
+
 def measured_plan(
     pushdown: str,
     client: ServerClient,
@@ -78,7 +84,7 @@ def measured_plan(
     link: Link | None,
     threads: int,
     kept_share: float = 0.0,
-) -> Plan:
+) -> tuple[Plan, Profile]:
     """Measures the server, this machine and the link (unless it is given), and decides by policy.
 
     The server must hold the model already. `kept_share`: part of the samples that later epochs find in the cache.
@@ -103,4 +109,9 @@ def measured_plan(
     graph = backbone.graph(transform)
     kept = Measurements(default_folder())
     profile = profile_with_server(client, graph, dataset, transform, job, link=link, workers=threads, remembered=kept)
-    return plan(profile, "mix" if pushdown == AUTO else pushdown)
+    return plan(profile, policy_of(pushdown)), profile
+
+
+def policy_of(pushdown: str) -> str:
+    """The planner's policy: `auto` is `mix`."""
+    return "mix" if pushdown == AUTO else pushdown

@@ -14,6 +14,7 @@ import torch
 
 from compute_client.decode import Decoder
 from compute_client.outage import Outage
+from compute_client.replanning.observer import Observer
 from compute_client.source import Stage
 from compute_client.spans import Span
 from compute_client.stats import LoaderStats
@@ -64,7 +65,7 @@ class RemoteJob:
 
     def request(self, span: Span, indices: list[int]) -> ExtractRequest:
         at_input = span.cut == INPUT
-        codec, compression = self.ways.get(span.cut, (self.codec, self.compression))
+        codec, compression = span.way or self.ways.get(span.cut, (self.codec, self.compression))
         return ExtractRequest(
             dataset=self.dataset,
             indices=indices,
@@ -113,8 +114,13 @@ class RemoteSource:
         decoder: Decoder | None,
         stats: LoaderStats,
         window: Window | None = None,
+        observer: Observer | None = None,
     ) -> None:
-        """`decoder` is needed for spans at cut `input` only. Without a `window`, one as wide as there are threads."""
+        """`decoder` is needed for spans at cut `input` only. Without a `window`, one as wide as there are threads.
+
+        `observer` learns of what arrives.
+        """
+        self._observer = observer
         self._client, self._job, self._retry, self._restorer = client, job, retry, restorer
         self._decoder, self._stats, self._window = decoder, stats, window or Window(MOST_AT_ONCE)
         self._outage = Outage(client.url, retry)
@@ -161,10 +167,10 @@ class RemoteSource:
     def _ask(self, span: Span, indices: list[int], answer: _Answer, backoff: Backoff, cancel: Cancel) -> None:
         self._stats.add(requests=1)
         request = self._job.request(span, indices)
-        for batch in self._client.extract(
-            request, cancel=cancel, received=lambda count: self._stats.add(bytes_received=count)
-        ):
+        for batch in self._client.extract(request, cancel=cancel, received=self._received):
             cancel.check()
+            if self._observer is not None and batch.work is not None:
+                self._observer.worked(span.cut, span.way, batch.work)
             answer.add(batch)
             backoff.progress()
             self._outage.over()
@@ -172,6 +178,11 @@ class RemoteSource:
             raise TruncatedStreamError(
                 f"{self._client.url}: answered without {len(left)} of {len(indices)} samples (first: {left[0]})."
             )
+
+    def _received(self, count: int) -> None:
+        self._stats.add(bytes_received=count)
+        if self._observer is not None:
+            self._observer.received(count)
 
     def _recover(self, error: HapiError, known: int, backoff: Backoff) -> None:
         try:

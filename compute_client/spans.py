@@ -18,6 +18,8 @@ class Span:
     cut: str
     epoch: int
     indices: tuple[int, ...]
+    way: tuple[str, str] | None = None
+    """Codec and compression of its features, where the job's plan does not say once and for all."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -39,16 +41,23 @@ class Dealer:
 
     def next(self) -> tuple[str, int]:
         """The next span's cut and how many samples it may have."""
-        total = sum(self._dealt.values())
-
-        def behind(name: str) -> float:
-            return self._shares[name] * (total + self._sizes[name]) - self._dealt[name]
-
-        name = max(self._shares, key=behind)
+        name = self._furthest_behind(self._sizes)
         return name, self._sizes[name]
+
+    def for_samples(self, samples: int) -> str:
+        """The cut of a next span that has so many samples."""
+        return self._furthest_behind(dict.fromkeys(self._shares, samples))
 
     def dealt(self, cut: str, samples: int) -> None:
         self._dealt[cut] += samples
+
+    def _furthest_behind(self, sizes: Mapping[str, int]) -> str:
+        total = sum(self._dealt.values())
+
+        def behind(name: str) -> float:
+            return self._shares[name] * (total + sizes[name]) - self._dealt[name]
+
+        return max(self._shares, key=behind)
 
 
 class SpanCutter:

@@ -32,17 +32,21 @@ class SuffixRunner:
     def __init__(
         self, parts: Mapping[str, Compute], *, device: torch.device, stats: LoaderStats, batch_size: int
     ) -> None:
-        """`parts`: cut -> what computes the features from that cut's tensors, already on `device`.
+        """`parts`: cut -> what computes the features from that cut's tensors, already on `device`; more may come.
 
         `batch_size` is that of training: what fits into memory without HAPI does so with it.
         """
         self._parts, self._device, self._stats = parts, device, stats
-        self._batches = {cut: suffix_batch(compute, batch_size) for cut, compute in parts.items()}
+        self._batch_size = batch_size
+        self._batches: dict[str, int] = {}
 
     def __call__(self, cut: str, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """Tensors (n, *shape) at a cut to the backbone's outputs (n, *shape) on the device."""
         started = time.perf_counter()
-        compute, batch = self._parts[cut], self._batches[cut]
+        compute = self._parts[cut]
+        if cut not in self._batches:
+            self._batches[cut] = suffix_batch(compute, self._batch_size)
+        batch = self._batches[cut]
         outputs: list[tuple[torch.Tensor, ...]] = []
         with torch.no_grad():
             for start in range(0, len(tensors[0]), batch):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -179,11 +179,29 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A plan was changed while its job ran: when (seconds since 1970), from which cuts to which, and why."""
+
+    at: float
+    before: tuple[Share, ...]
+    after: tuple[Share, ...]
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        before, after = ([share.to_json() for share in cuts] for cuts in (self.before, self.after))
+        return {"at": self.at, "before": before, "after": after, "reason": self.reason}
+
+    def __str__(self) -> str:
+        return f"{_mix(self.before)} -> {_mix(self.after)}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """What was decided, what it should take, and why.
 
     `predicted_seconds` is for all samples and epochs under this plan; `limit_seconds` the same for the optimum of the
-    linear program over mixes of cuts: no split execution on these tiers can be faster.
+    linear program over mixes of cuts: no split execution on these tiers can be faster. `history` are the changes that
+    led to it, the first plan's cuts in the first; empty for a plan as it was made.
     """
 
     policy: str
@@ -191,16 +209,24 @@ class Plan:
     predicted_seconds: float | None
     limit_seconds: float | None
     reasons: tuple[str, ...] = ()
+    history: tuple[Change, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
+        """Without a `history` where nothing was changed."""
         document = asdict(self)
-        return {**document, "cuts": [share.to_json() for share in self.cuts], "reasons": list(self.reasons)}
+        del document["history"]
+        changed = {"history": [change.to_json() for change in self.history]} if self.history else {}
+        return {**document, "cuts": [share.to_json() for share in self.cuts], "reasons": list(self.reasons), **changed}
 
     def __str__(self) -> str:
-        mix = ", ".join(
-            f"{share.share:.0%} {share.name}" + (f" ({share.way})" if share.way else "") for share in self.cuts
+        reasons = [f"  - {reason}" for reason in self.reasons]
+        return "\n".join(
+            [f"plan {self.policy}: {_mix(self.cuts)}", *reasons, *(f"  changed: {change}" for change in self.history)]
         )
-        return "\n".join([f"plan {self.policy}: {mix}", *(f"  - {reason}" for reason in self.reasons)])
+
+
+def _mix(cuts: Sequence[Share]) -> str:
+    return ", ".join(f"{share.share:.0%} {share.name}" + (f" ({share.way})" if share.way else "") for share in cuts)
 
 
 def _cut_from_json(row: Any, position: int) -> CutCost:

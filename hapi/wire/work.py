@@ -26,15 +26,14 @@ class Work:
         samples: read or computed for it; those that were kept, done for another request, or failed do not count.
         seconds: of the whole server that they took: what one sample of them costs, times their number.
         elapsed: seconds since the answer's last message.
-        busy: part of that time, 0 to 1, in which the server worked for anybody.
-        fair: part of the server, 0 to 1, that is this tenant's when all tenants of the moment want as much as they can.
+        share: part of the server in that time, 0 to 1, that this tenant had or could have had: what others left, and at
+            least its fair part among the tenants of the moment.
     """
 
     samples: int
     seconds: float
     elapsed: float
-    busy: float
-    fair: float = 1.0
+    share: float = 1.0
 
     def metadata(self) -> dict[bytes, bytes]:
         """As custom metadata of a message."""
@@ -58,8 +57,7 @@ class Work:
             samples=int(_number(document, "samples", 2**31)),
             seconds=_number(document, "seconds", 1e9),
             elapsed=_number(document, "elapsed", 1e9),
-            busy=_number(document, "busy", 1.0),
-            fair=_number(document, "fair", 1.0),
+            share=_number(document, "share", 1.0),
         )
 
 

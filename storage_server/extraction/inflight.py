@@ -168,7 +168,8 @@ class Flights:
         assert flight.prefix is not None
         began = time.perf_counter()
         try:
-            tensor = self._loader.decode(flight.source, flight.index, data, flight.prefix, flight.is_wanted)
+            with self._loader.occupancy.working(self._payers(flight)):
+                tensor = self._loader.decode(flight.source, flight.index, data, flight.prefix, flight.is_wanted)
         except BaseException as error:
             self._land_failed(flight, error)
             return True
@@ -178,6 +179,11 @@ class Flights:
             if flight.tickets:
                 self._make_ready(flight, flight.prefix, tensor)
         return True
+
+    def _payers(self, flight: Flight) -> dict[Flow, float]:
+        """Each flow that waits for it, and its part of one of the threads that decode."""
+        flows = flight.flows
+        return {flow: 1 / self._loader.decode_threads / len(flows) for flow in flows}
 
     def _computed(self, flight: Flight, outcome: Tensors | BaseException) -> None:
         if isinstance(outcome, BaseException):

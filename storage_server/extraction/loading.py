@@ -53,9 +53,9 @@ class SampleLoader:
     ) -> None:
         """Large pictures take `large_bytes` together while they are decoded, unless one alone takes more.
 
-        `occupancy` learns of decoding.
+        `occupancy` is to learn of decoding.
         """
-        self._occupancy = occupancy or Occupancy()
+        self.occupancy = occupancy or Occupancy()
         self._metrics = metrics
         self._patience = patience
         self._pictures = LargePictures(large_bytes)
@@ -97,7 +97,7 @@ class SampleLoader:
             return load_sample(data, transform, seed=source.seed, epoch=source.epoch, index=index)
 
         try:
-            with self._metrics.stage("decode"), self._occupancy.working(1 / self.decode_threads):
+            with self._metrics.stage("decode"):
                 count = self._patience(f"decoding {key}", lambda _: picture_bytes(data), "decode", is_wanted)
                 with self._pictures.decoding(count):
                     tensor = self._patience(f"decoding {key}", work, "decode", is_wanted)

@@ -70,7 +70,7 @@ class Extraction:
         self._mailbox: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()
         self._tickets: dict[int, Ticket] = {}
         self._unsent = len(job.indices)
-        self._tally = Tally(stages.occupancy, partial(stages.running.fair_share, job.flow))
+        self._tally = Tally(stages.occupancy, job.flow, partial(stages.running.fair_share, job.flow))
         self._holding: Holding | None = None
 
     @property

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from hapi.wire.work import Work
 from storage_server.extraction.flight import Arrival
+from storage_server.scheduling.fair import Flow
 from storage_server.scheduling.occupancy import Occupancy
-
-LEAST_ELAPSED = 1e-6
 
 
 class Tally:
     """Belongs to one answer, and to its thread."""
 
     def __init__(
-        self, occupancy: Occupancy, fair: Callable[[], float], clock: Callable[[], float] = time.perf_counter
+        self,
+        occupancy: Occupancy,
+        flow: Flow,
+        fair: Callable[[], float],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`fair` tells the part of the server that is the tenant's at the moment."""
-        self._occupancy, self._fair, self._clock = occupancy, fair, clock
+        """`flow` is whose answer it is; `fair` tells its part of the server among the tenants of the moment."""
+        self._occupancy, self._flow, self._fair, self._clock = occupancy, flow, fair, clock
         self._last = occupancy.read()
         self._begin()
 
@@ -35,7 +39,7 @@ class Tally:
     def encoding(self) -> Iterator[None]:
         """Rows are being encoded; what that takes is told with the next message."""
         began = self._clock()
-        with self._occupancy.working():
+        with self._occupancy.working({self._flow: 1.0}):
             yield
         self._work_seconds += self._clock() - began
 
@@ -45,15 +49,17 @@ class Tally:
         Stages that share processors slow each other down, so their seconds add up to more than passed; what is told is
         scaled to the time in which the server was busy. Reading mostly waits, and is told as it is.
         """
-        now, last = self._occupancy.read(), self._last
-        elapsed, busy, worked = now.at - last.at, now.busy - last.busy, now.worked - last.worked
-        overlap = min(1.0, busy / worked) if worked > 0 else 1.0
+        now = self._occupancy.read()
+        passed = now.since(self._last)
+        worked = math.fsum(passed.worked.values())
+        overlap = min(1.0, passed.busy / worked) if worked > 0 else 1.0
+        others = 1 - passed.worked.get(self._flow, 0.0) / worked if worked > 0 else 0.0
+        left = 1 - others * min(1.0, passed.busy / passed.at) if passed.at > 0 else 1.0
         work = Work(
             samples=self._samples,
             seconds=self._read_seconds + self._work_seconds * overlap,
-            elapsed=max(elapsed, LEAST_ELAPSED),
-            busy=min(1.0, busy / elapsed) if elapsed > 0 else 0.0,
-            fair=min(1.0, self._fair()),
+            elapsed=passed.at,
+            share=min(1.0, max(self._fair(), left)),
         )
         self._last = now
         self._begin()

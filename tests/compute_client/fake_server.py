@@ -16,7 +16,7 @@ from hapi.backoff import RetryPolicy
 from hapi.data import TransformSpec, build_manifest, load_sample, open_store, read_sample
 from hapi.errors import ImageError
 from hapi.model import Graph
-from hapi.plan import INPUT
+from hapi.plan import INPUT, CutCost, Link, Profile
 from hapi.wire import FeatureBatch, StreamEncoder
 from hapi.wire.protocol import ARROW_STREAM, PROBLEM_JSON, DatasetSummary, ExtractRequest, ModelInfo
 from profiler.remote import ServerClient
@@ -152,6 +152,16 @@ class FakeServer:
             for tensor in tensors:
                 tensor[row] = 0
         return FeatureBatch(np.array(indices), labels, tensors, errors=errors)
+
+
+def profile_of_graph(graph: Graph, bits_per_s: float = 8e6) -> Profile:
+    """Costs of its cuts that make the deeper ones dearer for the server, and cheaper for link and client."""
+    count = len(graph.cuts)
+    cuts = tuple(
+        CutCost(cut.name, 2000.0 * (count - place), 0.001 * (1 + place), 0.001 * (count - place))
+        for place, cut in enumerate(graph.cuts)
+    )
+    return Profile(graph.name, 2000.0, cuts, Link(bits_per_s), samples=1000, batch_size=4)
 
 
 def problem(status: int, kind: str, detail: str, **headers: str) -> httpx.Response:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torchvision.transforms import v2
 
-from compute_client import DataLoader, planning
+from compute_client import DataLoader
 from compute_client.outage import Outage
 from hapi.backoff import RetryPolicy
 from hapi.engine import has_bf16
@@ -35,7 +35,7 @@ from hapi.model import Graph
 from hapi.plan import Plan, Share
 from profiler.remote import ServerClient
 from tests.compute_client.conftest import CLASSES, SAMPLES
-from tests.compute_client.fake_server import FakeServer, problem
+from tests.compute_client.fake_server import FakeServer, problem, profile_of_graph
 from tests.compute_client.test_loader_local import assert_no_threads, assert_same, broken_copy
 
 
@@ -85,10 +85,7 @@ def test_a_mix_of_cuts_gives_the_same_batches(
     server: FakeServer, graph: Graph, transform: v2.Compose, expected: list
 ) -> None:
     mix = Plan("mix", (Share("stem", 0.5), Share("output", 0.25), Share("input", 0.25)), 1.0, 1.0)
-    with (
-        patch.object(planning, "measured_plan", return_value=mix),
-        patch("compute_client.execution.measured_plan", return_value=mix),
-    ):
+    with patch("compute_client.execution.measured_plan", return_value=(mix, profile_of_graph(graph))):
         loader = open_loader(server, graph, transform, pushdown="auto")
         assert_same([batch for _ in range(2) for batch in loader], expected)
     assert set(loader.stats.samples_by_cut) == {"stem", "output", "input"}

@@ -17,8 +17,8 @@ from hapi.wire import FeatureBatch, StreamEncoder, read_stream
 from hapi.wire.work import KEY, MOST_CHARACTERS, Work
 
 PART = st.floats(0, 1)
-WORKS = st.builds(Work, st.integers(0, 10**6), st.floats(0, 1e6), st.floats(0, 1e6), PART, PART)
-GOOD = asdict(Work(3, 0.5, 1.0, 0.25, 0.5))
+WORKS = st.builds(Work, st.integers(0, 10**6), st.floats(0, 1e6), st.floats(0, 1e6), PART)
+GOOD = asdict(Work(3, 0.5, 1.0, 0.25))
 
 
 def batch_with(work: Work | None, rows: int = 2) -> FeatureBatch:
@@ -52,7 +52,7 @@ def test_a_batch_in_several_messages_tells_it_once() -> None:
         "nonsense",
         "[" * 2000,
         " " * (MOST_CHARACTERS + 1),
-        json.dumps({**GOOD, "busy": 1.5}),
+        json.dumps({**GOOD, "share": 1.5}),
         json.dumps({**GOOD, "seconds": -1}),
         json.dumps({**GOOD, "seconds": float("nan")}),
         json.dumps({**GOOD, "samples": True}),

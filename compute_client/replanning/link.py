@@ -1,0 +1,43 @@
+"""The link's bandwidth, from bytes that arrive anyway."""
+
+from __future__ import annotations
+
+from compute_client.replanning.ratio import Ratio
+
+CLEARLY_MORE = 1.1
+LEAST_WINDOWS = 2
+
+
+class LinkPace:
+    """What the link gives, bits per second: at first as it was measured for the plan. Not thread-safe.
+
+    While the link sets the pace, what arrives is what it gives. At all other times it gives at least that much.
+    """
+
+    def __init__(self, bits_per_s: float) -> None:
+        self.bits_per_s = bits_per_s
+        self.is_full = False
+        """Whether the link set the pace when it was last looked at."""
+        self._ratio = Ratio()
+        self._more: float | None = None
+
+    def full(self, count: int, seconds: float) -> None:
+        """So many bytes came in so long, and nothing but the link held them back."""
+        self.is_full, self._more = True, None
+        self._ratio.add(8.0 * count, seconds)
+        if self._ratio.count >= LEAST_WINDOWS:
+            self.bits_per_s = self._ratio.value
+
+    def idle(self, count: int, seconds: float) -> None:
+        """So many bytes came in so long, and there may have been room for more. Twice in a row it is believed."""
+        self.is_full = False
+        rate = 8.0 * count / seconds
+        if rate > CLEARLY_MORE * self.bits_per_s and self._more is not None:
+            self.at_least(min(rate, self._more))
+        self._more = rate if rate > CLEARLY_MORE * self.bits_per_s else None
+
+    def at_least(self, bits_per_s: float) -> None:
+        """It was seen to give so much."""
+        if bits_per_s > CLEARLY_MORE * self.bits_per_s:
+            self.bits_per_s = bits_per_s
+            self._ratio.forget()
