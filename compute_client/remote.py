@@ -167,22 +167,28 @@ class RemoteSource:
     def _ask(self, span: Span, indices: list[int], answer: _Answer, backoff: Backoff, cancel: Cancel) -> None:
         self._stats.add(requests=1)
         request = self._job.request(span, indices)
-        for batch in self._client.extract(request, cancel=cancel, received=self._received):
-            cancel.check()
-            if self._observer is not None and batch.work is not None:
-                self._observer.worked(span.cut, span.way, batch.work)
-            answer.add(batch)
-            backoff.progress()
-            self._outage.over()
+        arriving = None if self._observer is None else self._observer.answer(span.cut, span.way)
+
+        def received(count: int) -> None:
+            self._stats.add(bytes_received=count)
+            if arriving is not None:
+                arriving.received(count)
+
+        try:
+            for batch in self._client.extract(request, cancel=cancel, received=received):
+                cancel.check()
+                if arriving is not None:
+                    arriving.completed(batch.work)
+                answer.add(batch)
+                backoff.progress()
+                self._outage.over()
+        finally:
+            if arriving is not None:
+                arriving.ended()
         if left := answer.missing():
             raise TruncatedStreamError(
                 f"{self._client.url}: answered without {len(left)} of {len(indices)} samples (first: {left[0]})."
             )
-
-    def _received(self, count: int) -> None:
-        self._stats.add(bytes_received=count)
-        if self._observer is not None:
-            self._observer.received(count)
 
     def _recover(self, error: HapiError, known: int, backoff: Backoff) -> None:
         try:

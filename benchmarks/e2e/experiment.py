@@ -208,7 +208,7 @@ class Experiment:
             ) as trial,
             self._companions.options(system) as own,
             self._server(system) as server,
-            _fresh_caches(self._bed.folder, self._sent) as caches,
+            fresh_caches(self._bed.folder, self._sent) as caches,
         ):
             job = Job(
                 self._store.uri,
@@ -280,7 +280,7 @@ def _on_the_link(before: tuple[int, int] | None, after: tuple[int, int] | None) 
 
 
 @contextlib.contextmanager
-def _fresh_caches(folder: Path, sent: SentModel | None) -> Iterator[Mapping[str, str]]:
+def fresh_caches(folder: Path, sent: SentModel | None = None) -> Iterator[Mapping[str, str]]:
     """Variables that give a client a cache folder with compiled code at most, and leave downloaded weights in place."""
     usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     with tempfile.TemporaryDirectory(prefix="client-", dir=folder) as fresh:

@@ -11,7 +11,7 @@ LEAST_WINDOWS = 2
 class LinkPace:
     """What the link gives, bits per second: at first as it was measured for the plan. Not thread-safe.
 
-    While the link sets the pace, what arrives is what it gives. At all other times it gives at least that much.
+    Where nothing else can have held bytes back, what arrived is what it gives; otherwise it gives at least that much.
     """
 
     def __init__(self, bits_per_s: float) -> None:
@@ -21,14 +21,14 @@ class LinkPace:
         self._ratio = Ratio()
         self._more: float | None = None
 
-    def full(self, count: int, seconds: float) -> None:
-        """So many bytes came in so long, and nothing but the link held them back."""
-        self.is_full, self._more = True, None
+    def measured(self, count: int, seconds: float, *, is_full: bool = True) -> None:
+        """So many bytes came in so long, and nothing but the link held them back; `is_full` if always."""
+        self.is_full, self._more = is_full, None
         self._ratio.add(8.0 * count, seconds)
         if self._ratio.count >= LEAST_WINDOWS:
             self.bits_per_s = self._ratio.value
 
-    def idle(self, count: int, seconds: float) -> None:
+    def seen(self, count: int, seconds: float) -> None:
         """So many bytes came in so long, and there may have been room for more. Twice in a row it is believed."""
         self.is_full = False
         rate = 8.0 * count / seconds

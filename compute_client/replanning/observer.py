@@ -14,22 +14,49 @@ from compute_client.replanning.ratio import Ratio
 from hapi.plan import INPUT, CutCost, Profile, WireCost
 from hapi.wire.work import Work
 
-WINDOW_SECONDS = 0.25
-"""Least time over which bytes are counted: longer than the bursts of a socket's buffer or a traffic shaper."""
-SILENCE_SECONDS = 0.1
-"""A link that sets the pace is never silent for so long."""
+WINDOW_SECONDS, FLOWING_SECONDS = 0.25, 0.1
+"""Least time over which bytes are counted, and of it that in which they were on their way: longer than the bursts of a
+socket's buffer or a traffic shaper."""
 SATURATED = 0.85
 """A tier that works for so much of the time may be what sets the pace."""
-OBSERVED_SAMPLES = 24
-"""Least samples of one observation of a tier's speed."""
+LONGEST_SECONDS = 5.0
+FULL = 0.8
+"""A link on which something is on its way for so much of the time sets the pace."""
+SERVER_SAMPLES, CLIENT_SAMPLES = 48, 192
+"""Least samples of one observation of a tier's speed. The client's seconds are those of all its spans together, so that
+a few of them begin and end elsewhere."""
 LEAST_SHARE = 0.01
+
+
+class Answer:
+    """One answer as it arrives, from one thread."""
+
+    def __init__(self, observer: Observer, cut: str, way: tuple[str, str] | None) -> None:
+        self.cut, self.way = cut, way
+        self.is_on_its_way = False
+        """Whether a part of a message is here, and the rest of it is not."""
+        self._observer = observer
+
+    def received(self, count: int) -> None:
+        """Bytes arrived."""
+        self._observer.received(self, count)
+
+    def completed(self, work: Work | None) -> None:
+        """A message is whole."""
+        self._observer.completed(self, work)
+
+    def ended(self) -> None:
+        """Nothing more comes, whether it is complete or not."""
+        self._observer.completed(self)
 
 
 class Observer:
     """Estimates of one job. Thread-safe.
 
     The three resources of the planner's model are told apart like this: how long either tier works per sample it says
-    itself; when neither works most of the time, and yet bytes come without a pause, the link is what sets the pace.
+    itself. The link is measured while a part of a message is here and the rest is not: the server hands over whole
+    messages, so the rest is on its way. When a tier works nearly all the time it may be slow in sending or receiving as
+    well, and the link gives at least as much as arrives.
     """
 
     def __init__(self, profile: Profile, activity: Activity, clock: Callable[[], float] = time.monotonic) -> None:
@@ -37,9 +64,10 @@ class Observer:
         self._profile, self._activity, self._clock = profile, activity, clock
         self._lock = threading.Lock()
         self._link = LinkPace(profile.link.bandwidth_bits_per_s)
-        self._server, self._client, self._share = Pace(OBSERVED_SAMPLES), Pace(OBSERVED_SAMPLES), Ratio()
+        self._server, self._client, self._share = Pace(SERVER_SAMPLES), Pace(CLIENT_SAMPLES), Ratio()
         self._reports = 0
         self._unseen_samples = 0
+        self._on_their_way = 0
         self._last_byte = clock()
         self._client_seconds = activity.seconds
         self._begin_window()
@@ -49,7 +77,8 @@ class Observer:
         with self._lock:
             if not self._reports:
                 return None
-            return Rates(self._link.bits_per_s, self._server.scale, self._server_share(), self._client.scale)
+            share = self._server_share() if self._share.count >= LEAST_COUNT else 1.0
+            return Rates(self._link.bits_per_s, self._server.scale, share, self._client.scale)
 
     @property
     def reports(self) -> int:
@@ -69,27 +98,37 @@ class Observer:
         with self._lock:
             return self._unseen_samples
 
-    def received(self, count: int) -> None:
-        """Bytes arrived."""
+    def answer(self, cut: str, way: tuple[str, str] | None) -> Answer:
+        """An answer that is about to arrive."""
+        return Answer(self, cut, way)
+
+    def received(self, answer: Answer, count: int) -> None:
+        """Bytes of an answer arrived."""
         with self._lock:
             now = self._clock()
-            if now - self._last_byte > SILENCE_SECONDS:
-                self._silence += now - max(self._last_byte, self._window_began)
+            if self._on_their_way:
+                self._flowing += now - max(self._last_byte, self._window_began)
+                self._bytes += count
             self._last_byte = now
-            self._bytes += count
+            if not answer.is_on_its_way:
+                answer.is_on_its_way = True
+                self._on_their_way += 1
 
-    def worked(self, cut: str, way: tuple[str, str] | None, work: Work) -> None:
-        """The server has told what samples at a cut have cost it."""
+    def completed(self, answer: Answer, work: Work | None = None) -> None:
+        """A message of an answer is whole, or the answer has ended; the server may have told what it has cost."""
         with self._lock:
+            if answer.is_on_its_way:
+                answer.is_on_its_way = False
+                self._on_their_way -= 1
+            if work is None:
+                return
             self._reports += 1
-            if work.samples:
-                cost = self._cost(cut, way)
-                if cut != INPUT:  # reading says little of how fast it computes
-                    self._server.add(work.samples, work.seconds, work.samples * cost.server_seconds)
-                    self._unseen_samples = 0
+            if work.samples and answer.cut != INPUT:  # reading says little of how fast it computes
+                predicted = work.samples * self._cost(answer.cut, answer.way).server_seconds
+                self._server.add(work.samples, work.seconds, predicted)
+                self._unseen_samples = 0
+            self._share.add(work.share * work.elapsed, work.elapsed)
             self._own_seconds += work.seconds
-            self._shares += work.share * work.elapsed
-            self._share_seconds += work.elapsed
             self._look()
 
     def finished(self, cut: str, way: tuple[str, str] | None, samples: int) -> None:
@@ -116,25 +155,25 @@ class Observer:
     def _look(self) -> None:
         """Closes a window that is long enough, when a message is there: what the server says belongs to its bytes."""
         elapsed = self._clock() - self._window_began
-        if elapsed < WINDOW_SECONDS:
+        if elapsed < WINDOW_SECONDS or (self._flowing < FLOWING_SECONDS and elapsed < LONGEST_SECONDS):
             return
-        self._share.add(self._shares, self._share_seconds)
         server = self._own_seconds / elapsed / self._server_share()
         client = (self._activity.seconds - self._window_activity) / elapsed
-        if max(server, client) < SATURATED and self._silence < elapsed / 2:
-            self._link.full(self._bytes, elapsed - self._silence)
-        else:
-            self._link.idle(self._bytes, elapsed)
+        is_full = self._flowing > FULL * elapsed
+        if self._flowing >= FLOWING_SECONDS:
+            if max(server, client) < SATURATED:
+                self._link.measured(self._bytes, self._flowing, is_full=is_full)
+            else:
+                self._link.seen(self._bytes, self._flowing)
         self._begin_window()
 
     def _begin_window(self) -> None:
         self._window_began = self._clock()
         self._window_activity = self._activity.seconds
-        self._bytes, self._silence = 0, 0.0
-        self._own_seconds = self._shares = self._share_seconds = 0.0
+        self._bytes, self._flowing, self._own_seconds = 0, 0.0, 0.0
 
     def _server_share(self) -> float:
-        return max(self._share.value, LEAST_SHARE) if self._share.count >= LEAST_COUNT else 1.0
+        return max(self._share.value, LEAST_SHARE) if self._share.count else 1.0
 
     def _cost(self, cut: str, way: tuple[str, str] | None) -> CutCost | WireCost:
         """What the profile says of a cut, in the way that its features travel."""

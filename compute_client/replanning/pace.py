@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from compute_client.replanning.ratio import Ratio
 
-LEAST_COUNT = 2
-"""Observations before one is believed: the first may be of a network that was just loaded."""
+LEAST_COUNT = 3
+"""Observations before they are believed: the first may be of a network that was just loaded."""
 
 
 class Pace:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from hapi.plan import CutCost, Link, Profile, WireCost
 from hapi.units import format_bandwidth
 
-NOTICEABLE = 1.15
+NOTICEABLE = 1.2
 """Rates that differ by less are the same rates."""
 LEAST_SCALE = 1e-3
 

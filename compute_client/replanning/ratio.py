@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-HALF_LIFE = 3.0
+HALF_LIFE = 4.0
 """Observations after which an observation counts half."""
 FAR = 1.5
 """An observation that is off by more than this factor waits for the next: if that is off to the same side, it is no
@@ -14,7 +14,7 @@ class Ratio:
 
     def __init__(self) -> None:
         self.count = 0
-        """Observations since the last step."""
+        """Observations so far."""
         self._amount = 0.0
         self._units = 0.0
         self._far: tuple[float, float] | None = None
@@ -33,7 +33,7 @@ class Ratio:
             before, self._far = self._far, (amount, units)
             if before is None or _side(before[0] / before[1], self.value) != side:
                 return  # alone it may be an accident, as of a pause
-            self.forget()
+            self._amount = self._units = 0.0
             self._put(*before)
         self._far = None
         self._put(amount, units)

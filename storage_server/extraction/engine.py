@@ -36,8 +36,8 @@ class Prefix:
     `run` belongs to the device's thread; the rest to any.
 
     Attributes:
-        key: (model digest, cut name, or two of them for a part between cuts), with a third part where it does not compute
-            in float32: equal keys compute the same.
+        key: (model digest, cut name, or two of them for a part between cuts), with a third part where it does not
+            compute in float32: equal keys compute the same.
         model: the model's name, for people.
         cut: what `run` answers, per sample.
         input: the one tensor per sample that `run` takes.

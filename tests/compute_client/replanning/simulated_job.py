@@ -14,7 +14,7 @@ from itertools import count
 
 from compute_client.replanning.activity import Activity
 from compute_client.replanning.dealing import Dealing
-from compute_client.replanning.observer import Observer
+from compute_client.replanning.observer import Answer, Observer
 from compute_client.replanning.replanner import Replanner
 from compute_client.spans import Span
 from hapi.plan import Link, Plan, Profile
@@ -22,7 +22,7 @@ from hapi.wire.work import Work
 from profiler.planner import plan
 
 IN_FLIGHT, BUFFERED, SPAN, MESSAGE = 4, 10, 48, 16
-CHUNK = 65_536
+CHUNK = 16_384
 
 
 @dataclass
@@ -38,6 +38,7 @@ class World:
 @dataclass(eq=False)
 class Request:
     span: Span
+    answer: Answer
     left: int
     unsent: int = 0
     arrived: int = 0
@@ -59,7 +60,7 @@ class SimulatedJob:
         self.profile, self.world = profile, World(profile.link.bandwidth_bits_per_s)
         self.now = 0.0
         self.finished: list[tuple[float, int]] = []
-        self.probes = 0
+        self.begun = self.probes = 0
         self._noise, self._random, self._reports = noise, random.Random(0), reports
         self._activity = Activity(self.clock)
         self.observer = Observer(profile, self._activity, self.clock)
@@ -132,7 +133,8 @@ class SimulatedJob:
             span = self._dealing.assign(Span(number, "", 0, tuple(range(number * SPAN, (number + 1) * SPAN))))
             self._dealing.begun(span)
             self._in_flight += 1
-            self._requests.append(Request(span, SPAN, told_at=self.now))
+            self.begun += 1
+            self._requests.append(Request(span, self.observer.answer(span.cut, span.way), SPAN, told_at=self.now))
         self._serve()
 
     def _serve(self) -> None:
@@ -175,7 +177,7 @@ class SimulatedJob:
 
     def _sent(self, message: Message, size: int) -> None:
         self._link_busy = False
-        self.observer.received(size)
+        message.request.answer.received(size)
         message.left -= size
         if message.left:
             self._sending.append(message)
@@ -184,8 +186,7 @@ class SimulatedJob:
         self._send()
 
     def _arrived(self, request: Request, work: Work) -> None:
-        if self._reports:
-            self.observer.worked(request.span.cut, request.span.way, work)
+        request.answer.completed(work if self._reports else None)
         request.unsent -= 1
         request.arrived += work.samples
         if request.arrived == SPAN:

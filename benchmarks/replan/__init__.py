@@ -1,0 +1,1 @@
+"""What `hapi bench replan` measures: a client that trains on while its link changes."""

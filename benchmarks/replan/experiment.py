@@ -1,0 +1,186 @@
+"""Trains beside a link that is dropped and restored, once with every system."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.bench.photographs import photographs
+from benchmarks.bench.run import Bench
+from benchmarks.e2e.experiment import fresh_caches
+from benchmarks.replan.phases import Batch, reached, read_batches
+from benchmarks.testbed.processes import Outcome, ProgramFailedError
+from benchmarks.testbed.services import SentModel, Server, Store, send_model, start_server, start_store
+from benchmarks.testbed.testbed import Testbed, open_testbed
+from hapi.errors import InputError
+from hapi.plan import Profile
+from profiler.planner import plan
+
+SYSTEMS = {"mix": ("auto", True), "mix-fixed": ("auto", False), "none": ("none", False)}
+"""What the loader is given: pushdown, and whether it may change its plan."""
+PHASES = ("before", "dropped", "restored")
+WARM_SAMPLES = 192
+"""Yielded before the first phase begins."""
+START_SECONDS = 180.0
+LOOK_SECONDS = 0.2
+STOP_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is trained, on which link, and for how long in each phase."""
+
+    model: str
+    bits_per_s: float
+    factor: float
+    phase_seconds: float
+    samples: int
+    systems: tuple[str, ...] = tuple(SYSTEMS)
+    batch_size: int = 32
+    data: str | None = None
+    weights: str = "none"
+    seed: int = 0
+    testbed: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in self.systems:
+            if name not in SYSTEMS:
+                raise InputError(f"system {name!r}: there are {', '.join(SYSTEMS)}.")
+
+    def rate(self, phase: str) -> float:
+        """Of the link, bits per second."""
+        return self.bits_per_s / self.factor if phase == "dropped" else self.bits_per_s
+
+
+def run(settings: Settings, bench: Bench) -> None:
+    """Adds a row per system and phase."""
+    with (
+        photographs(settings.data, settings.samples, seed=settings.seed) as folder,
+        open_testbed(settings.testbed) as bed,
+    ):
+        for remark in bed.remarks:
+            bench.remark(remark)
+        store = start_store(bed, folder)
+        bed.link.shape(None)
+        model = send_model(bed, store, settings.model, settings.weights)
+        profile = _profile(settings, bed, store, model)
+        for system in settings.systems:
+            _measure(system, settings, bench, bed, store, model, profile)
+
+
+def limit(settings: Settings, profile: Profile, phase: str) -> float:
+    """Samples per second of the best mix in the steady state of a phase: the link gives as much of its rate as it gave
+    when it was measured."""
+    assert profile.link is not None
+    rate = profile.link.bandwidth_bits_per_s * settings.rate(phase) / settings.bits_per_s
+    seconds = plan(profile, "mix", bandwidth=rate, samples=0, epochs=1).limit_seconds
+    assert seconds is not None
+    return 1 / seconds
+
+
+def _profile(settings: Settings, bed: Testbed, store: Store, model: SentModel) -> Profile:
+    """What every cut costs on this testbed, with the link at its full rate."""
+    bed.link.shape(settings.bits_per_s)
+    with _served(bed, store, model) as server, fresh_caches(bed.folder) as caches:
+        command = [sys.executable, "-m", "hapi.cli", "profile", settings.model, "--json", "--data", store.uri]
+        command += ["--weights", settings.weights, "--server", server.url, "--batch-size", str(settings.batch_size)]
+        told = bed.run(bed.compute, command, {**server.variables, **caches}, seconds=START_SECONDS)
+    return Profile.from_json(told.document)
+
+
+def _served(bed: Testbed, store: Store, model: SentModel) -> contextlib.AbstractContextManager[Server]:
+    """A server that keeps no features: every epoch is as the first."""
+    return start_server(bed, store, ["--feature-cache-bytes", "0"], model=model)
+
+
+def _measure(
+    system: str, settings: Settings, bench: Bench, bed: Testbed, store: Store, model: SentModel, profile: Profile
+) -> None:
+    keys = {"system": system, "model": settings.model.removeprefix("torchvision:"), "batch_size": settings.batch_size}
+    try:
+        batches, moments, outcome = _trained(system, settings, bed, store, model)
+    except ProgramFailedError as error:
+        for phase in PHASES:
+            with bench.trial(**keys, phase=phase, bandwidth_bits_per_s=settings.rate(phase)):
+                raise error
+        return
+    history = outcome.document["plan"].get("history", [])
+    for phase, begin, end in zip(PHASES, moments, moments[1:], strict=False):
+        with bench.trial(**keys, phase=phase, bandwidth_bits_per_s=settings.rate(phase)) as trial:
+            found, most = reached(batches, begin, end), limit(settings, profile, phase)
+            if found is None:
+                raise ProgramFailedError(f"{system}, {phase}: not enough came in {end - begin:.0f} s. Use --seconds.")
+            trial.measured(
+                samples=found.samples,
+                seconds=found.seconds,
+                bytes=found.bytes,
+                limit_seconds=found.samples / most,
+                samples_per_s=found.rate,
+                limit_samples_per_s=most,
+                rate_to_limit=found.rate / most,
+                plan_changes=found.changes,
+                settling_seconds=found.settling_seconds,
+                history=[change for change in history if begin < change["at"] <= end],
+            )
+
+
+def _trained(
+    system: str, settings: Settings, bed: Testbed, store: Store, model: SentModel
+) -> tuple[list[Batch], list[float], Outcome]:
+    """The batches of one run, and the moments at which its phases began; the last one ends the last phase."""
+    pushdown, replan = SYSTEMS[system]
+    progress = bed.folder / f"progress-{system}.jsonl"
+    stop = Path(f"{progress}.stop")
+    moments: list[float] = []
+    bed.link.shape(settings.bits_per_s)
+    with (
+        _served(bed, store, model) as server,
+        fresh_caches(bed.folder) as caches,
+        ThreadPoolExecutor(1, thread_name_prefix="client") as pool,
+    ):
+        running = pool.submit(_client, settings, bed, store, server, progress, pushdown, replan, caches)
+        try:
+            _wait(lambda: _yielded(progress) >= WARM_SAMPLES, running, START_SECONDS)
+            for phase in PHASES:
+                bed.link.shape(settings.rate(phase))
+                moments.append(time.time())
+                _wait(lambda: time.time() - moments[-1] >= settings.phase_seconds, running, None)
+            moments.append(time.time())
+        finally:
+            stop.touch()
+            bed.link.shape(settings.bits_per_s)
+        return read_batches(progress), moments, running.result(STOP_SECONDS)
+
+
+def _client(
+    settings: Settings, bed: Testbed, store: Store, server: Server, progress: Path, pushdown: str, replan: bool,
+    caches: Mapping[str, str],
+) -> Outcome:  # fmt: skip
+    words = [sys.executable, "-m", "benchmarks.replan.client", "--data", store.uri, "--model", settings.model]
+    words += ["--weights", settings.weights, "--server", server.url, "--progress", str(progress)]
+    words += ["--pushdown", pushdown, "--batch-size", str(settings.batch_size), "--seed", str(settings.seed)]
+    words += [] if replan else ["--no-replan"]
+    most = START_SECONDS + len(PHASES) * settings.phase_seconds + STOP_SECONDS
+    return bed.run(bed.compute, [*words, "--most-seconds", str(most)], {**server.variables, **caches}, seconds=2 * most)
+
+
+def _yielded(progress: Path) -> int:
+    batches = read_batches(progress)
+    return batches[-1].samples if batches else 0
+
+
+def _wait(until: Callable[[], bool], running: Future[Outcome], seconds: float | None) -> None:
+    """Until something is so; what the client died of, if it does; ProgramFailedError after so many seconds."""
+    begun = time.monotonic()
+    while not until():
+        if running.done():
+            running.result()
+            raise ProgramFailedError("the client ended before it was told to.")
+        if seconds is not None and time.monotonic() - begun > seconds:
+            raise ProgramFailedError(f"the client had not {WARM_SAMPLES} samples within {seconds:.0f} s.")
+        time.sleep(LOOK_SECONDS)

@@ -1,0 +1,74 @@
+"""From the batches of a run to what it reached in each phase of its link."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SETTLING_SPANS = 5
+"""Spans that are begun after a change of the link and do not count. Those that were under way do not count either."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch that the training loop was done with: when (seconds since 1970), and totals until then.
+
+    Attributes:
+        samples: yielded.
+        requests: spans asked for; some of them are still under way.
+        bytes: received from the server.
+        changes: of the plan.
+    """
+
+    at: float
+    samples: int
+    requests: int
+    bytes: int
+    changes: int
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a phase gave once it had settled: seconds, and what came in them; changes of the plan in the whole phase."""
+
+    seconds: float
+    samples: int
+    bytes: int
+    changes: int
+    settling_seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Samples per second."""
+        return self.samples / self.seconds
+
+
+def read_batches(progress: Path) -> list[Batch]:
+    """The whole lines of a client's file; nothing while there is none."""
+    if not progress.exists():
+        return []
+    lines = progress.read_text().splitlines(keepends=True)
+    return [Batch(**json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def reached(batches: Sequence[Batch], begin: float, end: float) -> Reached | None:
+    """Between two moments, without what was begun before and without the first spans; None if nothing is left."""
+    before = [batch for batch in batches if batch.at <= begin]
+    inside = [batch for batch in batches if begin < batch.at <= end]
+    if not inside or not batches[-1].requests:
+        return None
+    span = batches[-1].samples / batches[-1].requests
+    asked = before[-1].requests if before else 0
+    settled = [batch for batch in inside if batch.samples >= (asked + SETTLING_SPANS) * span]
+    if len(settled) < 2:
+        return None
+    first, last = settled[0], settled[-1]
+    return Reached(
+        seconds=last.at - first.at,
+        samples=last.samples - first.samples,
+        bytes=last.bytes - first.bytes,
+        changes=inside[-1].changes - (before[-1].changes if before else 0),
+        settling_seconds=first.at - begin,
+    )
