@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from benchmarks.bench.run import Bench
 from benchmarks.e2e.experiment import fresh_caches
 from benchmarks.replan.phases import Batch, reached, read_batches
 from benchmarks.testbed.processes import Outcome, ProgramFailedError
-from benchmarks.testbed.services import SentModel, Server, Store, send_model, start_server, start_store
+from benchmarks.testbed.services import Server, Store, send_model, start_server, start_store
 from benchmarks.testbed.testbed import Testbed, open_testbed
 from hapi.errors import InputError
 from hapi.plan import Profile
@@ -67,10 +68,33 @@ def run(settings: Settings, bench: Bench) -> None:
             bench.remark(remark)
         store = start_store(bed, folder)
         bed.link.shape(None)
-        model = send_model(bed, store, settings.model, settings.weights)
-        profile = _profile(settings, bed, store, model)
-        for system in settings.systems:
-            _measure(system, settings, bench, bed, store, model, profile)
+        sent = send_model(bed, store, settings.model, settings.weights)
+        kept = bed.folder / "server"
+        shutil.copytree(sent.folder, kept / "models")
+        with fresh_caches(bed.folder) as caches:  # what either side measures is remembered by all runs
+            hosts = Hosts(bed, store, kept, caches)
+            profile = _profile(settings, hosts)
+            for system in settings.systems:
+                _measure(system, settings, bench, hosts, profile)
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """The testbed with its store, and what its two sides keep from run to run: models and measurements."""
+
+    bed: Testbed
+    store: Store
+    server_cache: Path
+    client_caches: Mapping[str, str]
+
+    def served(self) -> contextlib.AbstractContextManager[Server]:
+        """A server that keeps no features: every epoch is as the first."""
+        return start_server(self.bed, self.store, ["--feature-cache-bytes", "0"], cache=self.server_cache)
+
+    def run(self, server: Server, words: Sequence[str], seconds: float) -> Outcome:
+        """A program on the compute host."""
+        variables = {**self.store.for_compute, **server.variables, **self.client_caches}
+        return self.bed.run(self.bed.compute, words, variables, seconds=seconds)
 
 
 def limit(settings: Settings, profile: Profile, phase: str) -> float:
@@ -83,27 +107,19 @@ def limit(settings: Settings, profile: Profile, phase: str) -> float:
     return 1 / seconds
 
 
-def _profile(settings: Settings, bed: Testbed, store: Store, model: SentModel) -> Profile:
+def _profile(settings: Settings, hosts: Hosts) -> Profile:
     """What every cut costs on this testbed, with the link at its full rate."""
-    bed.link.shape(settings.bits_per_s)
-    with _served(bed, store, model) as server, fresh_caches(bed.folder) as caches:
-        command = [sys.executable, "-m", "hapi.cli", "profile", settings.model, "--json", "--data", store.uri]
+    hosts.bed.link.shape(settings.bits_per_s)
+    with hosts.served() as server:
+        command = [sys.executable, "-m", "hapi.cli", "profile", settings.model, "--json", "--data", hosts.store.uri]
         command += ["--weights", settings.weights, "--server", server.url, "--batch-size", str(settings.batch_size)]
-        told = bed.run(bed.compute, command, {**server.variables, **caches}, seconds=START_SECONDS)
-    return Profile.from_json(told.document)
+        return Profile.from_json(hosts.run(server, command, START_SECONDS).document)
 
 
-def _served(bed: Testbed, store: Store, model: SentModel) -> contextlib.AbstractContextManager[Server]:
-    """A server that keeps no features: every epoch is as the first."""
-    return start_server(bed, store, ["--feature-cache-bytes", "0"], model=model)
-
-
-def _measure(
-    system: str, settings: Settings, bench: Bench, bed: Testbed, store: Store, model: SentModel, profile: Profile
-) -> None:
+def _measure(system: str, settings: Settings, bench: Bench, hosts: Hosts, profile: Profile) -> None:
     keys = {"system": system, "model": settings.model.removeprefix("torchvision:"), "batch_size": settings.batch_size}
     try:
-        batches, moments, outcome = _trained(system, settings, bed, store, model)
+        batches, moments, outcome = _trained(system, settings, hosts)
     except ProgramFailedError as error:
         for phase in PHASES:
             with bench.trial(**keys, phase=phase, bandwidth_bits_per_s=settings.rate(phase)):
@@ -129,21 +145,16 @@ def _measure(
             )
 
 
-def _trained(
-    system: str, settings: Settings, bed: Testbed, store: Store, model: SentModel
-) -> tuple[list[Batch], list[float], Outcome]:
+def _trained(system: str, settings: Settings, hosts: Hosts) -> tuple[list[Batch], list[float], Outcome]:
     """The batches of one run, and the moments at which its phases began; the last one ends the last phase."""
     pushdown, replan = SYSTEMS[system]
+    bed = hosts.bed
     progress = bed.folder / f"progress-{system}.jsonl"
     stop = Path(f"{progress}.stop")
     moments: list[float] = []
     bed.link.shape(settings.bits_per_s)
-    with (
-        _served(bed, store, model) as server,
-        fresh_caches(bed.folder) as caches,
-        ThreadPoolExecutor(1, thread_name_prefix="client") as pool,
-    ):
-        running = pool.submit(_client, settings, bed, store, server, progress, pushdown, replan, caches)
+    with hosts.served() as server, ThreadPoolExecutor(1, thread_name_prefix="client") as pool:
+        running = pool.submit(_client, settings, hosts, server, progress, pushdown, replan)
         try:
             _wait(lambda: _yielded(progress) >= WARM_SAMPLES, running, START_SECONDS)
             for phase in PHASES:
@@ -157,16 +168,13 @@ def _trained(
         return read_batches(progress), moments, running.result(STOP_SECONDS)
 
 
-def _client(
-    settings: Settings, bed: Testbed, store: Store, server: Server, progress: Path, pushdown: str, replan: bool,
-    caches: Mapping[str, str],
-) -> Outcome:  # fmt: skip
-    words = [sys.executable, "-m", "benchmarks.replan.client", "--data", store.uri, "--model", settings.model]
+def _client(settings: Settings, hosts: Hosts, server: Server, progress: Path, pushdown: str, replan: bool) -> Outcome:
+    words = [sys.executable, "-m", "benchmarks.replan.client", "--data", hosts.store.uri, "--model", settings.model]
     words += ["--weights", settings.weights, "--server", server.url, "--progress", str(progress)]
     words += ["--pushdown", pushdown, "--batch-size", str(settings.batch_size), "--seed", str(settings.seed)]
     words += [] if replan else ["--no-replan"]
     most = START_SECONDS + len(PHASES) * settings.phase_seconds + STOP_SECONDS
-    return bed.run(bed.compute, [*words, "--most-seconds", str(most)], {**server.variables, **caches}, seconds=2 * most)
+    return hosts.run(server, [*words, "--most-seconds", str(most)], 2 * most)
 
 
 def _yielded(progress: Path) -> int:

@@ -17,7 +17,7 @@ class Ratio:
         """Observations so far."""
         self._amount = 0.0
         self._units = 0.0
-        self._far: tuple[float, float] | None = None
+        self._far = 0
 
     @property
     def value(self) -> float:
@@ -30,23 +30,19 @@ class Ratio:
             return
         side = _side(amount / units, self.value) if self.count else 0
         if side:
-            before, self._far = self._far, (amount, units)
-            if before is None or _side(before[0] / before[1], self.value) != side:
+            before, self._far = self._far, side
+            if before != side:
                 return  # alone it may be an accident, as of a pause
-            self._amount = self._units = 0.0
-            self._put(*before)
-        self._far = None
-        self._put(amount, units)
-
-    def forget(self) -> None:
-        """Begins anew."""
-        self.count, self._amount, self._units, self._far = 0, 0.0, 0.0, None
-
-    def _put(self, amount: float, units: float) -> None:
+            self._amount = self._units = 0.0  # the first of the two may be half from before
+        self._far = 0
         keep = 0.5 ** (1 / HALF_LIFE)
         self._amount = keep * self._amount + amount
         self._units = keep * self._units + units
         self.count += 1
+
+    def forget(self) -> None:
+        """Begins anew."""
+        self.count, self._amount, self._units, self._far = 0, 0.0, 0.0, 0
 
 
 def _side(seen: float, expected: float) -> int:
