@@ -57,9 +57,9 @@ def reached(batches: Sequence[Batch], begin: float, end: float) -> Reached | Non
     """Between two moments, without what was begun before and without the first spans; None if nothing is left."""
     before = [batch for batch in batches if batch.at <= begin]
     inside = [batch for batch in batches if begin < batch.at <= end]
-    if not inside or not batches[-1].requests:
+    if not inside:
         return None
-    span = batches[-1].samples / batches[-1].requests
+    span = _span_samples(batches)
     asked = before[-1].requests if before else 0
     settled = [batch for batch in inside if batch.samples >= (asked + SETTLING_SPANS) * span]
     if len(settled) < 2:
@@ -72,3 +72,9 @@ def reached(batches: Sequence[Batch], begin: float, end: float) -> Reached | Non
         changes=inside[-1].changes - (before[-1].changes if before else 0),
         settling_seconds=first.at - begin,
     )
+
+
+def _span_samples(batches: Sequence[Batch]) -> float:
+    """Mean samples of a span: between the first batch and the last, as there are as many spans under way at both."""
+    first, last = batches[0], batches[-1]
+    return (last.samples - first.samples) / max(1, last.requests - first.requests)

@@ -19,6 +19,7 @@ from hapi.model import Graph
 from hapi.plan import INPUT, CutCost, Link, Profile
 from hapi.wire import FeatureBatch, StreamEncoder
 from hapi.wire.protocol import ARROW_STREAM, PROBLEM_JSON, DatasetSummary, ExtractRequest, ModelInfo
+from hapi.wire.work import Work
 from profiler.remote import ServerClient
 
 URL = "http://fake-storage:8470"
@@ -31,7 +32,7 @@ Trouble = Callable[[int], httpx.Response | None]
 
 class FakeServer:
     """`trouble(number)` may answer extract requests itself; `cut_off(number)` says after how many messages the stream
-    of a request breaks (None: never). Counts what it was asked."""
+    of a request breaks (None: never); `work(samples)` is what it says of a message. Counts what it was asked."""
 
     def __init__(self, root: Path, graph: Graph | None = None, token: str | None = None) -> None:
         self.manifest = build_manifest(str(root))
@@ -41,6 +42,7 @@ class FakeServer:
         self.datasets: set[str] = set()
         self.trouble: Trouble = lambda number: None
         self.cut_off: Callable[[int], int | None] = lambda number: None
+        self.work: Callable[[int], Work | None] = lambda samples: None
         self.sent: Counter[int] = Counter()
         self.requests: list[ExtractRequest] = []
         self.calls: Counter[str] = Counter()
@@ -120,7 +122,9 @@ class FakeServer:
             for count, start in enumerate(range(0, len(request.indices), MESSAGE_SAMPLES)):
                 if count == messages:
                     raise httpx.ReadError("connection reset by peer")
-                yield encoder.encode(self._answer(request, request.indices[start : start + MESSAGE_SAMPLES]))
+                batch = self._answer(request, request.indices[start : start + MESSAGE_SAMPLES])
+                batch.work = self.work(len(batch))
+                yield encoder.encode(batch)
             if messages is not None and messages >= 100:
                 return  # a stream that ends without its end marker
             yield encoder.end()

@@ -1,0 +1,85 @@
+"""What a phase reached is told from its batches alone: without what was under way, and without the first spans."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.bench.rows import Row
+from benchmarks.replan.experiment import SYSTEMS, Settings, limit
+from benchmarks.replan.phases import SETTLING_SPANS, Batch, reached, read_batches
+from hapi.errors import InputError
+from hapi.plan import Profile
+from tests.profiler.example_profiles import profile_of
+
+SPAN = 16
+
+
+def batches() -> list[Batch]:
+    """Ten spans a second, four of them under way; from second 100 on one a second."""
+    found = [Batch(number / 10, number * SPAN, number + 4, number * 100, 0) for number in range(1, 1001)]
+    return found + [
+        Batch(100 + number, (1000 + number) * SPAN, 1004 + number, (1000 + number) * 100, int(number > 3))
+        for number in range(1, 101)
+    ]
+
+
+def test_a_phase_is_measured_once_it_has_settled() -> None:
+    found = reached(batches(), 100.0, 160.0)
+    assert found is not None
+    assert found.rate == pytest.approx(SPAN)
+    assert found.changes == 1
+    assert found.settling_seconds == pytest.approx(4 + SETTLING_SPANS, abs=1)
+    assert found.bytes == found.samples / SPAN * 100
+    first = reached(batches(), 10.0, 100.0)
+    assert first is not None
+    assert first.rate == pytest.approx(10 * SPAN)
+    assert first.changes == 0
+
+
+def test_a_phase_that_never_settles_reached_nothing() -> None:
+    assert reached(batches(), 100.0, 105.0) is None
+    assert reached(batches(), 300.0, 400.0) is None
+    assert reached([], 0.0, 1.0) is None
+
+
+def test_lines_that_are_being_written_wait(tmp_path: Path) -> None:
+    progress = tmp_path / "progress.jsonl"
+    assert read_batches(progress) == []
+    line = json.dumps({"at": 1.5, "samples": 32, "requests": 6, "bytes": 10, "changes": 0})
+    progress.write_text(f"{line}\n{line[:20]}")
+    assert read_batches(progress) == [Batch(1.5, 32, 6, 10, 0)]
+
+
+def settings(**values: object) -> Settings:
+    return Settings("torchvision:resnet18", 1e8, 10.0, 20.0, 64, **values)  # type: ignore[arg-type]
+
+
+def test_the_limit_is_that_of_the_phases_link() -> None:
+    profile: Profile = profile_of((100_000, 0.0, 0.001), (1_000, 1.0, 0.001), bits_per_s=0.9e8)
+    assert settings().rate("dropped") == 1e7
+    assert limit(settings(), profile, "before") == pytest.approx(0.9e8 / 8 / 100_000, rel=0.02)
+    assert limit(settings(), profile, "dropped") == pytest.approx(0.9e7 / 8 / 100_000, rel=0.1)
+
+
+def test_unknown_systems_are_refused() -> None:
+    assert settings().systems == tuple(SYSTEMS)
+    with pytest.raises(InputError, match="mix-fixed"):
+        settings(systems=("plain",))
+
+
+def test_the_plot_is_drawn_of_what_is_there() -> None:
+    from matplotlib.figure import Figure
+
+    from benchmarks.scenarios.replan import _draw
+
+    rows = [
+        Row("replan", system).filled(phase=phase, samples_per_s=10.0, limit_samples_per_s=12.0)
+        for system in SYSTEMS
+        for phase in ("before", "dropped")
+    ]
+    figure = Figure()
+    _draw(figure, [*rows, rows[0].filled(failed=True)])
+    assert len(figure.axes[0].patches) == len(rows)
