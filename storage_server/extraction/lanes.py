@@ -1,21 +1,26 @@
 """Rows that wait for the device, in one lane per prefix, whoever they are for; and which batch is next.
 
 The tenant that was served least chooses: the lane of its oldest row. The batch is filled with its rows first, then with
-others' rows of the same lane, and each tenant is charged for its own. A lane is ripe when it has a whole batch, when no
-further rows are on their way to it, or when its oldest row has waited as long as a batch takes; if nothing is ripe, the
-device sleeps until something is.
+others' rows of the same lane, and each tenant is charged for its own. Who wants few samples, beside others who want
+many, is not made to ride in a whole batch of theirs: its rows, and those of others who want few, are a small batch. So
+it waits for the batch that runs and for its own, which takes time in proportion to what it asked for.
+
+A lane is ripe when it has a whole batch, when no further rows are on their way to it, when all rows of somebody who
+wants few are there, or when its oldest row has waited as long as a batch takes; if nothing is ripe, the device sleeps
+until something is.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 from storage_server.extraction.engine import Prefix
 from storage_server.extraction.rows import Batch, Call, Lane, Row
-from storage_server.extraction.sizing import BatchPolicy, Decision, Waiting
+from storage_server.extraction.sizing import BatchPolicy, Decision, Waiting, few_wanted
 from storage_server.scheduling.fair import Flow, Ledger
 from storage_server.scheduling.rates import Rates
 
@@ -105,11 +110,11 @@ class Lanes:
     def next(self) -> Batch | Call | None:
         """What the device does next, if there is something that should not wait."""
         now = self.clock()
-        ripe = {key for key, lane in self._lanes.items() if lane.rows and self._due(lane) <= now}
+        ripe = [(lane, flows) for lane in self._lanes.values() if (flows := self._ripe(lane, now))]
         for flow in self._ledger.order():
             if self._calls.get(flow):
                 return self._take_call(flow)
-            mine = [lane for key in ripe if flow in (lane := self._lanes[key]).lines]
+            mine = [lane for lane, flows in ripe if flow in flows]
             if mine:
                 lane = min(mine, key=lambda lane: next(iter(lane.lines[flow])).since)
                 return self._form(lane, flow)
@@ -139,9 +144,13 @@ class Lanes:
         """A batch of rows that are wanted: those of `first`, then of others, the least served first."""
         size, row_seconds = self._decided(lane).samples, self._rates.seconds(lane.prefix.key)
         batch = Batch(lane.prefix, [], row_seconds)
+        is_small = first.name in lane.few
         self._ledger.serve(first, 0.0)
-        while lane.rows and len(batch.rows) < size:
-            flow = first if first in lane.lines else self._ledger.order(lane.lines)[0]
+        while len(batch.rows) < size:
+            others = [flow for flow in lane.lines if not is_small or flow.name in lane.few]
+            if not others:
+                break
+            flow = first if first in lane.lines else self._ledger.order(others)[0]
             row = next(iter(lane.lines[flow]))
             self._remove(lane, row)
             if not row.is_wanted():
@@ -162,16 +171,36 @@ class Lanes:
         self._count(flow, -1)
         return call
 
+    def _ripe(self, lane: Lane, now: float) -> Set[Flow]:
+        """For whom the lane is ripe by now."""
+        if lane.rows and self._due_whole(lane) <= now:
+            return lane.lines.keys()
+        return {flow for flow in lane.lines if self._due_few(lane, flow) <= now}
+
     def _due(self, lane: Lane) -> float:
-        """When the lane is ripe: at once, or when its oldest row has waited as long as a batch takes."""
+        """When the lane is ripe for somebody."""
+        return min(self._due_whole(lane), *(self._due_few(lane, flow) for flow in lane.lines))
+
+    def _due_whole(self, lane: Lane) -> float:
+        """When the lane is ripe for all: at once, or when its oldest row has waited as long as a batch takes."""
         size = self._decided(lane).samples
         if len(lane.rows) >= size or not lane.expected:
             return lane.oldest
         return lane.oldest + size * self._rates.seconds(lane.prefix.key)
 
+    def _due_few(self, lane: Lane, flow: Flow) -> float:
+        """When it is ripe for one who wants few: with all rows, or when the first has waited as long as all take."""
+        wanted = lane.few.get(flow.name)
+        if wanted is None:
+            return math.inf
+        oldest, count = next(iter(lane.lines[flow])).since, len(lane.lines[flow])
+        return oldest if count >= wanted else oldest + wanted * self._rates.seconds(lane.prefix.key)
+
     def _decided(self, lane: Lane) -> Decision:
         if lane.decision is None:
-            lane.decision = self._policy.decide(lane.prefix, self._requests())
+            requests = self._requests()
+            lane.decision = self._policy.decide(lane.prefix, requests)
+            lane.few = few_wanted(lane.prefix, requests, lane.decision.samples)
             self._on_decision(lane.prefix, lane.decision)
         return lane.decision
 

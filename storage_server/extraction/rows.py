@@ -65,6 +65,8 @@ class Lane:
     expected: int = 0
     """Rows on their way."""
     decision: Decision | None = None
+    few: dict[str, int] = field(default_factory=dict)
+    """Tenants who want few samples, beside others who want many, and how many; as of the decision."""
 
     @property
     def oldest(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,6 +21,8 @@ BATCHES_AHEAD = 3
 """Batches of samples that a request has on their way: one on the device, one that waits, one being filled."""
 RECOVER_AFTER = 32
 """Good batches after running out of memory before a size twice as large is tried again; twice as many each time."""
+FEW = 4
+"""Who wants at most this part (a quarter) of a batch gets a small one of its own."""
 KNOWN = 1024
 """Prefixes that are remembered."""
 
@@ -103,7 +105,11 @@ class KneePolicy:
             if ceiling is not None:
                 caps["recovering"] = ceiling.samples
             cause = min(caps, key=lambda reason: caps[reason])
-            size, is_trial, is_capped = self._curve(prefix).target(caps[cause])
+            curve = self._curve(prefix)
+            size, is_trial, is_capped = curve.target(caps[cause])
+            if few_wanted(prefix, waiting, size):
+                curve.hush()
+                size, is_trial, is_capped = curve.target(caps[cause])
         return Decision(size, cause if is_capped else "exploring" if is_trial else "knee")
 
     def failed(self, prefix: Prefix, samples: int) -> int:
@@ -157,6 +163,16 @@ def _shared(prefix: Prefix, waiting: Sequence[Waiting]) -> int | None:
         return None
     ahead = (BATCHES_AHEAD * one.samples if one.fits_whole else one.share_bytes // one.sample_bytes for one in mine)
     return max(1, sum(ahead) // BATCHES_AHEAD)
+
+
+def few_wanted(prefix: Prefix, requests: Sequence[Waiting], size: int) -> dict[str, int]:
+    """Tenants who want few samples of a prefix, and how many, while others want more; `size` is that of a batch."""
+    wanted: Counter[str] = Counter()
+    for request in requests:
+        if request.prefix.key == prefix.key:
+            wanted[request.tenant] += request.samples
+    few = {tenant: samples for tenant, samples in wanted.items() if samples <= max(1, size // FEW) < size}
+    return few if len(few) < len(wanted) else {}
 
 
 def _name(prefix: Prefix) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from itertools import cycle
+from itertools import cycle, islice
 
 START = 4
 """Where exploring begins; smaller batches are tried later, as neighbours."""
@@ -22,6 +22,8 @@ never be taken.
 """
 PROBES = (0.5, 2.0, 4.0)
 """Sizes that are tried again, in turn, as multiples of the present one: up as far as exploring looks, two doublings."""
+HUSHED = 64
+"""Batches for which no larger size is tried again after somebody wanted few samples: they would wait for each."""
 PROBE_PATIENCE = 4
 """Batches of other sizes (there were not more samples) after which a trial is given up."""
 
@@ -45,6 +47,7 @@ class Curve:
         self._factors = cycle(PROBES)
         self._probe_after = FIRST_PROBE_AFTER
         self._settled: int | None = None
+        self._hushed = 0
 
     @property
     def best(self) -> dict[int, float]:
@@ -58,6 +61,7 @@ class Curve:
         if abs(size - samples) * 8 <= size:
             self._recent.setdefault(size, deque(maxlen=RECENT)).append(seconds / samples)
         self._batches += 1
+        self._hushed = max(0, self._hushed - 1)
         if self._probe is not None:
             self._hits += size == self._probe
             self._misses += size != self._probe
@@ -65,6 +69,12 @@ class Curve:
                 self._probe, self._batches = None, 0
         elif self._batches >= self._probe_after:
             self._begin_probe()
+
+    def hush(self) -> None:
+        """Somebody wants few samples beside those who want many: for a while no size above the present one is tried."""
+        self._hushed = HUSHED
+        if self._probe is not None and self._probe > (_knee(self.best) or self._probe):
+            self._probe, self._batches = None, 0
 
     def target(self, cap: int) -> tuple[int, bool, bool]:
         """(size, whether it is tried to learn from, whether only `cap` keeps it from being larger); size <= cap."""
@@ -86,8 +96,12 @@ class Curve:
             return
         self._probe_after = FIRST_PROBE_AFTER if settled != self._settled else min(PROBE_EVERY, 2 * self._probe_after)
         self._settled = settled
-        factor = next(factor for factor in self._factors if settled * factor >= 1)
-        self._probe, self._hits, self._misses = int(settled * factor), 0, 0
+        most = 1.0 if self._hushed else max(PROBES)
+        tried = (settled * factor for factor in islice(self._factors, len(PROBES)))
+        size = next((size for size in tried if 1 <= size <= settled * most), None)
+        self._probe, self._hits, self._misses = None if size is None else int(size), 0, 0
+        if size is None:
+            self._batches = 0
 
     @staticmethod
     def _unexplored(best: Mapping[int, float]) -> int | None:

@@ -177,3 +177,22 @@ def test_the_file_is_written_now_and_then(tmp_path: Path) -> None:
 def test_a_damaged_file_is_an_empty_one(tmp_path: Path, text: str) -> None:
     (tmp_path / "learned.json").write_text(text)
     assert Remembered(tmp_path / "learned.json").get("a") is None
+
+
+def test_no_larger_size_is_tried_while_somebody_waits_for_few_samples() -> None:
+    curve = Curve()
+    learn(curve, lambda size: 0.01 * size, 30)
+    knee = settled(curve)
+    tried = set[int]()
+    for _ in range(300):
+        curve.hush()
+        size, _, _ = curve.target(256)
+        tried.add(size)
+        curve.record(size, 0.01 * size)
+        curve.record(1, 0.01)
+    assert max(tried) == knee
+    for _ in range(300):
+        size, _, _ = curve.target(256)
+        tried.add(size)
+        curve.record(size, 0.01 * size)
+    assert max(tried) > knee

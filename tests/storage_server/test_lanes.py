@@ -53,11 +53,18 @@ def prefixes(archive: Archive) -> tuple[Prefix, Prefix]:
     return tuple(Prefix.of(archive.graph, cut, "cpu", archive.digest) for cut in ("stem.2", "output"))  # type: ignore[return-value]
 
 
-def lanes_of(prefixes: Sequence[Prefix], size: int, clock: Clock | None = None) -> Lanes:
+def lanes_of(
+    prefixes: Sequence[Prefix], size: int, clock: Clock | None = None, requests: Sequence[Waiting] = ()
+) -> Lanes:
     rates = Rates()
     for prefix in prefixes:
         rates.learned(prefix.key, 1, ROW_SECONDS)
-    return Lanes(Fixed(size), rates, list, clock=clock or Clock())
+    return Lanes(Fixed(size), rates, lambda: requests, clock=clock or Clock())
+
+
+def wanting(prefix: Prefix, **samples: int) -> list[Waiting]:
+    """Requests of tenants for so many samples each."""
+    return [Waiting(tenant, prefix, count, 1, count) for tenant, count in samples.items()]
 
 
 def row(prefix: Prefix, *flows: Flow, wanted: bool = True) -> Row:
@@ -107,6 +114,76 @@ def test_the_tenants_rows_come_first_and_others_fill_the_batch(prefixes: Sequenc
     assert [found.flows for found in second.rows] == [{B}, {A}, {A}, {A}]
     spent = lanes.settle(second, 0.8)
     assert spent == {A: pytest.approx(0.6), B: pytest.approx(0.2)}
+
+
+def test_who_wants_few_gets_a_small_batch_that_others_who_want_few_share(prefixes: Sequence[Prefix]) -> None:
+    lanes = lanes_of(prefixes, 8, requests=wanting(prefixes[0], a=1000, b=1, c=2))
+    lanes.expect(prefixes[0], 900)
+    for _ in range(24):
+        lanes.add(row(prefixes[0], A))
+    lanes.settle(batch(lanes), 0.8)
+    for tenant in ("b", "c", "c"):
+        lanes.add(row(prefixes[0], Flow(tenant)))
+    assert Counter(next(iter(found.flows)).name for found in batch(lanes).rows) == {"b": 1, "c": 2}
+    assert [found.flows for found in batch(lanes).rows] == [{A}] * 8
+
+
+def test_nobody_has_few_where_all_have(prefixes: Sequence[Prefix]) -> None:
+    lanes = lanes_of(prefixes, 8, requests=wanting(prefixes[0], a=2, b=1))
+    for flow in (A, B, A):
+        lanes.add(row(prefixes[0], flow))
+    assert len(batch(lanes).rows) == 3
+
+
+def test_a_small_batch_does_not_wait_for_the_lane_to_fill_but_for_its_own_rows(prefixes: Sequence[Prefix]) -> None:
+    clock = Clock()
+    lanes = lanes_of(prefixes, 16, clock, wanting(prefixes[0], a=1000, b=2))
+    lanes.expect(prefixes[0], 100)
+    lanes.add(row(prefixes[0], A))
+    lanes.add(row(prefixes[0], B))
+    assert lanes.next() is None
+    assert lanes.due() == pytest.approx(2 * ROW_SECONDS)
+    lanes.add(row(prefixes[0], B))
+    assert len(batch(lanes).rows) == 2
+
+
+@given(st.sampled_from([2, 4, 8, 32]), st.lists(st.floats(0.0, 30.0), min_size=1, max_size=30), st.integers(1, 8))
+def test_one_image_waits_for_the_running_batch_and_a_small_one(
+    prefixes: Sequence[Prefix], size: int, pauses: list[float], few: int
+) -> None:
+    """Beside a large job that always has three batches there, whenever the few come; a pass takes a time of its own."""
+    few = min(few, max(1, size // 4))
+    clock, wanted = Clock(), wanting(prefixes[0], a=10_000)
+    lanes = lanes_of(prefixes, size, clock, wanted)
+    lanes.expect(prefixes[0], 10_000)
+    fixed = 0.3  # seconds of a pass beside those of its rows
+
+    def one_batch(arrive: float | None = None) -> Batch:
+        for _ in range(3 * size - lanes.waiting.total()):
+            lanes.add(row(prefixes[0], A))
+        found = batch(lanes)
+        begun = clock.now
+        if arrive is not None:
+            clock.now = arrive
+            for _ in range(few):
+                lanes.add(row(prefixes[0], B))
+            wanted[1:] = wanting(prefixes[0], b=few)
+            lanes.decide_anew()
+        clock.now = begun + fixed + len(found.rows) * ROW_SECONDS
+        lanes.settle(found, clock.now - begun)
+        return found
+
+    whole, small = fixed + size * ROW_SECONDS, fixed + few * ROW_SECONDS
+    for pause in pauses:
+        for _ in range(int(pause) % 3):
+            one_batch()
+        came = clock.now + pause % whole
+        one_batch(arrive=came)
+        while not any(B in found.flows for found in one_batch().rows):
+            pass
+        assert clock.now - came <= whole + small + 1e-9
+        del wanted[1:]
+        lanes.decide_anew()
 
 
 def test_an_unripe_lane_does_not_keep_the_device_from_another(prefixes: Sequence[Prefix]) -> None:
