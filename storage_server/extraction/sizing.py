@@ -19,6 +19,10 @@ log = logging.getLogger(__name__)
 
 BATCHES_AHEAD = 3
 """Batches of samples that a request has on their way: one on the device, one that waits, one being filled."""
+LEAST_AHEAD, LEAST_AHEAD_OF_MANY = 2, 1
+"""Of which there is room at the least, before a batch is made smaller: one on the device and one that fills; where at
+least MANY prefixes take turns, one that fills while the others' run."""
+MANY = 3
 RECOVER_AFTER = 32
 """Good batches after running out of memory before a size twice as large is tried again; twice as many each time."""
 FEW = 4
@@ -154,7 +158,7 @@ class KneePolicy:
 
 
 def _shared(prefix: Prefix, waiting: Sequence[Waiting]) -> int | None:
-    """The batch of which all requests for this prefix together can have several on their way, by the queues' bytes.
+    """The batch of which all requests for this prefix together have enough on their way, by the queues' bytes.
 
     None if these do not limit it: every request may have all of its samples on their way.
     """
@@ -162,7 +166,8 @@ def _shared(prefix: Prefix, waiting: Sequence[Waiting]) -> int | None:
     if all(request.fits_whole for request in mine):
         return None
     ahead = (BATCHES_AHEAD * one.samples if one.fits_whole else one.share_bytes // one.sample_bytes for one in mine)
-    return max(1, sum(ahead) // BATCHES_AHEAD)
+    is_one_of_many = len({request.prefix.key for request in waiting}) >= MANY
+    return max(1, sum(ahead) // (LEAST_AHEAD_OF_MANY if is_one_of_many else LEAST_AHEAD))
 
 
 def few_wanted(prefix: Prefix, requests: Sequence[Waiting], size: int) -> dict[str, int]:

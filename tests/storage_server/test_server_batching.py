@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -193,6 +193,14 @@ def test_sizes_follow_what_the_requests_may_have_on_their_way(archive: Archive) 
     assert policy.decide(prefix, [one]).samples == 2
     assert policy.decide(prefix, [one]).reason == "share"
     assert policy.decide(prefix, [one, one]).samples == 4, "requests for the same prefix fill batches together"
+
+
+def test_a_prefix_that_takes_turns_with_others_needs_less_on_its_way(archive: Archive) -> None:
+    prefix, policy = small_device(archive, fits=1), policy_of()
+    many = [replace(prefix, key=("digest", f"cut {number}")) for number in range(3)]
+    waiting = [Waiting(str(number), one, 1000, 100, share_bytes=400) for number, one in enumerate(many)]
+    assert policy.decide(many[0], waiting[:2]).samples == 2
+    assert policy.decide(many[0], waiting).samples == 4
 
 
 def test_a_prefix_that_can_never_fit_is_refused_with_the_numbers(archive: Archive) -> None:
