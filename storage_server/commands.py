@@ -77,6 +77,7 @@ def serve(
     from storage_server.http.app import app_of
     from storage_server.http.server import listen, url_of
     from storage_server.http.server import serve as run
+    from storage_server.memory.outofmemory import exempt_from_collection
     from storage_server.settings import ServerSettings
 
     given = {
@@ -107,6 +108,7 @@ def serve(
     try:
         service.check_roots()
         sock = listen(settings.host, settings.port)
+        exempt_from_collection()
     except BaseException:
         service.close()
         raise

@@ -29,6 +29,7 @@ class Metrics:
         self.batch_size = self._histogram("batch_samples", "Samples in one pass of a prefix", BATCH_BUCKETS)
         self.out_of_memory = self._counter("out_of_memory", "Batches halved after running out of memory")
         self.short_of_memory = self._counter("short_of_memory", "Work done again after running out of memory", "stage")
+        self.memory_releases = self._gauge("memory_releases", "Batches before which kept memory was given back")
         self.cache_hits = self._gauge("feature_cache_hits", "Samples found in the cache of features")
         self.cache_bytes = self._gauge("feature_cache_bytes", "Bytes of features that are kept")
         self.continued = self._counter("feature_cache_continued", "Samples that began at a kept shallower cut")

@@ -289,6 +289,7 @@ class Service:
         self.metrics.queue_depth.set(self.device.depth)
         self.metrics.queued_bytes.set(self.queue.used_bytes)
         count_kept(self.kept, self.metrics)
+        self.metrics.memory_releases.set(self.workspaces.releases)
         self.metrics.backlog_seconds.set(self.admission.backlog_seconds)
         return self.metrics.render()
 

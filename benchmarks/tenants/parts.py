@@ -12,6 +12,7 @@ from benchmarks.tenants.clients import JobOutcome, JobRun, differs, run_together
 from benchmarks.tenants.jobs import Task, TenantJob
 from benchmarks.tenants.leaving import leaving
 from benchmarks.tenants.servers import TenantServer
+from hapi.wire.protocol import TenantStatus
 
 WARM_SAMPLES = 32
 SMALLEST_JOB = 16
@@ -64,7 +65,9 @@ def checked(outcomes: Iterable[JobOutcome]) -> list[JobOutcome]:
 
 def mixed(server: TenantServer, alone: Sequence[Alone]) -> dict[str, Any]:
     """All these jobs at once: makespan against the sum of their times alone, and how evenly they were slowed."""
+    before = server.counters()
     outcomes = run_together(server.address, [one.job for one in alone])
+    after = server.counters()
     done = [(one, outcome) for one, outcome in zip(alone, outcomes, strict=True) if outcome.seconds is not None]
     wrong = [said for one, outcome in done if (said := differs(outcome, one.outcome.prints))]
     failures = [f"{outcome.job.tenant}: {outcome.error}" for outcome in outcomes if outcome.seconds is None]
@@ -85,6 +88,8 @@ def mixed(server: TenantServer, alone: Sequence[Alone]) -> dict[str, Any]:
         "retries": sum(outcome.stats.retries for outcome in outcomes),
         "bytes": sum(outcome.stats.bytes_received for outcome in outcomes),
         "peak_bytes": server.peak_bytes,
+        "batch_sizes": {f"{one.model_name} {one.cut}": f"{one.batch} {one.reason}" for one in server.status().prefixes},
+        **{name: value - before[name] for name, value in after.items()},
         "note": "; ".join([*failures[:2], *wrong[:2]]),
     }
 
@@ -119,10 +124,14 @@ def same(server: TenantServer, task: Task, tenants: Sequence[str], samples: int)
 
 
 def beside(server: TenantServer, task: Task, tenants: Sequence[str], images: int, tries: int) -> dict[str, Any]:
-    """One image at a time for other tenants, while a large job runs: its seconds in times of the large job's batch."""
+    """One image at a time for other tenants, while a large job runs: its seconds in times of the large job's batch.
+
+    A batch's seconds are what the large job's samples took of the device meanwhile, times those of a whole batch.
+    """
     large = JobRun(server.address, TenantJob(tenants[0], task, tuple(range(images))), in_flight=4, span=64)
     large.start()
-    settled = _wait_for_batches(server, task)
+    _wait_for_batches(server, task)
+    before = _tenant(server, tenants[0])
     waits, errors = [], []
     for number in range(tries):
         small = TenantJob(tenants[1 + number % (len(tenants) - 1)], task, (images - 1 - number,))
@@ -131,7 +140,11 @@ def beside(server: TenantServer, task: Task, tenants: Sequence[str], images: int
             errors.append(str(outcome.error))
         else:
             waits.append(outcome.seconds)
-    batch_seconds = _batch_seconds(server, task) or settled
+    after, batch = _tenant(server, tenants[0]), _prefix(server, task).batch
+    if after.samples == before.samples:
+        raise RuntimeError(f"{task.name}: the large job got nothing while others asked for one image each")
+    sample_seconds = (after.device_seconds - before.device_seconds) / (after.samples - before.samples)
+    batch_seconds = batch * sample_seconds
     large.vanish()
     large.join()
     return {
@@ -142,7 +155,7 @@ def beside(server: TenantServer, task: Task, tenants: Sequence[str], images: int
         "batch_seconds": batch_seconds,
         "batches_waited": statistics.median(waits) / batch_seconds if waits else None,
         "worst_batches_waited": max(waits) / batch_seconds if waits else None,
-        "batch": _prefix(server, task).batch,
+        "batch": batch,
         "failures": len(errors),
         "note": "; ".join(errors[:2]),
     }
@@ -203,6 +216,10 @@ def _prefix(server: TenantServer, task: Task) -> Any:
     return next(one for one in server.status().prefixes if (one.model, one.cut) == (digest, task.cut))
 
 
+def _tenant(server: TenantServer, name: str) -> TenantStatus:
+    return next(tenant for tenant in server.status().tenants if tenant.name == name)
+
+
 def _computed(server: TenantServer, task: Task) -> int:
     return int(_prefix(server, task).samples)
 
@@ -216,12 +233,15 @@ def _device_seconds(server: TenantServer) -> dict[str, float]:
     return {tenant.name: tenant.device_seconds for tenant in server.status().tenants}
 
 
-def _wait_for_batches(server: TenantServer, task: Task, samples: int = 256, seconds: float = 60.0) -> float:
-    """Until the large job has its batch size; answers a batch's seconds."""
+def _wait_for_batches(server: TenantServer, task: Task, samples: int = 256, seconds: float = 120.0) -> None:
+    """Until the large job has its batch size; RuntimeError if it has not computed so many samples in that time."""
     digest, until = task.network.graph.digest, time.monotonic() + seconds
+    done = 0
     while time.monotonic() < until:
         found = [one for one in server.status().prefixes if (one.model, one.cut) == (digest, task.cut)]
-        if found and found[0].samples >= samples:
-            return float(found[0].batch / found[0].images_per_s)
+        done = found[0].samples if found else 0
+        if done >= samples and found[0].reason != "exploring":
+            return
         time.sleep(0.1)
-    raise RuntimeError(f"{task.name}: not {samples} samples in {seconds:g} s")
+    if done < samples:
+        raise RuntimeError(f"{task.name}: not {samples} samples in {seconds:g} s")

@@ -10,6 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
 from benchmarks.cgroup import MemoryGroup, NoControlGroupError, memory_group
 from benchmarks.localserver import SERVE, local_server
 from benchmarks.tenants.clients import Address
@@ -21,6 +24,13 @@ from profiler.remote import ServerClient
 
 OPERATOR = "operator"
 OURS = "ours"
+COUNTERS = {
+    "hapi_batch_samples_count": "batches",
+    "hapi_batch_samples_sum": "samples_computed",
+    "hapi_out_of_memory_total": "out_of_memory",
+    "hapi_memory_releases": "memory_releases",
+}
+"""Metrics that explain a slow run, and their keys in the row."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +39,28 @@ class TenantServer:
 
     address: Address
     group: MemoryGroup | None
+    pid: int
 
     def status(self) -> ServerStatus:
         """As its operator sees it."""
         with self.address.client(OPERATOR) as client:
             return client.status()
+
+    def counters(self) -> dict[str, float]:
+        """What tells why it was slow, since it started: batches, those that ran out of memory, releases, page faults.
+
+        Major faults are pages read from disk: those of weights, where the kernel took them back to make room.
+        """
+        headers = {"Authorization": f"Bearer {self.address.tokens[OPERATOR]}"}
+        answer = httpx.get(f"{self.address.url}/metrics", headers=headers, timeout=60.0).raise_for_status()
+        found = {
+            COUNTERS[sample.name]: sample.value
+            for family in text_string_to_metric_families(answer.text)
+            for sample in family.samples
+            if sample.name in COUNTERS
+        }
+        faults = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[9]  # see proc(5), majflt
+        return {**found, "major_faults": float(faults)}
 
     @property
     def peak_bytes(self) -> int | None:
@@ -81,7 +108,7 @@ def tenant_server(
             dataset = client.register(photographs.as_uri()).digest
             for network in networks:
                 client.ensure_model(network.graph)
-        yield TenantServer(Address(server.url, dataset, tokens), group)
+        yield TenantServer(Address(server.url, dataset, tokens), group, server.pid)
 
 
 def program_of(system: str) -> Sequence[str]:

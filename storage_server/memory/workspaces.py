@@ -20,7 +20,7 @@ from hapi.model import TensorSpec
 from hapi.units import format_bytes
 from profiler.memory import MemoryModel, Workspace
 from profiler.peaks import PeakMeter, peak_meter
-from storage_server.memory.outofmemory import release_memory
+from storage_server.memory.outofmemory import release_kept
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,8 @@ class Workspaces:
         self._learned: Learned = learned or Forgetful()
         self._meter = meter or peak_meter(device)
         self._lock = threading.Lock()
+        self.releases = 0
+        """How often kept memory was released before a batch."""
 
     def measured(self, prefix: Measurable) -> MemoryModel:
         """The prefix's memory model; beyond the largest batch measured, the workspace grows as if unknown."""
@@ -93,7 +95,8 @@ class Workspaces:
         """Round one batch, on the device's thread: measures it if it is the largest so far. Errors teach nothing."""
         if samples <= max(self._peaks(prefix), default=0):
             if self._is_short():
-                release_memory(self._device)
+                release_kept(self._device)
+                self.releases += 1
             yield
             return
         self._meter.start()

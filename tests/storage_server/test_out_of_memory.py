@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
 
 import pytest
 import torch
 
-from storage_server.memory.outofmemory import is_out_of_memory
+from storage_server.memory.outofmemory import exempt_from_collection, is_out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,11 @@ def test_what_the_cpu_allocator_really_says_is_known() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
+
+
+def test_what_was_there_before_serving_is_not_looked_through_again() -> None:
+    try:
+        exempt_from_collection()
+        assert len(gc.get_objects()) < gc.get_freeze_count()
+    finally:
+        gc.unfreeze()

@@ -107,3 +107,14 @@ def test_no_measurement_is_ever_predicted_too_small(peaks: dict[int, int], batch
     assert model.predicted(batch) <= model.predicted(batch + 1)
     fits = model.largest_batch(model.predicted(batch))
     assert model.predicted(fits) <= model.predicted(batch) < model.predicted(fits + 1)
+
+
+def test_kept_memory_is_released_before_a_batch_only_when_memory_is_short() -> None:
+    short = False
+    workspaces = Workspaces("cpu", meter=Meter([1000]), is_short=lambda: short)
+    part = Part()
+    run(workspaces, part, 4, 4)
+    assert workspaces.releases == 0
+    short = True
+    run(workspaces, part, 4)
+    assert workspaces.releases == 1
