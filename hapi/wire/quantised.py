@@ -18,7 +18,7 @@ LEVELS = 255
 """Steps between a channel's smallest and largest value."""
 MIN_VALUES_PER_SCALE = 16
 """A channel with fewer values does not pay for 8 bytes of scale and offset: the whole row then shares one pair."""
-_BLOCK_BYTES = 2**20
+BLOCK_BYTES = 2**20
 """Rows are worked on in blocks that stay in the processor's cache: quantising passes over its input several times."""
 
 
@@ -46,7 +46,7 @@ def quantise(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     narrow = scale_shape(shape)
     values = torch.empty((rows, *shape), dtype=torch.uint8)
     scale, offset = torch.empty((rows, *narrow)), torch.empty((rows, *narrow))
-    block = max(1, _BLOCK_BYTES // max(1, 4 * math.prod(shape)))
+    block = max(1, BLOCK_BYTES // max(1, 4 * math.prod(shape)))
     for start in range(0, rows, block):
         part = slice(start, start + block)
         _quantise_block(tensor[part].detach().float(), values[part], scale[part], offset[part])

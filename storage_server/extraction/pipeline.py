@@ -3,7 +3,8 @@
 The request is one actor: a generator that a thread of its own drives, and a mailbox into which readers, decoders and
 the device put what they finished. What is between reading and sending is bounded by one number of bytes, of which each
 running request has a fair part: a sample is charged for its object, its input tensor and its features when it is
-ordered, and the charge ends when its row is encoded. So the queues between the stages need no bounds of their own,
+ordered, and the charge ends when its row is encoded. What encoding takes is charged to the request from its beginning
+to its end. So the queues between the stages need no bounds of their own,
 nothing can deadlock on them, and a caller that reads slowly simply stops the ordering.
 """
 
@@ -72,6 +73,7 @@ class Extraction:
         self._unsent = len(job.indices)
         self._tally = Tally(stages.occupancy, job.flow, partial(stages.running.fair_share, job.flow))
         self._holding: Holding | None = None
+        self._encode_bytes = 0
 
     @property
     def samples_left(self) -> int:
@@ -82,20 +84,25 @@ class Extraction:
         """What batch sizes depend on; None for stored objects."""
         if self.job.prefix is None or self._holding is None:
             return None
-        sample_bytes = max(1, self._holding.want // len(self._costs))
-        return Waiting(self.job.flow.name, self.job.prefix, len(self._costs), sample_bytes, self._holding.share_bytes)
+        sample_bytes = max(1, (self._holding.want - self._encode_bytes) // len(self._costs))
+        share_bytes = max(0, self._holding.share_bytes - self._encode_bytes)
+        return Waiting(self.job.flow.name, self.job.prefix, len(self._costs), sample_bytes, share_bytes)
 
     def chunks(self) -> Generator[bytes, None, None]:
         """The answer in pieces of about a frame; smaller ones when the next rows are not there yet."""
         total = self._stages.queue.total_bytes
         fitting = [cost for cost in self._costs.values() if cost <= total]
-        least, want = max(fitting, default=0), sum(fitting)
+        largest, want = max(fitting, default=0), sum(fitting)
+        objects = largest if self.job.prefix is None else 0
+        # a single row that is so large that encoding it does not fit beside it has the queues to itself
+        encode = self._encode_bytes = min(self._frames.encode_bytes(objects), total - largest)
         try:
             with (
-                self._stages.queue.joined(self.job.flow, least, want, self.cancel) as self._holding,
+                self._stages.queue.joined(self.job.flow, largest + encode, want + encode, self.cancel) as self._holding,
                 self._stages.running.one(self),
                 self.cancel.calling(lambda: self._mailbox.put(None)),
             ):
+                self._holding.take(encode)  # within its least: it always may
                 while self._unsent:
                     self._accept_what_came()
                     self._order()

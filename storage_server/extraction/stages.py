@@ -27,6 +27,11 @@ from storage_server.scheduling.rates import LEAST_SECONDS, Rates
 from storage_server.settings import ServerSettings
 from storage_server.status import Board
 
+FRAMES_PART = 8
+"""Frames are so small that those of as many requests as may run, four times each while they are encoded, take at most
+half of the queues."""
+LEAST_FRAME_BYTES = 64 * 1024
+
 
 @dataclass(frozen=True)
 class Stages:
@@ -69,6 +74,7 @@ class Stages:
         large = queue.total_bytes
         loader = SampleLoader(settings.read_threads, settings.workers, metrics, patience, large, occupancy)
         flights = Flights(loader, device, kept, Beginnings(kept, rates, loader), metrics)
+        part = queue.total_bytes // (FRAMES_PART * settings.max_requests)
         return cls(
             loader=loader,
             device=device,
@@ -81,7 +87,7 @@ class Stages:
             patience=patience,
             occupancy=occupancy,
             finisher=finisher,
-            frame_bytes=settings.frame_bytes,
+            frame_bytes=min(settings.frame_bytes, max(LEAST_FRAME_BYTES, part)),
         )
 
     def sample_seconds(self, key: tuple[str, ...] | None) -> float:

@@ -29,10 +29,10 @@ class MemoryBudget:
     """What the server may take: the least of the setting and of what is free, watched; promises of it are kept here.
 
     On a CPU these share the budget: weights, which are pages of mapped archives and count as file cache; the queues
-    between the stages, where stored objects, input tensors and rows not yet encoded are charged; and one batch, with
-    what its operations take for themselves. On a GPU queues lie in host memory and are no part of it. Not charged:
-    pictures while they are decoded, of which the large ones have a bound of their own (storage_server.memory.pictures),
-    and the one frame that each request encodes. Thread-safe.
+    between the stages, where stored objects, input tensors, rows not yet encoded and the one frame that each request
+    encodes are charged; and one batch, with what its operations take for themselves. On a GPU queues lie in host memory
+    and are no part of it. Not charged: pictures while they are decoded, of which the large ones have a bound of their
+    own (storage_server.memory.pictures). Thread-safe.
     """
 
     def __init__(
