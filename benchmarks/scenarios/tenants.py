@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,7 +66,7 @@ def tenants(
     data: options.DataOption = None,
     job_seconds: Annotated[
         float, typer.Option(min=0.1, help="Of a tenant's job alone; every second takes twice.")
-    ] = 2.0,
+    ] = 1.5,
     budget: Annotated[str, typer.Option(help="Memory budget of the server: weights, batches, queues.")] = "1500MB",
     room: Annotated[str, typer.Option(help="Of the control group above budget and idle server.")] = "300MB",
     seed: options.Seed = 0,
@@ -79,9 +80,10 @@ def tenants(
     times of the same jobs one after the other; a tenant's slowdown is its time over that alone. `same`: 4 and 20 want
     the same. `beside`: one image while a large job runs, in times of its batch. `vanish`: every second one is killed.
     Systems: `ours`; `whole`, every request is one batch; `paper-lp`, the published linear program; the latter two in
-    `mixed` only, under the same kernel limit. Their failures are told; only ours make the command fail. `holds` says
-    which promise is broken: no failures, makespan 1.15 of alone (`same`: 1.3 of one tenant, each sample computed once),
-    the worst slowdown 1.5 of the mean, one image within two batch times, killed tenants cost two batches at most.
+    `mixed` only, under the same kernel limit. `holds` says which promise is broken: no failures, makespan 1.15 of alone
+    (`same`: 1.3 of one tenant, each sample computed once), the worst slowdown 1.5 of the mean, one image within two
+    batch times, killed tenants cost two batches at most. A broken promise of ours makes the command fail; what becomes
+    of the others is told.
     """
     chosen = set(part or PARTS)
     columns = [Plot("slowdown", "How tenants are slowed, and how evenly", _draw)]
@@ -121,29 +123,45 @@ def _mixed(bench: Bench, settings: _Settings, counts: Sequence[int], systems: Se
     from benchmarks.tenants.parts import measure_alone, mixed, vanish
     from benchmarks.tenants.servers import OURS, tenant_server
 
+    counts = counts if "mixed" in chosen else ()
     limit = idle_bytes(settings.folder) + settings.budget + settings.room
     bench.say(f"the control group's limit is {format_bytes(limit)}")
     wanted = tasks(settings.networks, max([*counts, settings.vanishing if "vanish" in chosen else 0]))
-    alone: list[Alone] = []
-    for system in dict.fromkeys([OURS, *systems]):
-        common: dict[str, Any] = {"budget_bytes": settings.budget, "limit_bytes": limit}
-        with tenant_server(settings.folder, settings.networks, settings.names, system=system, **common) as server:
-            if system == OURS:
-                bench.say(f"measuring {len(wanted)} jobs alone")
-                alone = measure_alone(
-                    server, wanted, settings.names[: len(wanted)], settings.job_seconds, settings.photographs
-                )
-            for tenants in counts if "mixed" in chosen and system in systems else ():
-                if tenants > len(alone):
-                    bench.say(f"these networks give {len(alone)} different jobs, not {tenants}")
-                    continue
-                with bench.trial(system=system, part="mixed", tenants=tenants, **common) as trial:
-                    trial.measured(**mixed(server, alone[:tenants]))
-                    trial.measured(failed=system == OURS and trial.row.get("failures") > 0)
-            if "vanish" in chosen and system == OURS:
-                with bench.trial(system=system, part="vanish", **common) as trial:
-                    trial.measured(**vanish(server, alone[: settings.vanishing]))
-                    trial.measured(failed=trial.row.get("failures") > 0)
+    common: dict[str, Any] = {"budget_bytes": settings.budget, "limit_bytes": limit}
+    with tenant_server(settings.folder, settings.networks, settings.names, **common) as server:
+        bench.say(f"measuring {len(wanted)} jobs alone")
+        alone = measure_alone(server, wanted, settings.names[: len(wanted)], settings.job_seconds, settings.photographs)
+        if any(tenants > len(alone) for tenants in counts):
+            bench.remark(f"These networks give {len(alone)} different jobs: no more tenants than that at once.")
+        counts = [tenants for tenants in counts if tenants <= len(alone)]
+        for tenants in counts if OURS in systems else ():
+            with bench.trial(system=OURS, part="mixed", tenants=tenants, **common) as trial:
+                trial.measured(**mixed(server, alone[:tenants]))
+        if "vanish" in chosen:
+            with bench.trial(system=OURS, part="vanish", **common) as trial:
+                trial.measured(**vanish(server, alone[: settings.vanishing]))
+    for system in systems:
+        if system != OURS:
+            _policy(bench, settings, system, [alone[:tenants] for tenants in counts], common)
+
+
+def _policy(
+    bench: Bench, settings: _Settings, system: str, jobs: Sequence[Sequence[Alone]], common: dict[str, Any]
+) -> None:
+    """A policy that is compared with: it has a new server after each that the kernel killed."""
+    from benchmarks.tenants.parts import mixed
+    from benchmarks.tenants.servers import TenantServer, tenant_server
+
+    server: TenantServer | None = None
+    with contextlib.ExitStack() as stack:
+        for alone in jobs:
+            with bench.trial(system=system, part="mixed", tenants=len(alone), **common) as trial:
+                if server is None or not server.is_alive:
+                    stack.close()
+                    server = stack.enter_context(
+                        tenant_server(settings.folder, settings.networks, settings.names, system=system, **common)
+                    )
+                trial.measured(**mixed(server, alone))
 
 
 def _same(bench: Bench, settings: _Settings) -> None:
@@ -159,7 +177,6 @@ def _same(bench: Bench, settings: _Settings) -> None:
             ) as trial:
                 task = Task(network, "output" if tenants == 20 else network.cut_at(0.9).name)
                 trial.measured(**same(server, task, settings.names[:tenants], settings.photographs * 3 // 8))
-                trial.measured(failed=trial.row.get("failures") > 0)
 
 
 def _beside(bench: Bench, settings: _Settings) -> None:
@@ -176,7 +193,6 @@ def _beside(bench: Bench, settings: _Settings) -> None:
                 bench.trial(system="ours", part="beside", model=network.graph.name) as trial,
             ):
                 trial.measured(**beside(server, Task(network, "output"), settings.names, images, tries=9))
-                trial.measured(failed=trial.row.get("failures") > 0)
 
 
 def _draw(figure: Figure, rows: Sequence[Row]) -> None:

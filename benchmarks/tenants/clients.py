@@ -24,6 +24,7 @@ from profiler.remote import ServerClient
 
 IN_FLIGHT, SPAN = 2, 32
 """Requests at once per tenant, and samples in each."""
+LOOK_SECONDS = 0.5
 PATIENCE = RetryPolicy(patience_seconds=120.0, busy_seconds=3600.0)
 
 
@@ -87,6 +88,12 @@ class JobRun:
         for thread in self._threads:
             thread.start()
 
+    def wait(self, seconds: float) -> None:
+        """For its end, but not longer than that."""
+        until = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+
     def join(self) -> JobOutcome:
         """Waits for the end."""
         for thread in self._threads:
@@ -99,6 +106,16 @@ class JobRun:
     def vanish(self) -> None:
         """Goes away in the middle of everything."""
         self._cancel.set("the tenant vanished")
+
+    @property
+    def is_running(self) -> bool:
+        return any(thread.is_alive() for thread in self._threads)
+
+    def give_up(self, why: str) -> None:
+        """Ends as failed, if it has not ended yet."""
+        if self.is_running:
+            self.outcome.error = self.outcome.error or why
+            self._cancel.set(why)
 
     def _work(self) -> None:
         while self.outcome.error is None:
@@ -131,13 +148,27 @@ class JobRun:
 
 
 def run_together(
-    address: Address, jobs: Sequence[TenantJob], meanwhile: Callable[[list[JobRun]], None] = lambda runs: None
+    address: Address,
+    jobs: Sequence[TenantJob],
+    meanwhile: Callable[[list[JobRun]], None] = lambda runs: None,
+    trouble: Callable[[], str | None] = lambda: None,
 ) -> list[JobOutcome]:
-    """Runs all jobs at once; `meanwhile` is called once they have begun."""
+    """Runs all jobs at once; `meanwhile` is called once they have begun.
+
+    `trouble` is asked twice a second; once it says something, those that have not ended fail with that.
+    """
     runs = [JobRun(address, job) for job in jobs]
     for run in runs:
         run.start()
     meanwhile(runs)
+    for run in runs:
+        while run.is_running:
+            run.wait(LOOK_SECONDS)
+            said = trouble()
+            if said is not None:
+                for other in runs:
+                    other.give_up(said)
+                break
     return [run.join() for run in runs]
 
 

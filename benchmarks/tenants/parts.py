@@ -16,6 +16,8 @@ from hapi.wire.protocol import TenantStatus
 
 WARM_SAMPLES = 32
 SMALLEST_JOB = 16
+MOST_TIMES_ALONE, GRACE_SECONDS = 4.0, 60.0
+"""Jobs together that take longer than this times the sum of their times alone, and the grace, have failed."""
 IDLE_SECONDS = 12.0
 """After so long without work a server has given back the memory that it kept for the next tensors."""
 
@@ -65,21 +67,28 @@ def checked(outcomes: Iterable[JobOutcome]) -> list[JobOutcome]:
 
 def mixed(server: TenantServer, alone: Sequence[Alone]) -> dict[str, Any]:
     """All these jobs at once: makespan against the sum of their times alone, and how evenly they were slowed."""
+    total = sum(one.seconds for one in alone)
+    until = time.monotonic() + MOST_TIMES_ALONE * total + GRACE_SECONDS
+
+    def trouble() -> str | None:
+        if not server.is_alive:
+            return "the server died (killed by the kernel)" if server.kills else "the server died"
+        return "not done in time" if time.monotonic() > until else None
+
     before = server.counters()
-    outcomes = run_together(server.address, [one.job for one in alone])
-    after = server.counters()
+    outcomes = run_together(server.address, [one.job for one in alone], trouble=trouble)
+    told = _explained(server, before) if server.is_alive else {}
     done = [(one, outcome) for one, outcome in zip(alone, outcomes, strict=True) if outcome.seconds is not None]
     wrong = [said for one, outcome in done if (said := differs(outcome, one.outcome.prints))]
     failures = [f"{outcome.job.tenant}: {outcome.error}" for outcome in outcomes if outcome.seconds is None]
     slowdowns = [(outcome.seconds or 0.0) / one.seconds for one, outcome in done]
-    makespan = max((outcome.seconds or 0.0 for _, outcome in done), default=0.0)
-    total = sum(one.seconds for one in alone)
+    makespan = max((outcome.seconds or 0.0 for _, outcome in done), default=None)
     return {
         "tenants": len(alone),
         "samples": sum(one.job.samples for one in alone),
         "seconds": makespan,
         "alone_seconds": total,
-        "makespan_to_alone": makespan / total,
+        "makespan_to_alone": None if makespan is None else makespan / total,
         "mean_slowdown": statistics.mean(slowdowns) if slowdowns else None,
         "worst_slowdown": max(slowdowns, default=None),
         "worst_to_mean": max(slowdowns) / statistics.mean(slowdowns) if slowdowns else None,
@@ -88,8 +97,7 @@ def mixed(server: TenantServer, alone: Sequence[Alone]) -> dict[str, Any]:
         "retries": sum(outcome.stats.retries for outcome in outcomes),
         "bytes": sum(outcome.stats.bytes_received for outcome in outcomes),
         "peak_bytes": server.peak_bytes,
-        "batch_sizes": {f"{one.model_name} {one.cut}": f"{one.batch} {one.reason}" for one in server.status().prefixes},
-        **{name: value - before[name] for name, value in after.items()},
+        **told,
         "note": "; ".join([*failures[:2], *wrong[:2]]),
     }
 
@@ -209,6 +217,13 @@ def vanish(server: TenantServer, alone: Sequence[Alone]) -> dict[str, Any]:
 def renamed(alone: Sequence[Alone], tenants: Sequence[str]) -> list[Alone]:
     """The same jobs for other tenants."""
     return [replace(one, job=replace(one.job, tenant=name)) for one, name in zip(alone, tenants, strict=True)]
+
+
+def _explained(server: TenantServer, before: dict[str, float]) -> dict[str, Any]:
+    """What tells why it took so long: what was counted since, and the sizes of batches with their reasons."""
+    counted = {name: value - before[name] for name, value in server.counters().items()}
+    sizes = {f"{one.model_name} {one.cut}": f"{one.batch} {one.reason}" for one in server.status().prefixes}
+    return {**counted, "batch_sizes": sizes}
 
 
 def _prefix(server: TenantServer, task: Task) -> Any:

@@ -27,5 +27,9 @@ def broken(row: Row) -> list[str]:
 
 
 def judged(rows: list[Row]) -> list[Row]:
-    """Each row of ours with `holds`; other policies promise nothing."""
-    return [row.filled(holds=", ".join(broken(row)) or "yes") if row.system == OURS else row for row in rows]
+    """Each row with `holds`. Ours fail with a broken promise; other policies promise nothing, so they never do."""
+    found = []
+    for row in rows:
+        said = broken(row)
+        found.append(row.filled(holds=", ".join(said) or "yes", failed=row.system == OURS and bool(said)))
+    return found

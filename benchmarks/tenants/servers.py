@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.cgroup import MemoryGroup, NoControlGroupError, memory_group
@@ -61,6 +62,19 @@ class TenantServer:
         }
         faults = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[9]  # see proc(5), majflt
         return {**found, "major_faults": float(faults)}
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process runs."""
+        try:
+            return psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    @property
+    def kills(self) -> int:
+        """How often the kernel killed for memory in its group."""
+        return self.group.kills if self.group else 0
 
     @property
     def peak_bytes(self) -> int | None:

@@ -52,7 +52,7 @@ def test_features_that_differ_by_more_than_rounding_are_told(networks: list[Netw
     assert "sample 1" in said
 
 
-def test_what_is_promised_is_judged_and_policies_promise_nothing() -> None:
+def test_what_is_promised_is_judged_and_policies_never_fail_the_command() -> None:
     good = {"part": "mixed", "makespan_to_alone": 1.1, "worst_to_mean": 1.2, "failures": 0}
     slow = good | {"makespan_to_alone": 1.3, "worst_to_mean": None, "failures": 2}
     same = {"part": "same", "makespan_to_alone": 1.2, "computed_per_sample": 1.01}
@@ -65,4 +65,6 @@ def test_what_is_promised_is_judged_and_policies_promise_nothing() -> None:
         ["work goes on", "memory held"],
     ]
     theirs = Row("tenants", "whole").filled(**slow)
-    assert [row.get("holds") for row in judged([rows[0], theirs])] == ["yes", None]
+    judgement = judged([rows[0], rows[1], theirs, theirs.filled(failed=True, note="the server did not start")])
+    assert [row.get("holds") for row in judgement[:3]] == ["yes", *["failures, makespan, fairness"] * 2]
+    assert [row.failed for row in judgement] == [False, True, False, False]
