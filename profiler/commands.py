@@ -136,7 +136,7 @@ def top_command(
 
         with suppress(KeyboardInterrupt), Live(console=out, screen=True, auto_refresh=False) as live:
             for view in watch(Watcher(client.url, client.status), interval):
-                live.update(screen(view, out.width), refresh=True)
+                live.update(screen(view, out.width, out.height), refresh=True)
 
 
 def _plan_of(out: Any, result: Profile) -> Plan:

@@ -19,6 +19,8 @@ from hapi.wire.protocol import PrefixStatus, ServerStatus, TenantStatus
 BAR_WIDTH = 24
 NARROW = 110
 """Columns of a terminal below which the tables leave out what is least looked at."""
+SERVER_LINES, TABLE_LINES = 2, 5
+"""Lines of what is told of the server, and of a table without its rows."""
 GOOD, WARN, BAD, QUIET = "green", "yellow", "bold red", "dim"
 REASONS = {"memory": WARN, "share": WARN, "recovering": BAD, "exploring": "cyan"}
 
@@ -78,16 +80,21 @@ def watch(watcher: Watcher, interval_seconds: float, wait: Callable[[float], Non
         wait(interval_seconds)
 
 
-def screen(view: View, width: int = 120) -> RenderableType:
-    """The view as tables: the server, its prefixes, its tenants."""
+def screen(view: View, width: int = 120, height: int | None = None) -> RenderableType:
+    """The view as tables: the server, its prefixes, its tenants; what does not fit into `height` lines is counted."""
     parts: list[RenderableType] = [_heading(view)]
     if view.trouble is not None:
         silence = f"no answer for {format_seconds(round(view.silent_seconds))}" if view.silent_seconds else "no answer"
         parts.append(Text(f"{silence}: {view.trouble}", style=BAD))
     if view.status is not None:
         is_old, narrow = view.trouble is not None, width < NARROW
-        parts.append(_server(view.status, view.samples_per_s))
-        for table in (prefix_table(view.status.prefixes, narrow), tenant_table(view.status.tenants, narrow)):
+        parts.append(_server(view.status, view.samples_per_s, narrow))
+        left = None if height is None else height - (len(parts) - 1) - SERVER_LINES
+        prefixes, tenants = _rows(left, len(view.status.prefixes), len(view.status.tenants))
+        for table in (
+            prefix_table(view.status.prefixes, narrow, prefixes),
+            tenant_table(view.status.tenants, narrow, tenants),
+        ):
             if table.row_count:
                 table.style = QUIET if is_old else ""
                 parts.append(table)
@@ -96,22 +103,23 @@ def screen(view: View, width: int = 120) -> RenderableType:
     return Group(*parts)
 
 
-def prefix_table(prefixes: list[PrefixStatus], narrow: bool = False) -> Table:
-    """One row per part of a model that the server computes."""
-    table = _table("prefixes")
-    table.add_column("model", overflow="ellipsis", no_wrap=True, min_width=8)
-    table.add_column("cut", overflow="ellipsis", no_wrap=True, min_width=6)
-    for title in ("engine", "batch"):
-        table.add_column(title, no_wrap=True, justify="right" if title == "batch" else "left")
+def prefix_table(prefixes: list[PrefixStatus], narrow: bool = False, rows: int | None = None) -> Table:
+    """One row per part of a model that the server computes, `rows` at most."""
+    table = _table(_title("prefixes", len(prefixes), rows))
+    table.add_column("model", min_width=8)
+    table.add_column("cut", min_width=6)
+    if not narrow:
+        table.add_column("engine", no_wrap=True)
+    table.add_column("batch", no_wrap=True, justify="right")
     table.add_column("because", no_wrap=True)
     for title in ("images/s", "waiting", "peak", "measured", "OOM") if not narrow else ("images/s", "waiting", "OOM"):
         table.add_column(title, no_wrap=True, justify="right")
-    for one in prefixes:
+    for one in prefixes[:rows]:
         peaks = [] if narrow else [format_bytes(one.predicted_peak_bytes), _bytes(one.measured_peak_bytes)]
         cells = [
-            Text(one.model_name),
-            Text(one.cut),
-            Text(one.engine),
+            _name(one.model_name),
+            _name(one.cut),
+            *([] if narrow else [Text(one.engine)]),
             Text(str(one.batch)),
             Text(one.reason, style=REASONS.get(one.reason, "")),
             Text(f"{one.images_per_s:.1f}" if one.images_per_s else "-"),
@@ -123,16 +131,17 @@ def prefix_table(prefixes: list[PrefixStatus], narrow: bool = False) -> Table:
     return table
 
 
-def tenant_table(tenants: list[TenantStatus], narrow: bool = False) -> Table:
-    """One row per tenant that may be seen; those who have something under way first."""
-    table = _table("tenants")
-    table.add_column("tenant", overflow="ellipsis", no_wrap=True, min_width=8)
+def tenant_table(tenants: list[TenantStatus], narrow: bool = False, rows: int | None = None) -> Table:
+    """One row per tenant that may be seen, `rows` at most; those who have something under way first."""
+    table = _table(_title("tenants", len(tenants), rows))
+    table.add_column("tenant", min_width=8)
     titles = ["share", "active", "waiting", "samples", "failed", "wait", "device", "shared", "held"]
     for title in titles[:-2] if narrow else titles:
         table.add_column(title, no_wrap=True, justify="right")
-    for one in sorted(tenants, key=lambda one: (not (one.active or one.waiting), -one.device_seconds, one.name)):
+    order = sorted(tenants, key=lambda one: (not (one.active or one.waiting), -one.device_seconds, one.name))
+    for one in order[:rows]:
         cells = [
-            Text(one.name, style="" if one.active or one.waiting else QUIET),
+            _name(one.name, style="" if one.active or one.waiting else QUIET),
             Text(f"{one.share:g}"),
             Text(str(one.active)),
             Text(str(one.waiting), style=WARN if one.waiting else ""),
@@ -147,6 +156,24 @@ def tenant_table(tenants: list[TenantStatus], narrow: bool = False) -> Table:
     return table
 
 
+def _rows(lines: int | None, prefixes: int, tenants: int) -> tuple[int | None, int | None]:
+    """How many of each are shown in so many lines: half each, and what one does not need is the other's."""
+    if lines is None:
+        return None, None
+    room = max(2, lines - 2 * TABLE_LINES)
+    first = min(prefixes, max(room // 2, room - tenants, 1))
+    return first, max(1, room - first)
+
+
+def _title(what: str, count: int, rows: int | None) -> str:
+    return what if rows is None or count <= rows else f"{what}, {rows} of {count}"
+
+
+def _name(text: str, style: str = "") -> Text:
+    """What is made shorter where there is no room. (A column of `no_wrap` would be narrowed like all others.)"""
+    return Text(text, style, no_wrap=True, overflow="ellipsis")
+
+
 def _heading(view: View) -> Text:
     text = Text("HAPI storage server ", style="bold")
     text.append(view.url, style="bold cyan")
@@ -157,17 +184,18 @@ def _heading(view: View) -> Text:
     return text
 
 
-def _server(status: ServerStatus, samples_per_s: float | None) -> RenderableType:
+def _server(status: ServerStatus, samples_per_s: float | None, narrow: bool = False) -> RenderableType:
     """Memory as a bar, and what is under way."""
     used = status.used_bytes / status.budget_bytes if status.budget_bytes else 0.0
     grid = Table.grid(padding=(0, 1, 0, 0))
-    bar = ProgressBar(total=1.0, completed=min(used, 1.0), width=BAR_WIDTH, complete_style=_heat(used))
-    memory = f"{format_bytes(status.used_bytes)} of {format_bytes(status.budget_bytes)} used"
+    width = BAR_WIDTH // 2 if narrow else BAR_WIDTH
+    bar = ProgressBar(total=1.0, completed=min(used, 1.0), width=width, complete_style=_heat(used))
+    memory = f"{format_bytes(status.used_bytes)} of {format_bytes(status.budget_bytes)}"
     memory += f", queues up to {format_bytes(status.queue_bytes)}, resident {format_bytes(status.rss_bytes)}"
     grid.add_row("memory", bar, Text(memory))
     rate = "-" if samples_per_s is None else f"{samples_per_s:.1f}"
     work = f"requests {status.requests_active} active, {status.requests_queued} waiting, backlog "
-    work += f"{format_seconds(status.backlog_seconds)}, {rate} samples/s, {status.samples_done} samples so far"
+    work += f"{format_seconds(status.backlog_seconds)}, {rate} samples/s, {status.samples_done} in all"
     return Group(grid, Text(work))
 
 

@@ -83,6 +83,29 @@ def test_the_screen_shows_server_prefixes_and_tenants() -> None:
     assert text(View("http://storage:8470", status(), 52.5), 120) == WIDE
 
 
+def test_a_narrow_terminal_shortens_names_but_no_number_and_no_title() -> None:
+    long = [prefix(model_name="mobilenet_v3_small" * 2, cut="features.9.squeeze_activation", images_per_s=1234.5)]
+    named = [tenant("carol-with-a-rather-long-name-indeed", 1, 1, samples=1_234_567)]
+    shown = text(View("http://storage:8470", status(prefixes=long, tenants=named), 2233.4), 80)
+    assert max(map(len, shown.splitlines())) <= 80
+    for word in ("batch", "because", "images/s", "1234.5", "waiting", "active", "failed", "1234567", "carol", "feat"):
+        assert word in shown
+    assert len(shown.splitlines()) == 3 + 2 * 5 + 1
+
+
+def test_what_does_not_fit_into_the_height_is_counted() -> None:
+    many = [prefix(cut=f"layer{number}") for number in range(30)]
+    crowd = [tenant(f"tenant-{number}", 1, 0) for number in range(40)]
+    out = Console(file=io.StringIO(), width=80, color_system=None, legacy_windows=False)
+    out.print(screen(View("http://s", status(prefixes=many, tenants=crowd), 1.0), 80, 24))
+    shown = out.file.getvalue()
+    assert len(shown.rstrip().splitlines()) <= 24
+    assert "prefixes, 5 of 30" in shown
+    assert "tenants, 6 of 40" in shown
+    few = text(View("http://s", status(prefixes=many[:2], tenants=crowd[:3]), 1.0), 80)
+    assert " of 2\n" not in few
+
+
 def test_a_narrow_terminal_still_shows_what_matters() -> None:
     shown = text(View("http://storage:8470", status(), None), 80)
     assert max(map(len, shown.splitlines())) <= 80
@@ -188,8 +211,8 @@ def test_a_wrong_address_is_an_error_at_once(
 
 WIDE = """\
 HAPI storage server http://storage:8470  cpu, float32, version 0.1.0
-memory ━━━━━━                   500 MB of 2 GB used, queues up to 256 MB, resident 900 MB
-requests 3 active, 2 waiting, backlog 12.5 s, 52.5 samples/s, 1200 samples so far
+memory ━━━━━━                   500 MB of 2 GB, queues up to 256 MB, resident 900 MB
+requests 3 active, 2 waiting, backlog 12.5 s, 52.5 samples/s, 1200 in all
 prefixes
 
  model        cut        engine   batch   because      images/s   waiting     peak   measured   OOM
