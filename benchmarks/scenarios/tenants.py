@@ -37,6 +37,7 @@ COLUMNS = (
     SECONDS,
     Column("alone_seconds", "alone", format_seconds),
     Column("makespan_to_alone", "of alone", times),
+    Column("cpu_to_alone", "of its CPU", times),
     Column("mean_slowdown", "mean slowdown", number),
     Column("worst_to_mean", "worst of mean", times),
     Column("computed_per_sample", "computed per sample", number),

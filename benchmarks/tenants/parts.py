@@ -24,10 +24,11 @@ IDLE_SECONDS = 12.0
 
 @dataclass(frozen=True)
 class Alone:
-    """A job that had the server to itself."""
+    """A job that had the server to itself, and what it took of the server's processor."""
 
     job: TenantJob
     outcome: JobOutcome
+    cpu_seconds: float
 
     @property
     def seconds(self) -> float:
@@ -52,7 +53,9 @@ def measure_alone(
         rate = warm.samples / (time.monotonic() - begun)
         wanted = int(rate * job_seconds * (1 + number % 2))
         job = TenantJob(tenant, task, tuple(range(max(SMALLEST_JOB, min(wanted, photographs)))))
-        found.append(Alone(job, checked(run_together(server.address, [job]))[0]))
+        before = server.counters()["cpu_seconds"]
+        outcome = checked(run_together(server.address, [job]))[0]
+        found.append(Alone(job, outcome, server.counters()["cpu_seconds"] - before))
     return found
 
 
@@ -78,6 +81,8 @@ def mixed(server: TenantServer, alone: Sequence[Alone]) -> dict[str, Any]:
     before = server.counters()
     outcomes = run_together(server.address, [one.job for one in alone], trouble=trouble)
     told = _explained(server, before) if server.is_alive else {}
+    if told:
+        told["cpu_to_alone"] = told["cpu_seconds"] / sum(one.cpu_seconds for one in alone)
     done = [(one, outcome) for one, outcome in zip(alone, outcomes, strict=True) if outcome.seconds is not None]
     wrong = [said for one, outcome in done if (said := differs(outcome, one.outcome.prints))]
     failures = [f"{outcome.job.tenant}: {outcome.error}" for outcome in outcomes if outcome.seconds is None]

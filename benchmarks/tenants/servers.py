@@ -50,7 +50,8 @@ class TenantServer:
     def counters(self) -> dict[str, float]:
         """What tells why it was slow, since it started: batches, those that ran out of memory, releases, page faults.
 
-        Major faults are pages read from disk: those of weights, where the kernel took them back to make room.
+        Major faults are pages read from disk: those of weights, where the kernel took them back to make room. The
+        processor's seconds hardly depend on what else the machine does.
         """
         headers = {"Authorization": f"Bearer {self.address.tokens[OPERATOR]}"}
         answer = httpx.get(f"{self.address.url}/metrics", headers=headers, timeout=60.0).raise_for_status()
@@ -60,8 +61,9 @@ class TenantServer:
             for sample in family.samples
             if sample.name in COUNTERS
         }
+        used = psutil.Process(self.pid).cpu_times()
         faults = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[9]  # see proc(5), majflt
-        return {**found, "major_faults": float(faults)}
+        return {**found, "major_faults": float(faults), "cpu_seconds": used.user + used.system}
 
     @property
     def is_alive(self) -> bool:
