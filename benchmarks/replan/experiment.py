@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -70,7 +69,7 @@ def run(settings: Settings, bench: Bench) -> None:
         bed.link.shape(None)
         sent = send_model(bed, store, settings.model, settings.weights)
         kept = bed.folder / "server"
-        shutil.copytree(sent.folder, kept / "models")
+        sent.give_server(kept)
         with fresh_caches(bed.folder) as caches:  # what either side measures is remembered by all runs
             hosts = Hosts(bed, store, kept, caches)
             profile = _profile(settings, hosts)
