@@ -1,0 +1,220 @@
+"""The client of the sweep, a process that lives as long as its network: `python -m benchmarks.sweep.client`.
+
+It reads commands as JSON lines on standard input and answers each with one JSON line on standard output. `open` loads
+the network and gives it to the server, `profile` measures both tiers, `watch` runs a mix of cuts through the
+DataLoader, head training included, and tells its pace.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.sweep.pace import Rule, watch
+from compute_client.loader import DataLoader
+from compute_client.spans import span_size
+from compute_client.train import LEARNING_RATES, MOMENTUM
+from hapi.allocator import keep_freed_memory
+from hapi.data import TransformSpec, describe_transform
+from hapi.errors import HapiError, InputError
+from hapi.model import Graph, capture
+from hapi.model.zoo import load_model
+from hapi.plan import INPUT, Link, Plan, Share
+from hapi.wire.allowed import NONE, Allowed
+from profiler.remote import ServerClient
+from profiler.tiers import Job, profile_with_server
+
+IN_FLIGHT = 4
+BUFFER_BYTES = 256 * 2**20
+ENDLESS = 10**9
+"""Samples of an epoch that nobody sees the end of."""
+IDLE_SECONDS = 30.0
+SURE = 2.0
+"""Times as long as its requests in flight would take at the pace at which it is given up, a stream is watched: even if
+all of them were done but for their last bytes, its pace is then two thirds of that at best."""
+PROFILED_SAMPLES = 32
+PROFILE_REPEATS = 5
+
+
+class Endless:
+    """The samples of a dataset in turn, again and again: the sampler of a stream that is left when it was watched."""
+
+    def __init__(self, samples: int) -> None:
+        self._samples = samples
+
+    def __iter__(self) -> Iterator[int]:
+        return (number % self._samples for number in range(ENDLESS))
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+
+class Client:
+    """One network over one server: a loader per mix of cuts, kept, so that only the first run of a mix sets it up."""
+
+    def __init__(
+        self, data: str, model: str, server: str, *, weights: str, batch_size: int, device: str, engine: str
+    ) -> None:
+        loaded = load_model(model, weights)
+        self.graph: Graph = capture(loaded.backbone, loaded.example, name=loaded.name)
+        self._transform: TransformSpec = describe_transform(loaded.transform)
+        self._server = ServerClient(server)
+        self._data, self._batch_size, self._device, self._engine = data, batch_size, device, engine
+        self._server.ensure_model(self.graph)
+        self.dataset = self._server.register(data)
+        torch.manual_seed(0)
+        self._head = nn.Linear(self.graph.output.shape[-1], max(1, len(self.dataset.classes)), device=device)
+        rate = LEARNING_RATES["sgd"]
+        self._optimizer = torch.optim.SGD(self._head.parameters(), lr=rate, momentum=MOMENTUM)
+        self._loaders: dict[tuple[tuple[str, float], ...], DataLoader] = {}
+
+    def profile(self) -> dict[str, Any]:
+        """Both tiers as the planner sees them; the link is known to whoever plans."""
+        job = Job(
+            samples=self.dataset.samples,
+            batch_size=self._batch_size,
+            classes=len(self.dataset.classes),
+            device=self._device,
+            allowed=Allowed(("float32",), NONE),
+            repeats=PROFILE_REPEATS,
+            engine=self._engine,  # type: ignore[arg-type]  # checked by the loader
+        )
+        link = Link(1.0)
+        return profile_with_server(
+            self._server,
+            self.graph,
+            self.dataset,
+            self._transform,
+            job,
+            link=link,
+            samples=PROFILED_SAMPLES,
+            workers=torch.get_num_threads(),
+        ).to_json()
+
+    def watch(
+        self, shares: tuple[tuple[str, float], ...], seconds: float, most_seconds: float, give_up: float | None
+    ) -> dict[str, Any]:
+        """The pace of a stream over a mix of cuts, and what it took: bytes, and processor seconds here.
+
+        It is given up after `most_seconds`, or when it is clear that its pace is no better than `give_up`.
+        """
+        loader = self._loader(shares)
+        fill = self.fill_samples(shares)
+        most = most_seconds if give_up is None else min(most_seconds, seconds + SURE * fill * give_up)
+        loader.timeout = most
+        rule = Rule(fill, seconds, most)
+        before, busy = loader.stats.to_json(), time.process_time()
+        with closing(iter(loader)) as batches:
+            pace = watch(self._trained(batches), rule, time.perf_counter)
+        busy = time.process_time() - busy
+        self._until_idle()
+        after = loader.stats.to_json()
+        arrived = sum(after["samples_by_cut"].values()) - sum(before["samples_by_cut"].values())
+        return {
+            **pace.to_json(),
+            "fill_samples": rule.fill_samples,
+            "arrived_samples": arrived,
+            "bytes_received": after["bytes_received"] - before["bytes_received"],
+            "requests": after["requests"] - before["requests"],
+            "retries": after["retries"] - before["retries"],
+            "client_cpu_seconds": busy,
+        }
+
+    def fill_samples(self, shares: tuple[tuple[str, float], ...]) -> int:
+        """Samples of the requests in flight, of the cut with the largest."""
+        return IN_FLIGHT * max(self._span(name) for name, _ in shares)
+
+    def _span(self, cut: str) -> int:
+        stored = self.dataset.bytes / self.dataset.samples + sum(spec.bytes for spec in self.graph.inputs)
+        size = stored if cut == INPUT else 2.0 * self.graph.cut(cut).bytes_per_sample
+        limit = BUFFER_BYTES // (2 * IN_FLIGHT)
+        return span_size(self.dataset.samples, size, limit_bytes=limit, in_flight=IN_FLIGHT)
+
+    def _trained(self, batches: Iterator[Any]) -> Iterator[int]:
+        """Trains the head on each batch, and says how many samples it had."""
+        for features, labels in batches:
+            self._optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(self._head(features), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+            loss.item()
+            yield len(labels)
+
+    def _loader(self, shares: tuple[tuple[str, float], ...]) -> DataLoader:
+        if shares not in self._loaders:
+            cuts = tuple(Share(name, share) for name, share in shares)
+            self._loaders[shares] = DataLoader(
+                self._data,
+                backbone=self.graph,
+                transform=self._transform,
+                server=self._server,
+                pushdown=Plan("given", cuts, None, None),
+                batch_size=self._batch_size,
+                sampler=Endless(self.dataset.samples),
+                compression="none",
+                device=self._device,
+                engine=self._engine,  # type: ignore[arg-type]
+                requests_in_flight=IN_FLIGHT,
+                buffer_bytes=BUFFER_BYTES,
+                cache_bytes=0,
+            )
+            self._loaders[shares].warm_up()
+        return self._loaders[shares]
+
+    def _until_idle(self) -> None:
+        """The next stream must not meet what is left of this one; InputError if the server is never idle."""
+        deadline = time.monotonic() + IDLE_SECONDS
+        while (status := self._server.status()).requests_active or status.requests_queued:
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"{self._server.url} is busy with somebody else's requests. Give it to the sweep alone."
+                )
+            time.sleep(0.02)
+
+
+class Commands:
+    """What can be asked, by name: each answers a JSON object."""
+
+    def __init__(self) -> None:
+        self._client: Client | None = None
+
+    def do(self, command: dict[str, Any]) -> dict[str, Any]:
+        """InputError for a command that is not known, and whatever goes wrong."""
+        name = command.pop("do", None)
+        if name == "open":
+            self._client = Client(**command)
+            cuts = [{"name": cut.name, "bytes": cut.bytes_per_sample} for cut in self._client.graph.cuts]
+            dataset = self._client.dataset
+            return {"cuts": cuts, "samples": dataset.samples, "input_bytes": dataset.bytes / dataset.samples}
+        if self._client is None:
+            raise InputError(f"command {name!r}: `open` comes first.")
+        if name == "profile":
+            return self._client.profile()
+        if name == "watch":
+            shares = tuple((str(cut["name"]), float(cut["share"])) for cut in command["cuts"])
+            return self._client.watch(shares, command["seconds"], command["most_seconds"], command.get("give_up"))
+        raise InputError(f"command {name!r}: there are open, profile and watch.")
+
+
+def main() -> None:
+    """Answers until its standard input ends."""
+    keep_freed_memory()
+    commands = Commands()
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        try:
+            answer = commands.do(json.loads(line))
+        except HapiError as error:
+            answer = {"error": {"kind": error.kind, "message": str(error)}}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""Measures every cut of the networks at every bandwidth, and makes rows of what each policy would have chosen."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.baselines.published import freeze_cut
+from benchmarks.bench.photographs import photographs
+from benchmarks.bench.rows import Row
+from benchmarks.bench.run import Bench
+from benchmarks.sweep.cases import CutPace, Shares, best_of, measure_cuts
+from benchmarks.sweep.dialogue import Dialogue, dialogue
+from benchmarks.sweep.judgement import COLUMNS, CUT, is_shown, judged
+from benchmarks.sweep.plots import plots
+from benchmarks.testbed.processes import ProgramFailedError
+from benchmarks.testbed.services import Store, start_server, start_store
+from benchmarks.testbed.testbed import Testbed, open_testbed
+from hapi.errors import InputError
+from hapi.plan import Link, Plan, Profile
+from hapi.units import format_bandwidth, parse_bandwidth
+
+MODELS = ("alexnet", "resnet18", "squeezenet1_1", "mobilenet_v2", "shufflenet_v2_x1_0", "resnet50")
+BANDWIDTHS = ("20mbit", "63mbit", "200mbit", "500mbit", "1gbit", "2gbit")
+QUICK_MODELS, QUICK_BANDWIDTHS = ("alexnet", "resnet18"), ("20mbit", "200mbit", "2gbit")
+POLICIES = ("none", "all", "static", "paper", "paper-v1", "single", "mix")
+PHOTOGRAPHS = 160
+SECONDS, QUICK_SECONDS = 1.5, 0.6
+PLANNED_SAMPLES = 50_000
+"""Of the job that is planned: so many that its beginning does not count, as in what is measured."""
+MIX_SECONDS = 3.0
+"""Times as long as a cut alone is a mix watched: its requests take turns."""
+OPEN_SECONDS, PROFILE_SECONDS, MOST_SECONDS = 180.0, 180.0, 20.0
+SPARE_SECONDS = 60.0
+SETTLE_SECONDS = 0.1
+LATENCY_SECONDS = 0.0002
+PAYLOAD = 1448 / 1514
+"""Of an Ethernet frame of 1500 bytes, what is neither its header nor IP's nor TCP's (with time stamps): the shaper
+counts frames, the planner bytes of features."""
+SERVE = ("--feature-cache-bytes", "0", "--engine", "eager")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured. Empty tuples and None are the defaults, smaller ones with `quick`."""
+
+    models: tuple[str, ...] = ()
+    bandwidths: tuple[str, ...] = ()
+    policies: tuple[str, ...] = ()
+    seconds: float | None = None
+    samples: int | None = None
+    batch_size: int = 16
+    data: str | None = None
+    weights: str = "none"
+    seed: int = 0
+    device: str = "cpu"
+    testbed: str = "auto"
+    quick: bool = False
+
+    def chosen_models(self) -> tuple[str, ...]:
+        """As `--model` takes them."""
+        wanted = self.models or (QUICK_MODELS if self.quick else MODELS)
+        return tuple(name if ":" in name else f"torchvision:{name}" for name in wanted)
+
+    def rates(self) -> list[float]:
+        """Bits per second, the fastest first: what is slow there is slow everywhere."""
+        wanted = self.bandwidths or (QUICK_BANDWIDTHS if self.quick else BANDWIDTHS)
+        return sorted({parse_bandwidth(text) for text in wanted}, reverse=True)
+
+    def chosen_policies(self) -> tuple[str, ...]:
+        """InputError for one that is not known."""
+        for name in self.policies:
+            if name not in POLICIES:
+                raise InputError(f"system {name!r}: there are {', '.join(POLICIES)}.")
+        return self.policies or POLICIES
+
+    @property
+    def watched_seconds(self) -> float:
+        """For which a stream is watched, once it flows."""
+        return self.seconds or (QUICK_SECONDS if self.quick else SECONDS)
+
+
+def run(settings: Settings, *, report: Path | None = None, as_json: bool = False) -> None:
+    """The whole sweep: a table, and JSON and a report where asked for."""
+    models, rates, policies = settings.chosen_models(), settings.rates(), settings.chosen_policies()
+    with (
+        Bench(
+            "sweep",
+            as_json=as_json,
+            report=report,
+            columns=COLUMNS,
+            title="Is the planner's choice the best?",
+            plots=plots(),
+            finish=judged,
+            shown=is_shown,
+        ) as bench,
+        photographs(settings.data, settings.samples or PHOTOGRAPHS, seed=settings.seed) as folder,
+        open_testbed(settings.testbed) as bed,
+    ):
+        for remark in (*bed.remarks, *_remarks(settings, bed)):
+            bench.remark(remark)
+        store = start_store(bed, folder)
+        for model in models:
+            sweep_model(settings, bench, bed, store, model, rates, policies)
+
+
+def sweep_model(
+    settings: Settings,
+    bench: Bench,
+    bed: Testbed,
+    store: Store,
+    model: str,
+    rates: Sequence[float],
+    policies: Sequence[str],
+) -> None:
+    """One network at all bandwidths, with one server and one client; what breaks there is a row, no more."""
+    name = model.removeprefix("torchvision:")
+    bed.link.shape(None)
+    try:
+        with start_server(bed, store, SERVE) as server:
+            command = bed.compute.command(sys.executable, "-m", "benchmarks.sweep.client")
+            variables = bed.compute.environment({**store.for_compute, **server.variables})
+            with dialogue(command, variables) as talk:
+                network = Network.open(settings, bed, store, model, server.url, talk)
+                bench.say(f"{name}: {len(network.profile.cuts)} cuts")
+                network.settle()
+                faster: dict[str, CutPace] = {}
+                for rate in rates:
+                    bed.link.shape(rate)
+                    faster = network.at(bench, name, rate, policies, faster)
+    except (ProgramFailedError, InputError) as error:
+        bench.add(Row("sweep", "mix", model=name).filled(failed=True, note=str(error)))
+
+
+class Network:
+    """One network, its profile, and the client that runs it."""
+
+    def __init__(self, settings: Settings, bed: Testbed, talk: Dialogue, model: str, profile: Profile) -> None:
+        self._settings, self._bed, self._talk, self._model = settings, bed, talk, model
+        self.profile = replace(profile, samples=PLANNED_SAMPLES)
+
+    @classmethod
+    def open(cls, settings: Settings, bed: Testbed, store: Store, model: str, url: str, talk: Dialogue) -> Network:
+        """Gives the server the network and lets both tiers be measured, over a link without a limit."""
+        job = {"data": store.uri, "model": model, "server": url, "weights": settings.weights, "engine": "eager"}
+        more = {"batch_size": settings.batch_size, "device": settings.device}
+        talk.ask({"do": "open", **job, **more}, OPEN_SECONDS)
+        return cls(settings, bed, talk, model, Profile.from_json(talk.ask({"do": "profile"}, PROFILE_SECONDS)))
+
+    def settle(self) -> None:
+        """Runs each cut for a moment: the server places its prefix, and finds the batch size that suits it."""
+        for cut in self.profile.cuts:
+            self.watch(((cut.name, 1.0),), SETTLE_SECONDS, None)
+
+    def at(
+        self, bench: Bench, name: str, rate: float, policies: Sequence[str], faster: Mapping[str, CutPace]
+    ) -> dict[str, CutPace]:
+        """Rows of every policy and every cut at one bandwidth; answers what was measured of the cuts."""
+        payload = rate * (PAYLOAD if self._bed.kind == "namespaces" else 1.0)
+        job = replace(self.profile, link=Link(payload, LATENCY_SECONDS))
+        plans = {policy: self._plan(job, policy) for policy in policies}
+        predicted = {cut.name: per_sample(self._plan(job, cut.name)) for cut in job.cuts}
+        wanted = {plan.cuts[0].name for plan in plans.values() if len(plan.cuts) == 1}
+        floors = {cut.name: 8 * cut.out_bytes / payload for cut in job.cuts}
+        bench.say(f"{name} at {format_bandwidth(rate)}:")
+        found = measure_cuts(predicted, wanted, floors, faster, self.watch, self._settings.watched_seconds)
+        best = best_of(found)
+        situation = {"model": name, "bandwidth_bits_per_s": rate, "epochs": 1, "batch_size": self._settings.batch_size}
+        for policy, chosen in plans.items():
+            with bench.trial(system=policy, **situation) as trial:
+                trial.measured(**self._of_plan(chosen, found))
+                if best is not None:
+                    trial.measured(best_cut=best, best_seconds=found[best].seconds)
+        for cut in job.cuts:
+            pace = found[cut.name]
+            seen = {"readings": [dict(reading) for reading in pace.readings], "is_bound": pace.is_bound}
+            costs = {"server_seconds": cut.server_seconds, "client_seconds": cut.client_seconds, "bytes": cut.out_bytes}
+            row = Row("sweep", CUT + cut.name, note=pace.why).filled(
+                seconds=pace.seconds, predicted_seconds=predicted[cut.name], link_seconds=floors[cut.name],
+                measured_over_predicted=None if pace.is_bound else pace.seconds / predicted[cut.name],
+                **situation, **seen, **costs,
+            )  # fmt: skip
+            bench.rows.append(row)  # not one line each
+        return found
+
+    def watch(self, shares: Shares, seconds: float, give_up: float | None) -> dict[str, Any]:
+        """Lets the client run a mix of cuts; see `cases.Watch`."""
+        cuts = [{"name": name, "share": share} for name, share in shares]
+        most = MOST_SECONDS + seconds
+        command = {"do": "watch", "cuts": cuts, "seconds": seconds, "most_seconds": most, "give_up": give_up}
+        before = self._bed.cpu_seconds(self._bed.storage)
+        answer = self._talk.ask(command, MOST_SECONDS + seconds + SPARE_SECONDS)
+        return {**answer, "storage_cpu_seconds": self._bed.cpu_seconds(self._bed.storage) - before}
+
+    def _plan(self, job: Profile, policy: str) -> Plan:
+        from profiler.planner import plan  # scipy is slow to import
+
+        if policy == "static":
+            return plan(job, freeze_cut(self._model))
+        return plan(job, policy)
+
+    def _of_plan(self, chosen: Plan, found: Mapping[str, CutPace]) -> dict[str, Any]:
+        """A policy's values: its cut is looked up, a mix is run."""
+        shares = tuple((share.name, share.share) for share in chosen.cuts)
+        values: dict[str, Any] = {
+            "cuts": [share.to_json() for share in chosen.cuts],
+            "predicted_seconds": per_sample(chosen),
+            "limit_seconds": (chosen.limit_seconds or 0.0) / PLANNED_SAMPLES,
+            "reasons": list(chosen.reasons),
+        }
+        if len(shares) == 1:
+            pace = found[shares[0][0]]
+            return {**values, "seconds": pace.seconds, "is_bound": pace.is_bound, "note": pace.why}
+        reading = self.watch(shares, MIX_SECONDS * self._settings.watched_seconds, None)
+        values |= {"seconds": reading["seconds_per_sample"], "is_bound": reading["is_bound"], "readings": [reading]}
+        return values
+
+
+def per_sample(plan: Plan) -> float:
+    """Predicted seconds of one sample in a long stream."""
+    assert plan.predicted_seconds is not None
+    return plan.predicted_seconds / PLANNED_SAMPLES
+
+
+def _remarks(settings: Settings, bed: Testbed) -> list[str]:
+    return [
+        "seconds are per sample of a steady stream through the DataLoader, head training included, features neither "
+        "compressed nor kept anywhere; both tiers run eager engines, so that no compiling in the background disturbs",
+        "the planner is told the bandwidth"
+        + (f", {100 * PAYLOAD:.1f} % of the set rate: what frames leave for data" * (bed.kind == "namespaces"))
+        + "; the limit is the linear program's over the measured profile",
+        f"each stream was watched for {settings.watched_seconds:g} s after its pipeline had filled; cuts within 10 % "
+        "of the best were watched twice, those known to be 1.5 times slower were given up: they are at least so slow",
+    ]

@@ -1,0 +1,87 @@
+"""What can be said of the policies once all cuts are measured: how often each is near the best cut, and the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from statistics import fmean
+
+from benchmarks.bench.rows import Row
+from benchmarks.bench.table import BANDWIDTH, LIMIT, MODEL, SYSTEM, Column, share, times
+from benchmarks.e2e.judgement import cuts_text
+from hapi.units import format_seconds
+
+CUT = "cut:"
+"""Before the name of a cut: the system of a row that is one cut, measured."""
+EVERY = "every case"
+"""The model of the rows that sum up a policy."""
+PROMISED = ("mix", "single")
+PROMISED_SHARE = 0.95
+
+COLUMNS = (
+    MODEL,
+    BANDWIDTH,
+    SYSTEM,
+    Column("seconds", "per sample", format_seconds),
+    Column("predicted_seconds", "predicted", format_seconds),
+    LIMIT,
+    Column("best_seconds", "best cut's", format_seconds),
+    Column("ratio_to_best", "of best", times),
+    Column("ratio_to_limit", "of limit", times),
+    Column("cases", "cases"),
+    Column("within_5_of_best", "within 5 % of best", share),
+    Column("within_10_of_best", "within 10 %", share),
+    Column("within_5_of_limit", "within 5 % of limit", share),
+    Column("mean_ratio", "mean of best", times),
+    Column("worst_ratio", "worst", times),
+    Column("holds", "holds", is_text=True),
+    Column("best_cut", "best cut", is_text=True),
+    Column("cuts", "chosen", cuts_text, is_text=True),
+)
+
+
+def is_shown(row: Row) -> bool:
+    """Rows of single cuts are for the JSON and the plots: there are hundreds."""
+    return not row.system.startswith(CUT)
+
+
+def judged(rows: list[Row]) -> list[Row]:
+    """The rows with each policy's ratios, and a row per policy over all cases at the end."""
+    rows = [_judge(row) for row in rows]
+    cases = [row for row in rows if is_shown(row) and not row.failed]
+    systems = list(dict.fromkeys(row.system for row in cases))
+    return [*rows, *(_sum_up(system, [row for row in cases if row.system == system]) for system in systems)]
+
+
+def _judge(row: Row) -> Row:
+    """A policy's ratios; above 1 is slower. At least so much, where its cut was given up."""
+    if not is_shown(row) or row.failed or row.seconds is None:
+        return row
+    best = row.get("best_seconds")
+    limit = row.limit_seconds
+    return row.filled(
+        **({"ratio_to_best": row.seconds / best} if best else {}),
+        **({"ratio_to_limit": row.seconds / limit} if limit else {}),
+    )
+
+
+def _sum_up(system: str, cases: list[Row]) -> Row:
+    ratios = [row.get("ratio_to_best") for row in cases if row.get("ratio_to_best") is not None]
+    limits = [row.get("ratio_to_limit") for row in cases if row.get("ratio_to_limit") is not None]
+    summary = Row("sweep", system, model=EVERY).filled(
+        cases=len(cases),
+        within_5_of_best=_share(ratios, 1.05),
+        within_10_of_best=_share(ratios, 1.10),
+        within_5_of_limit=_share(limits, 1.05),
+        mean_ratio=fmean(ratios) if ratios else None,
+        worst_ratio=max(ratios, default=None),
+    )
+    if system not in PROMISED:
+        return summary
+    kept = summary.get("within_5_of_best") or 0.0
+    return summary.filled(holds="yes" if kept >= PROMISED_SHARE else f"no: below {100 * PROMISED_SHARE:.0f} %")
+
+
+def _share(ratios: Iterable[float], most: float) -> float | None:
+    """Part of the ratios that are at most so large; None for no ratios."""
+    ratios = list(ratios)
+    return sum(ratio <= most for ratio in ratios) / len(ratios) if ratios else None

@@ -1,0 +1,68 @@
+"""The pace of a stream, from the moments at which its batches arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks.sweep.pace import Rule, slope, watch
+from hapi.errors import BatchTimeoutError
+
+
+class Clock:
+    """Time that goes on only when a batch arrives."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def batches(self, *waits: float, samples: int = 8) -> Iterator[int]:
+        """A batch after each of these seconds."""
+        for wait in waits:
+            self.now += wait
+            yield samples
+
+
+def test_the_filling_of_the_pipeline_does_not_count() -> None:
+    clock = Clock()
+    pace = watch(clock.batches(5.0, *[0.4] * 100), Rule(16, 2.0, 60.0), clock)
+    assert pace.seconds_per_sample == pytest.approx(0.05)
+    assert not pace.is_bound
+    assert pace.samples == 8 * 7  # two to fill, five for two seconds
+    assert pace.seconds == pytest.approx(5.0 + 6 * 0.4)
+
+
+def test_bursts_do_not_disturb_the_slope_much() -> None:
+    clock = Clock()
+    burst = (0.8, 0.0, 0.0, 0.0)
+    pace = watch(clock.batches(*burst * 50), Rule(32, 8.0, 60.0), clock)
+    assert pace.seconds_per_sample == pytest.approx(0.025, rel=0.1)
+
+
+def test_a_stream_that_is_too_slow_is_given_up_and_bounded() -> None:
+    clock = Clock()
+    pace = watch(clock.batches(*[4.0] * 100), Rule(16, 2.0, 7.0), clock)
+    assert pace.is_bound
+    assert pace.samples == 16
+    assert pace.seconds_per_sample == pytest.approx(8.0 / 32)
+    assert pace.seconds_per_sample <= 4.0 / 8
+
+
+def test_a_batch_that_does_not_come_in_time_gives_it_up_as_well() -> None:
+    clock = Clock()
+
+    def batches() -> Iterator[int]:
+        yield from clock.batches(1.0)
+        clock.now += 6.0
+        raise BatchTimeoutError("no batch within 6 s")
+
+    pace = watch(batches(), Rule(16, 2.0, 7.0), clock)
+    assert pace.is_bound
+    assert pace.seconds_per_sample == pytest.approx(7.0 / 24)
+
+
+def test_a_slope_is_that_of_the_line() -> None:
+    assert slope([(8, 1.0), (16, 1.8), (24, 2.6)]) == pytest.approx(0.1)
