@@ -145,6 +145,11 @@ def status(root: str | os.PathLike[str]) -> Endpoint | None:
     return _endpoint(state) if state and len(_processes(state)) == len(SERVERS) else None
 
 
+def processes(root: str | os.PathLike[str]) -> list[psutil.Process]:
+    """Those of a running store; each leads a group of its own."""
+    return _processes(_state(Path(root).resolve()))
+
+
 def _spawn(folder: Path, venv: Path, kind: str) -> psutil.Process:
     """A server that outlives this process and leads a group of its own, so not a subprocess.Popen."""
     command = [str(venv / f"bin/swift-{kind}-server"), str(folder / f"etc/{kind}-server.conf")]

@@ -13,9 +13,9 @@ from benchmarks.bench.photographs import photographs
 from benchmarks.bench.rows import Row
 from benchmarks.bench.run import Bench
 from benchmarks.sweep.cases import CutPace, Shares, best_of, measure_cuts
-from benchmarks.sweep.dialogue import Dialogue, dialogue
 from benchmarks.sweep.judgement import COLUMNS, CUT, is_shown, judged
 from benchmarks.sweep.plots import plots
+from benchmarks.testbed.dialogue import Dialogue, dialogue
 from benchmarks.testbed.processes import ProgramFailedError
 from benchmarks.testbed.services import Store, start_server, start_store
 from benchmarks.testbed.testbed import Testbed, open_testbed

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.bench.photographs import photographs
 from benchmarks.localserver import local_server
 from benchmarks.sweep.client import Commands
-from benchmarks.sweep.dialogue import dialogue
+from benchmarks.testbed.dialogue import dialogue
 from benchmarks.testbed.host import Host
 from benchmarks.testbed.processes import ProgramFailedError
 from hapi.errors import InputError

@@ -1,0 +1,1 @@
+"""Trainings that are disturbed: their server killed, the link choked, objects lost, the store stopped."""
