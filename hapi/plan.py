@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from hapi.errors import ProfileError
@@ -155,6 +155,19 @@ class Profile:
             raise ProfileError(
                 f"profile: not JSON ({error}). Pass the document that `hapi profile --json` prints."
             ) from error
+
+
+def unknown_fields(text: str | bytes) -> list[str]:
+    """Names in a profile that was read which say nothing to the planner: somebody's own, or misspelt; sorted."""
+    document = json.loads(text)
+    found = set(document) - {item.name for item in fields(Profile)}
+    link = document.get("link") or {}
+    found |= {f"link.{name}" for name in set(link) - {item.name for item in fields(Link)}}
+    for cut in document["cuts"]:
+        found |= {f"cuts.{name}" for name in set(cut) - {item.name for item in fields(CutCost)}}
+        for way in cut.get("wire", []):
+            found |= {f"cuts.wire.{name}" for name in set(way) - {item.name for item in fields(WireCost)}}
+    return sorted(found)
 
 
 @dataclass(frozen=True)

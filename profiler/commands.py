@@ -93,10 +93,33 @@ def plan_command(
     epochs: int | None = _EPOCHS,
     as_json: bool = _JSON,
 ) -> None:
-    """Decide where to cut, from a profile: which part of the samples takes which cut, and why."""
-    from hapi.plan import Profile
+    """Decide where to cut, from a profile: which part of the samples takes which cut, and why.
 
-    loaded = Profile.loads(_read(file))
+    The profile is what `hapi profile --json` prints, or a JSON object of your own measurements, all per sample:
+
+    input_bytes, the mean size of a stored object; and cuts, a list in the order of the network, the first named input
+    (nothing pushed down), the last output (all). Each cut needs name, out_bytes (on the link; at input the stored
+    object's), server_seconds (the whole prefix, reading and decoding included) and client_seconds (all that is left,
+    head training included). It may have server_bytes_per_sample and client_bytes_per_sample (peak memory of either
+    part), flops, and wire: ways in which its features may travel, each an object of codec, compression, out_bytes,
+    server_seconds and client_seconds.
+
+    Optional are model; samples of an epoch (without it, one sample of an endless epoch is planned); batch_size (256);
+    epochs (1); link, an object of bandwidth_bits_per_s and latency_seconds (or give --bandwidth); server_memory_bytes
+    and client_memory_bytes: cuts that need more are left out, where the server needs one sample at a time, the client a
+    training batch, and either weight_bytes; server_fits_to, the deepest cut that the server can run; kept_share and
+    head_seconds: the part of the features that the client keeps for later epochs, and what those then cost; and
+    details, which nobody reads.
+
+    With --json the answer is an object of policy, cuts (name and share), predicted_seconds and limit_seconds (of the
+    whole job: no split of it can be faster), and reasons.
+    """
+    from hapi.plan import Profile, unknown_fields
+
+    text = _read(file)
+    loaded = Profile.loads(text)
+    if unknown := unknown_fields(text):
+        say(console(as_json), f"Not known, and not used: {escape(', '.join(unknown))}. Is that spelt as --help says?")
     rate = None if bandwidth is None else parse_bandwidth(bandwidth)
     from profiler import plan
 

@@ -59,6 +59,52 @@ def test_plan_explains_itself(file: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert text.startswith("plan all: 100% output\n  - every sample: cut at output, 8 kB on the link")
 
 
+def test_a_profile_of_somebody_else_needs_four_numbers_per_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = ("name", "out_bytes", "server_seconds", "client_seconds")
+    rows = (("input", 110_000, 0.0001, 0.004), ("layer3", 401_408, 0.0021, 0.0009), ("output", 8_192, 0.003, 0.0001))
+    document: dict[str, Any] = {"input_bytes": 110_000, "cuts": [dict(zip(figures, row, strict=True)) for row in rows]}
+    path = tmp_path / "theirs.json"
+    path.write_text(json.dumps(document))
+    mix = planned(monkeypatch, capsys, str(path), "--bandwidth", "1Gbit")
+    assert [cut["name"] for cut in mix["cuts"]] == ["input", "layer3", "output"]
+    assert mix["predicted_seconds"] == pytest.approx(mix["limit_seconds"])  # of one sample of an endless epoch
+    assert any("does not say how many" in reason for reason in mix["reasons"])
+
+    misspelt = {**document, "memory": 1, "link": {"bandwidth_bits_per_s": 1e9, "delay": 1}}
+    misspelt["cuts"] = [{**cut, "flop": 1} for cut in document["cuts"]]
+    path.write_text(json.dumps(misspelt))
+    assert run(monkeypatch, "plan", str(path), "--json") == 0
+    captured = capsys.readouterr()
+    assert "Not known, and not used: cuts.flop, link.delay, memory." in captured.err
+    assert json.loads(captured.out)["cuts"] == mix["cuts"]
+
+
+def test_memory_leaves_cuts_out(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = json.loads(file.read_text())
+    for cut, server, client in zip(document["cuts"], (0, 10, 12), (10, 2, 0), strict=True):
+        cut |= {"server_bytes_per_sample": server, "client_bytes_per_sample": client}
+    document |= {"batch_size": 100, "weight_bytes": 50}
+
+    def cuts(*arguments: str, **memory: int) -> set[str]:
+        file.write_text(json.dumps({**document, **memory}))
+        return {cut["name"] for cut in planned(monkeypatch, capsys, str(file), *arguments)["cuts"]}
+
+    assert cuts() == {"input", "cut1", "output"}
+    assert cuts(server_memory_bytes=61) == {"input", "cut1"}  # 50 of weights, one sample at a time
+    assert cuts(server_memory_bytes=59) == {"input"}
+    assert cuts(client_memory_bytes=1049) == {"cut1", "output"}  # 50 of weights, a batch of 100
+    assert cuts("--batch-size", "99", client_memory_bytes=1049) == {"input", "cut1", "output"}
+    file.write_text(json.dumps({**document, "server_memory_bytes": 59, "client_memory_bytes": 49}))
+    assert {cut["name"] for cut in planned(monkeypatch, capsys, str(file), "--policy", "all")["cuts"]} == {"output"}
+    file.write_text(json.dumps({**document, "server_memory_bytes": 59, "client_memory_bytes": 1049}))
+    assert run(monkeypatch, "plan", str(file)) == 2
+    assert "fits in memory" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
