@@ -67,7 +67,7 @@ def server_gone(lab: Lab, system: str) -> dict[str, Any]:
         lab.server.start()
     is_told = ended.status == 1 and lab.server.url in ended.words
     told = f"ended with {ended.status} after {taken:.1f} s: {ended.words}"
-    return {"survived": False, "exit_status": ended.status, "end_seconds": taken, "failed": not is_told, "note": told}
+    return {"exit_status": ended.status, "end_seconds": taken, "failed": not is_told, "note": told}
 
 
 def link_trickles(lab: Lab, system: str) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def object_bad_told(lab: Lab, system: str) -> dict[str, Any]:
         ended = end_of(training, system)
     is_told = ended.status in (1, 2) and picture.name in ended.words
     told = f"ended with {ended.status}: {ended.words}"
-    return {"survived": False, "exit_status": ended.status, "failed": not is_told, "note": told}
+    return {"exit_status": ended.status, "failed": not is_told, "note": told}
 
 
 def tenant_killed(lab: Lab, system: str) -> dict[str, Any]:

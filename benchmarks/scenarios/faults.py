@@ -41,9 +41,9 @@ def faults(
     objects lost or damaged, another tenant killed.
 
     `mix` is ours; `plain` is PyTorch's DataLoader with boto3, where the fault concerns it. `seconds` are those of all
-    epochs, `lost` what they are more than undisturbed. `survived`: trained to the end. A row fails, and the command
-    ends with 1, where ours breaks its promise: the same losses as undisturbed, however long it takes; only the bad
-    samples left out; and where nothing can be done, an error that names the cause, in time.
+    epochs, `lost` what they are more than undisturbed. `survived`: trained to the end (a dash where it must not). A row
+    fails, and the command ends with 1, where ours breaks its promise: the same losses as undisturbed, however long it
+    takes; only the bad samples left out; and where nothing can be done, an error that names the cause, in time.
     """
     from benchmarks.faults.experiment import Settings, run
 

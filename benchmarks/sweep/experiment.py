@@ -27,7 +27,7 @@ MODELS = ("alexnet", "resnet18", "squeezenet1_1", "mobilenet_v2", "shufflenet_v2
 BANDWIDTHS = ("20mbit", "63mbit", "200mbit", "500mbit", "1gbit", "2gbit")
 QUICK_MODELS, QUICK_BANDWIDTHS = ("alexnet", "resnet18"), ("20mbit", "200mbit", "2gbit")
 POLICIES = ("none", "all", "static", "paper", "paper-v1", "single", "mix")
-PHOTOGRAPHS = 160
+PHOTOGRAPHS, QUICK_PHOTOGRAPHS = 160, 96
 SECONDS, QUICK_SECONDS = 1.5, 0.6
 PLANNED_SAMPLES = 50_000
 """Of the job that is planned: so many that its beginning does not count, as in what is measured."""
@@ -35,7 +35,7 @@ MIX_SECONDS = 3.0
 """Times as long as a cut alone is a mix watched: its requests take turns."""
 OPEN_SECONDS, PROFILE_SECONDS, MOST_SECONDS = 180.0, 180.0, 20.0
 SPARE_SECONDS = 60.0
-SETTLE_SECONDS = 0.1
+SETTLE_SECONDS = 1.0
 LATENCY_SECONDS = 0.0002
 PAYLOAD = 1448 / 1514
 """Of an Ethernet frame of 1500 bytes, what is neither its header nor IP's nor TCP's (with time stamps): the shaper
@@ -78,6 +78,11 @@ class Settings:
         return self.policies or POLICIES
 
     @property
+    def photographs(self) -> int:
+        """How many: they are read again and again."""
+        return self.samples or (QUICK_PHOTOGRAPHS if self.quick else PHOTOGRAPHS)
+
+    @property
     def watched_seconds(self) -> float:
         """For which a stream is watched, once it flows."""
         return self.seconds or (QUICK_SECONDS if self.quick else SECONDS)
@@ -97,7 +102,7 @@ def run(settings: Settings, *, report: Path | None = None, as_json: bool = False
             finish=judged,
             shown=is_shown,
         ) as bench,
-        photographs(settings.data, settings.samples or PHOTOGRAPHS, seed=settings.seed) as folder,
+        photographs(settings.data, settings.photographs, seed=settings.seed) as folder,
         open_testbed(settings.testbed) as bed,
     ):
         for remark in (*bed.remarks, *_remarks(settings, bed)):
@@ -153,7 +158,7 @@ class Network:
     def settle(self) -> None:
         """Runs each cut for a moment: the server places its prefix, and finds the batch size that suits it."""
         for cut in self.profile.cuts:
-            self.watch(((cut.name, 1.0),), SETTLE_SECONDS, None)
+            self.watch(((cut.name, 1.0),), SETTLE_SECONDS, None, SETTLE_SECONDS)
 
     def at(
         self, bench: Bench, name: str, rate: float, policies: Sequence[str], faster: Mapping[str, CutPace]
@@ -186,11 +191,12 @@ class Network:
             bench.rows.append(row)  # not one line each
         return found
 
-    def watch(self, shares: Shares, seconds: float, give_up: float | None) -> dict[str, Any]:
+    def watch(
+        self, shares: Shares, seconds: float, give_up: float | None, most_seconds: float = MOST_SECONDS
+    ) -> dict[str, Any]:
         """Lets the client run a mix of cuts; see `cases.Watch`."""
         cuts = [{"name": name, "share": share} for name, share in shares]
-        most = MOST_SECONDS + seconds
-        command = {"do": "watch", "cuts": cuts, "seconds": seconds, "most_seconds": most, "give_up": give_up}
+        command = {"do": "watch", "cuts": cuts, "seconds": seconds, "most_seconds": most_seconds, "give_up": give_up}
         before = self._bed.cpu_seconds(self._bed.storage)
         answer = self._talk.ask(command, MOST_SECONDS + seconds + SPARE_SECONDS)
         return {**answer, "storage_cpu_seconds": self._bed.cpu_seconds(self._bed.storage) - before}
