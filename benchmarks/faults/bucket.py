@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.baselines.plain import make_client
+from benchmarks.baselines.objects import make_client
 
 DAMAGED = b"this was a photograph"
 
