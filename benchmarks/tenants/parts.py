@@ -18,6 +18,8 @@ WARM_SAMPLES = 32
 SMALLEST_JOB = 16
 MOST_TIMES_ALONE, GRACE_SECONDS = 4.0, 60.0
 """Jobs together that take longer than this times the sum of their times alone, and the grace, have failed."""
+SERVED_SECONDS = 120.0
+"""Within which half of the tenants that are to be killed must be served."""
 IDLE_SECONDS = 12.0
 """After so long without work a server has given back the memory that it kept for the next tensors."""
 
@@ -183,10 +185,14 @@ def vanish(server: TenantServer, alone: Sequence[Alone]) -> dict[str, Any]:
     with leaving() as killed:
 
         def leave(runs: list[JobRun]) -> None:
-            """When about a third of the work is done, by the clock of the jobs alone."""
+            """As soon as at least half of them are being served: however slow the machine, and before they are done."""
             killed.start(server.address, [one.job for one in alone[1::2]])
-            time.sleep(0.3 * sum(one.seconds for one in alone))
-            spent.update(_device_seconds(server))  # before: a busy server answers late, and would hide what it counts
+            until = time.monotonic() + SERVED_SECONDS
+            while time.monotonic() < until:
+                spent.update(_device_seconds(server))  # before: a busy server answers late and hides what it counts
+                if sum(spent.get(name, 0.0) > begun.get(name, 0.0) for name in gone) >= len(gone) / 2:
+                    break
+                time.sleep(0.05)
             killed.kill()
 
         outcomes = run_together(server.address, [one.job for one in alone[0::2]], leave)
