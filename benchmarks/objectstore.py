@@ -26,14 +26,16 @@ from typing import Any
 import psutil
 
 from benchmarks.swift import (
+    MEMCACHED,
     REGION,
-    SERVERS,
     ObjectStoreError,
     check_file_system,
+    command_of,
     configure,
     default_venv,
     free_ports,
     install,
+    servers,
 )
 from hapi.settings import StoreSettings
 
@@ -99,7 +101,7 @@ def start(
     folder = Path(root).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     before = _state(folder)
-    if before and len(_processes(before)) == len(SERVERS):
+    if _runs(before):
         return _endpoint(before)
     if before:
         _end(_processes(before))
@@ -112,7 +114,7 @@ def start(
         configure(folder, venv, host, ports, access_key, secret, workers)
         children: list[psutil.Process] = []
         try:
-            children.extend(_spawn(folder, venv, kind) for kind in SERVERS)
+            children.extend(_spawn(folder, kind, command_of(kind, venv, folder, ports)) for kind in ports)
             if _wait_until_healthy(host, ports, children):
                 break
         except BaseException:
@@ -120,7 +122,7 @@ def start(
             raise
         _end(children)
     else:
-        logs = "\n".join((folder / f"{kind}.log").read_text()[-500:] for kind in SERVERS)
+        logs = "\n".join((folder / f"{kind}.log").read_text()[-500:] for kind in servers())
         raise ObjectStoreError(f"the object store at {folder} did not come up. Its logs end with:\n{logs}")
     endpoint = Endpoint(f"http://{host}:{ports['proxy']}", access_key, secret)
     began = [(child.pid, child.create_time()) for child in children]
@@ -142,7 +144,7 @@ def stop(root: str | os.PathLike[str]) -> bool:
 def status(root: str | os.PathLike[str]) -> Endpoint | None:
     """The running store, or None."""
     state = _state(Path(root).resolve())
-    return _endpoint(state) if state and len(_processes(state)) == len(SERVERS) else None
+    return _endpoint(state) if _runs(state) else None
 
 
 def processes(root: str | os.PathLike[str]) -> list[psutil.Process]:
@@ -150,9 +152,8 @@ def processes(root: str | os.PathLike[str]) -> list[psutil.Process]:
     return _processes(_state(Path(root).resolve()))
 
 
-def _spawn(folder: Path, venv: Path, kind: str) -> psutil.Process:
+def _spawn(folder: Path, kind: str, command: Sequence[str]) -> psutil.Process:
     """A server that outlives this process and leads a group of its own, so not a subprocess.Popen."""
-    command = [str(venv / f"bin/swift-{kind}-server"), str(folder / f"etc/{kind}-server.conf")]
     log = str(folder / f"{kind}.log")
     streams = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -164,7 +165,7 @@ def _spawn(folder: Path, venv: Path, kind: str) -> psutil.Process:
 
 def _wait_until_healthy(host: str, ports: Mapping[str, int], children: Sequence[psutil.Process]) -> bool:
     deadline = time.monotonic() + START_SECONDS
-    waiting = set(SERVERS)
+    waiting = set(ports) - {MEMCACHED}  # which listens at once, and without which the proxy works, too
     while waiting and time.monotonic() < deadline:
         if not all(map(_alive, children)):
             return False
@@ -194,6 +195,11 @@ def _keep_state(folder: Path, state: Mapping[str, Any]) -> None:
     draft.touch(mode=0o600)
     draft.write_text(json.dumps(state))
     draft.replace(folder / _STATE)
+
+
+def _runs(state: Mapping[str, Any]) -> bool:
+    """Whether all that a start began still lives."""
+    return bool(state.get("processes")) and len(_processes(state)) == len(state["processes"])
 
 
 def _endpoint(state: Mapping[str, Any]) -> Endpoint:

@@ -21,11 +21,14 @@ VERSION = "2.38.3"
 REGION = "us-east-1"
 SERVERS = ("object", "container", "account", "proxy")
 """In starting order; `proxy` is the one that clients talk to."""
+MEMCACHED = "memcached"
+"""Every deployed Swift has it: its proxy remembers accounts, buckets and tokens there, instead of asking each time."""
 
 _PIPELINE = (
-    "catch_errors gatekeeper healthcheck listing_formats bulk s3api tempauth copy slo dlo versioned_writes symlink "
-    "proxy-server"
+    "catch_errors gatekeeper healthcheck cache listing_formats bulk s3api tempauth copy slo dlo versioned_writes "
+    "symlink proxy-server"
 )
+_EGGS = {"cache": "memcache"}
 _RING = """
 import sys
 from swift.common.ring import RingBuilder
@@ -43,6 +46,21 @@ class ObjectStoreError(HapiError):
     """The object store could not be installed, started or stopped."""
 
     kind = "object-store-failed"
+
+
+def servers() -> tuple[str, ...]:
+    """What is started here, in order: Swift's own, and memcached where it is installed (Debian's package memcached)."""
+    return SERVERS if shutil.which(MEMCACHED) is None else (MEMCACHED, *SERVERS)
+
+
+def command_of(kind: str, venv: Path, folder: Path, ports: Mapping[str, int]) -> list[str]:
+    """The command line of one of `servers`."""
+    if kind == MEMCACHED:
+        found = shutil.which(MEMCACHED)
+        assert found is not None
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        return [found, "-l", "127.0.0.1", "-p", str(ports[kind]), "-U", "0", "-m", "64", "-t", "1", "-u", user]
+    return [str(venv / f"bin/swift-{kind}-server"), str(folder / f"etc/{kind}-server.conf")]
 
 
 def default_venv() -> Path:
@@ -101,7 +119,7 @@ def free_ports(host: str, first: int) -> dict[str, int]:
     """A port per server, free a moment ago; `first` is what the proxy shall have, 0 for any."""
     with contextlib.ExitStack() as stack:
         ports = {}
-        for kind in SERVERS:
+        for kind in servers():
             taken = stack.enter_context(socket.socket())
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             address = (host, first) if kind == "proxy" else ("127.0.0.1", 0)
@@ -132,25 +150,29 @@ def configure(
         f"user = {pwd.getpwuid(os.geteuid()).pw_name}\nswift_dir = {etc}\nlog_level = WARNING\n"
         "fallocate_reserve = 0\ndisable_fallocate = true\n"
     )
-    _write(etc / "proxy-server.conf", _proxy(host, ports["proxy"], access_key, secret_key, workers, common))
+    _write(etc / "proxy-server.conf", _proxy(host, ports, access_key, secret_key, workers, common))
     for kind in ("account", "container", "object"):
         _write(etc / f"{kind}-server.conf", _backend(kind, ports[kind], data, common))
     rings = [f"{kind}={ports[kind]}" for kind in ("account", "container", "object")]
     subprocess.run([str(venv / "bin/python"), "-c", _RING, str(etc), *rings], check=True, capture_output=True)
 
 
-def _proxy(host: str, port: int, access_key: str, secret_key: str, workers: int, common: str) -> str:
+def _proxy(host: str, ports: Mapping[str, int], access_key: str, secret_key: str, workers: int, common: str) -> str:
+    pipeline = [name for name in _PIPELINE.split() if name != "cache" or MEMCACHED in ports]
     account, user = (base64.b64encode(part.encode()).decode().rstrip("=") for part in access_key.split(":"))
-    filters = [name for name in _PIPELINE.split() if name != "proxy-server"]
     extra = {
         "s3api": f"location = {REGION}\n",
         "tempauth": f"user64_{account}_{user} = {secret_key} .admin\n",
         "versioned_writes": "allow_versioned_writes = true\nallow_object_versioning = true\n",
     }
-    sections = "".join(f"[filter:{name}]\nuse = egg:swift#{name}\n{extra.get(name, '')}" for name in filters)
+    if MEMCACHED in ports:
+        extra["cache"] = f"memcache_servers = 127.0.0.1:{ports[MEMCACHED]}\n"
+    sections = "".join(
+        f"[filter:{name}]\nuse = egg:swift#{_EGGS.get(name, name)}\n{extra.get(name, '')}" for name in pipeline[:-1]
+    )
     return (
-        f"[DEFAULT]\nbind_ip = {host}\nbind_port = {port}\nworkers = {workers}\n{common}"
-        f"[pipeline:main]\npipeline = {_PIPELINE}\n"
+        f"[DEFAULT]\nbind_ip = {host}\nbind_port = {ports['proxy']}\nworkers = {workers}\n{common}"
+        f"[pipeline:main]\npipeline = {' '.join(pipeline)}\n"
         "[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\nobject_chunk_size = 1048576\n"
         f"client_chunk_size = 1048576\nnode_timeout = 60\n{sections}"
     )
