@@ -43,18 +43,20 @@ def measure_alone(
 ) -> list[Alone]:
     """A job for each task, sized to about `job_seconds` (every second one to twice that), and its time alone.
 
-    A first run, which is not timed, loads the network and finds its batch size, and tells how large the job must be.
+    Two runs of each, which do not count, find its batch size and tell how large the job must be. Then all jobs are run
+    one after the other: a network whose weights had to go for others' is loaded again, here as when they run together.
     """
-    found = []
+    jobs = []
     for number, (task, tenant) in enumerate(zip(tasks, tenants, strict=True)):
         warm = TenantJob(tenant, task, tuple(range(min(WARM_SAMPLES, photographs))))
-        begun = time.monotonic()
         checked(run_together(server.address, [warm]))
         begun = time.monotonic()
         checked(run_together(server.address, [warm]))
         rate = warm.samples / (time.monotonic() - begun)
         wanted = int(rate * job_seconds * (1 + number % 2))
-        job = TenantJob(tenant, task, tuple(range(max(SMALLEST_JOB, min(wanted, photographs)))))
+        jobs.append(TenantJob(tenant, task, tuple(range(max(SMALLEST_JOB, min(wanted, photographs))))))
+    found = []
+    for job in jobs:
         before = server.counters()["cpu_seconds"]
         outcome = checked(run_together(server.address, [job]))[0]
         found.append(Alone(job, outcome, server.counters()["cpu_seconds"] - before))
