@@ -152,7 +152,7 @@ def processes(root: str | os.PathLike[str]) -> list[psutil.Process]:
     return _processes(_state(Path(root).resolve()))
 
 
-def _spawn(folder: Path, kind: str, command: Sequence[str]) -> psutil.Process:
+def _spawn(folder: Path, kind: str, command: list[str]) -> psutil.Process:
     """A server that outlives this process and leads a group of its own, so not a subprocess.Popen."""
     log = str(folder / f"{kind}.log")
     streams = [

@@ -18,7 +18,9 @@ def test_every_kept_result_has_a_machine_and_rows_and_no_unexplained_failure() -
         assert kept.rows, f"{kept.path}: no rows"
         assert {"cpu", "cpus_usable", "command", "revision", "started", "versions"} <= set(kept.machine), kept.path
         for row in kept.rows:
-            assert row.note or row.get("holds") or not row.failed, f"{kept.path}: {row.system} {row.model} failed without a note"
+            assert row.note or row.get("holds") or not row.failed, (
+                f"{kept.path}: {row.system} {row.model} failed, and nothing says why"
+            )
 
 
 def test_kept_files_are_small() -> None:
