@@ -24,8 +24,6 @@ from storage_server.status import Board
 log = logging.getLogger(__name__)
 
 Tensors = tuple[torch.Tensor, ...]
-SHED_AFTER = 2
-"""Tries of a single row after which what waits beside it is given up: small tensors lie between the free pieces."""
 Finish = Callable[[Callable[[], Any]], Any]
 
 
@@ -50,8 +48,6 @@ class Batches:
         self._metrics = metrics
         self._patience = patience
         self._finish = finish
-        self.shed: Callable[[], int] = int
-        """Gives up the rows that wait, where a single row finds no memory beside them."""
 
     def run(self, batch: Batch) -> None:
         """Computes the rows and delivers each, whatever happens: its tensors or what went wrong."""
@@ -76,7 +72,7 @@ class Batches:
         with self._metrics.stage("prefix"):
             if len(rows) == 1:
                 tensors = self._patience(
-                    f"{prefix.what}, a batch of one,", partial(self._alone, prefix, rows), "prefix"
+                    f"{prefix.what}, a batch of one,", lambda _: self._pass(prefix, rows), "prefix"
                 )
             else:
                 tried = attempt(lambda: self._pass(prefix, rows))
@@ -95,12 +91,6 @@ class Batches:
         self._board.computed(prefix, len(rows), seconds)
         self._finish(partial(self._deliver, prefix, rows, tensors))
         return True
-
-    def _alone(self, prefix: Prefix, rows: list[Row], tried: int) -> Tensors:
-        """A pass of one row. From its third try on nothing waits beside it: samples are read anew later."""
-        if tried >= SHED_AFTER and (count := self.shed()):
-            log.warning("%s: %d samples that waited are given up for its memory, to be read anew", prefix.what, count)
-        return self._pass(prefix, rows)
 
     def _pass(self, prefix: Prefix, rows: list[Row]) -> Tensors:
         """The cut's tensors (n, *shape) of n rows."""

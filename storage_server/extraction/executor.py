@@ -108,14 +108,6 @@ class DeviceExecutor:
             self._lanes.unshare(row, flow)
             self._changed.notify_all()
 
-    def shed(self) -> int:
-        """Gives up the rows that wait, for the sake of their memory; answers how many. They begin anew if wanted."""
-        with self._changed:
-            rows = self._lanes.shed()
-        for row in rows:
-            row.deliver(CancelledWork("memory was needed for the batch that runs"))
-        return len(rows)
-
     def call(self, run: Callable[[], T], cancel: Cancel | None = None, flow: Flow = SERVER) -> T:
         """Runs one piece of work and waits for it; must not be called from the device's own thread.
 

@@ -102,15 +102,6 @@ class Lanes:
             del lane.rows[row]
             self._drop_if_empty(lane)
 
-    def shed(self) -> list[Row]:
-        """Takes out all rows, of every prefix: their memory is needed. Whoever asks delivers CancelledWork to them."""
-        rows = [row for lane in self._lanes.values() for row in lane.rows]
-        for lane in list(self._lanes.values()):
-            for row in list(lane.rows):
-                self._remove(lane, row)
-            self._drop_if_empty(lane)
-        return rows
-
     def add_call(self, call: Call) -> None:
         """A call waits."""
         self._calls.setdefault(call.flow, deque()).append(call)

@@ -70,7 +70,6 @@ class Stages:
         occupancy = Occupancy()
         compute = partial(_occupied, occupancy, batches.run)
         device = DeviceExecutor(lanes, compute, settings.device, settings.threads, board.spent)
-        batches.shed = device.shed
         running.on_change = device.requests_changed
         large = queue.total_bytes
         loader = SampleLoader(settings.read_threads, settings.workers, metrics, patience, large, occupancy)

@@ -217,39 +217,6 @@ def test_running_out_of_memory_in_any_stage_costs_only_time(
     assert tenants.features_are_right("a", list(range(GOOD)))
 
 
-def test_a_single_row_gets_the_memory_of_those_that_wait(
-    make_service: MakeService,
-    store: GatedStore,
-    archive: Archive,
-    transform: TransformSpec,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """It finds none while others wait; these are read anew."""
-    real, found = Prefix.run, list[int]()
-    service = make_service(max_batch=1)
-    waiting = threading.Event()
-
-    def short(prefix: Prefix, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if not found or found[-1]:
-            if not waiting.is_set():
-                wait_until(lambda: service.device.depth >= 2)
-                waiting.set()
-            found.append(service.device.depth)
-            if found[-1]:
-                raise MemoryError
-        return real(prefix, batch)
-
-    monkeypatch.setattr(Prefix, "run", short)
-    tenants = Tenants(service, store, archive, transform)
-    tenants.ask("a", list(range(GOOD)))
-    tenants.finish()
-    assert tenants.features_are_right("a", list(range(GOOD)))
-    assert found[0] >= 2
-    assert found[-1] == 0
-    assert len(store.begun) >= GOOD + 2
-    assert (len(service.flights), service.queue.used_bytes, service.device.depth) == (0, 0, 0)
-
-
 def resolve(path: str) -> object:
     """The module or class at a dotted path."""
     import importlib
