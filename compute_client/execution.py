@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import threading
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from compute_client.backbone import Backbone
-from compute_client.cache import CacheOptions, LoaderCache
+from compute_client.cache import CacheOptions
 from compute_client.dataset import Dataset
+from compute_client.decision import Decision
 from compute_client.decode import Decoder, Transform
+from compute_client.keeping import feature_keys, kept_share, open_cache
+from compute_client.limits import Limits
 from compute_client.local import LocalSource
 from compute_client.pipeline import Finished, Pipeline
 from compute_client.planning import (
@@ -25,62 +26,22 @@ from compute_client.planning import (
     follows,
     measured_plan,
     policies,
-    policy_of,
     unmeasured_plan,
 )
-from compute_client.remote import RemoteJob, RemoteSource, Restorer
+from compute_client.remote import RemoteJob, RemoteSource
 from compute_client.replanning.activity import Activity
-from compute_client.replanning.dealing import Dealing
-from compute_client.replanning.observer import Observer
-from compute_client.replanning.replanner import Replanner
+from compute_client.restoring import Restorer, Teacher
 from compute_client.source import SpanSource
 from compute_client.spans import Dealer, SpanCutter, span_size
 from compute_client.stats import LoaderStats
 from compute_client.suffix import Compute, SuffixRunner
 from compute_client.window import Window
-from hapi.backoff import BUSY_SECONDS, RetryPolicy
 from hapi.cache import FeatureKeys
 from hapi.data import TransformSpec, describe_transform
-from hapi.errors import (
-    CaptureError,
-    HapiError,
-    InputError,
-    ManifestError,
-    MemoryBudgetError,
-    TransformError,
-    UnknownCutError,
-    UnknownDatasetError,
-)
-from hapi.plan import INPUT, OUTPUT, Link, Plan, Profile
+from hapi.errors import InputError, MemoryBudgetError, TransformError, UnknownCutError
+from hapi.plan import INPUT, Link, Plan
 from hapi.wire import Allowed
 from profiler.remote import ServerClient
-
-log = logging.getLogger(__name__)
-
-PROBE_SECONDS, MOST_PROBE_SECONDS, PROBE_BYTES, PROBE_STREAMS = 0.1, 1.0, 2**23, 2
-"""Of looking at the link while a job runs: shorter than before its first plan, as spans wait meanwhile."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds of one loader: threads that decode, requests at once, bytes that are under way, patience with a server."""
-
-    threads: int
-    in_flight: int
-    buffer_bytes: int
-    retry_seconds: float
-    busy_seconds: float = BUSY_SECONDS
-
-    def __post_init__(self) -> None:
-        if self.in_flight < 1 or self.buffer_bytes < 1 or min(self.retry_seconds, self.busy_seconds) < 0:
-            raise InputError(
-                "requests_in_flight and buffer_bytes must be at least 1, retry_seconds and busy_seconds not negative."
-            )
-
-    @property
-    def retry(self) -> RetryPolicy:
-        """Patience with a server, once it was reached."""
-        return RetryPolicy(patience_seconds=self.retry_seconds, busy_seconds=self.busy_seconds)
 
 
 class Execution:
@@ -118,22 +79,23 @@ class Execution:
         self._allowed = allowed
         self._job = RemoteJob(dataset.digest, digest, spec, seed, *allowed.default, precision=backbone.precision)
         self._lock = threading.RLock()
-        self._plan = self._checked(pushdown) if isinstance(pushdown, Plan) else None
         self._parts: dict[str, Compute] | None = None
-        self._replan = replan and follows(pushdown)
-        self._replanner: Replanner | None = None
-        self._observer: Observer | None = None
-        self._restorer = Restorer(self._restore)
+        self._follows = replan and follows(pushdown)
+        self._decision = Decision(self._decide, self._prepare)
+        if isinstance(pushdown, Plan):
+            self._decision.adopt(self._checked(pushdown))
+        if server is not None:
+            self._teacher = Teacher(server, dataset, lambda: backbone.graph(self._transform))
+            self._restorer = Restorer(self._teacher.restore)
         self._window = Window(limits.in_flight)  # what a full server taught holds for the next epoch as well
-        self.cache = self._open_cache(caching)
+        self.cache = open_cache(dataset, caching, self._transform, self._keys, self.stats)
 
     @property
     def plan(self) -> Plan:
         """Decided at first use, which for a policy means measuring both tiers, unless everything is in the cache."""
-        with self._lock:
-            if self._plan is None and self._holds_all():
-                return Plan(str(self._pushdown), (), None, None, ("every feature is in the cache",))
-            return self._decided()
+        if not self._decision.is_made and self._holds_all():
+            return Plan(str(self._pushdown), (), None, None, ("every feature is in the cache",))
+        return self._decision.plan
 
     @property
     def feature_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -174,7 +136,7 @@ class Execution:
     def cutter(self, epoch: int) -> SpanCutter:
         """Deals an epoch's samples to the cuts of the plan."""
         share = self._limits.buffer_bytes // (2 * self._limits.in_flight)
-        plan = self._decided()
+        plan = self._decision.plan
         sizes = {
             cut.name: span_size(
                 self.dataset.samples,
@@ -202,7 +164,7 @@ class Execution:
             in_flight=self._limits.in_flight,
             budget_bytes=self._limits.buffer_bytes,
             keep=self._finished,
-            deal=Dealing(self._decided, self._reconsider, self._allowed.default) if self._replanner else None,
+            deal=self._decision.dealing(self._allowed.default),
         )
 
     @property
@@ -235,99 +197,18 @@ class Execution:
             return transform
 
     def _finished(self, finished: Finished) -> None:
-        if self._observer is not None:
-            span = finished.span
-            self._observer.finished(span.cut, span.way, len(span))
+        self._decision.finished(finished)
         if self.cache is not None:
             self.cache.put(finished)
-
-    def _reconsider(self) -> None:
-        """Changes the plan if the rates have changed, and prepares what new cuts need."""
-        if self._replanner is None:
-            return
-        try:
-            plan = self._replanner.consider()
-            if plan is not None:
-                log.info("the plan has changed: %s", plan.history[-1])
-                self._adopt(plan)
-        except Exception:  # whatever it is, the job has a plan that works
-            log.exception("the plan stays as it is from now on, since changing it failed")
-            self._replanner = None
-
-    def _adopt(self, plan: Plan) -> None:
-        assert self._parts is not None
-        for share in plan.cuts:
-            if share.name not in self._parts:
-                self._parts[share.name] = self._backbone.suffix(share.name, self._transform)
-        with self._lock:
-            self._plan = plan
-
-    def _probe(self) -> float | None:
-        """What the link gives beside what is under way, bits per second; None if the server has no time for that."""
-        from profiler.link import probe_link
-
-        assert self._server is not None
-        try:
-            return probe_link(
-                self._server.link,
-                seconds=PROBE_SECONDS,
-                max_bytes=PROBE_BYTES,
-                max_seconds=MOST_PROBE_SECONDS,
-                streams=PROBE_STREAMS,
-            ).bandwidth_bits_per_s
-        except HapiError as error:
-            log.info("the link could not be probed: %s", error)
-            return None
-
-    def _decided(self) -> Plan:
-        with self._lock:
-            if self._plan is None:
-                self._plan = self._decide()
-            return self._plan
 
     def _holds_all(self) -> bool:
         """Whether no epoch will compute anything. Cheap for a cache that holds nothing."""
         return self.cache is not None and self.cache.holds(range(self.dataset.samples), range(self.cache.views))
 
-    def _open_cache(self, options: CacheOptions) -> LoaderCache | None:
-        """None where features are not to be kept, or would not be the same in a later epoch."""
-        if options.views is not None and not isinstance(self._transform, TransformSpec):
-            raise InputError("augment_views needs a transform that is known to HAPI: build it of torchvision's v2.")
-        views = 1 if self.is_deterministic else options.views
-        if options.is_off or views is None:
-            return None
-        return LoaderCache(self.dataset, options, views=views, keys=partial(self._keys, views), stats=self.stats)
-
-    def _kept_share(self) -> float:
-        """Part of the samples that an epoch after the first finds in the cache, over all such epochs."""
-        later = self._workload.epochs - 1
-        if self.cache is None or later < 1:
-            return 0.0
-        row_bytes = sum(4 * math.prod(shape) for shape in self.feature_shapes)
-        return self.cache.share(row_bytes) * max(0, self._workload.epochs - self.cache.views) / later
-
     def _keys(self, views: int) -> list[FeatureKeys]:
-        """Names of the finished features on disk, per view; none for a backbone that cannot be named."""
         assert isinstance(self._transform, TransformSpec)
-        try:
-            digest = self._backbone.graph(self._transform).digest
-        except CaptureError as error:
-            log.warning("the cache directory is not used: its files are named by the captured network, and %s", error)
-            return []
-        exact = self._allowed.is_exact or self._fixed == INPUT
-        return [
-            FeatureKeys(
-                self.dataset.listing,
-                self._transform,
-                seed=self._seed,
-                epoch=view,
-                model_digest=digest,
-                cut=OUTPUT,
-                precision=self._backbone.precision
-                + ("" if exact else f", {'/'.join(self._allowed.codecs)} on the wire"),
-            )
-            for view in range(views)
-        ]
+        allowed = Allowed() if self._fixed == INPUT else self._allowed  # nothing is encoded on the way
+        return feature_keys(views, self.dataset, self._transform, self._backbone, seed=self._seed, allowed=allowed)
 
     def _checked(self, plan: Plan) -> Plan:
         """A plan made elsewhere, with this graph's names of its cuts; UnknownCutError if it is of another model."""
@@ -345,7 +226,7 @@ class Execution:
         else:
             assert self._server is not None
             assert isinstance(self._transform, TransformSpec)
-            self._upload()
+            self._teacher.upload()
             try:
                 plan, profile = measured_plan(
                     self._pushdown,
@@ -357,21 +238,22 @@ class Execution:
                     allowed=self._allowed,
                     link=self._link,
                     threads=self._limits.threads,
-                    kept_share=self._kept_share(),
+                    kept_share=kept_share(self.cache, self.feature_shapes, self._workload.epochs),
                 )
-                self._follow(plan, profile)
+                if self._follows:
+                    self._decision.follow(plan, profile, self._pushdown, self.activity, self._server)
             except MemoryBudgetError as error:
                 if self._pushdown != AUTO:  # who names a policy wants to know
                     raise
                 plan = unmeasured_plan(f"nothing is pushed down, since the server cannot measure the network: {error}")
         return replace(plan, reasons=(*plan.reasons, self._note)) if self._note else plan
 
-    def _follow(self, plan: Plan, profile: Profile) -> None:
-        """Begins to watch the rates that a plan was made from."""
-        if self._replan:
-            self._observer = Observer(profile, self.activity)
-            policy = policy_of(str(self._pushdown))
-            self._replanner = Replanner(plan, profile, policy, self._observer, probe=self._probe)
+    def _prepare(self, cuts: Iterable[str]) -> None:
+        """What is left to compute here of cuts that are new."""
+        assert self._parts is not None
+        for cut in cuts:
+            if cut not in self._parts:
+                self._parts[cut] = self._backbone.suffix(cut, self._transform)
 
     def warm_up(self) -> None:
         if self._parts is None and not self._holds_all():
@@ -381,9 +263,9 @@ class Execution:
         """Plans, uploads and places what iterations need, once; per cut, what is left to compute here."""
         with self._lock:
             if self._parts is None:
-                cuts = [share.name for share in self._decided().cuts]
+                cuts = [share.name for share in self._decision.plan.cuts]
                 if self._job.model is not None:
-                    self._upload()
+                    self._teacher.upload()
                     self._parts = {cut: self._backbone.suffix(cut, self._transform) for cut in cuts}
                 else:
                     self._parts = {INPUT: self._backbone.whole(self._transform)}
@@ -391,7 +273,7 @@ class Execution:
 
     def _source(self) -> SpanSource:
         decoder = None
-        if self._replanner is not None or any(share.name == INPUT for share in self._decided().cuts):
+        if self._decision.is_followed or any(share.name == INPUT for share in self._decision.plan.cuts):
             decoder = Decoder(
                 self._transform,
                 seed=self._seed,
@@ -411,7 +293,7 @@ class Execution:
             decoder=decoder,
             stats=self.stats,
             window=self._window,
-            observer=self._observer,
+            observer=self._decision.observer,
         )
 
     def _bytes_at(self, cut: str) -> float:
@@ -419,20 +301,3 @@ class Execution:
         if cut == INPUT:
             return self.dataset.input_bytes + self._backbone.input_bytes(self._transform)
         return 2.0 * self._backbone.graph(self._transform).cut(cut).bytes_per_sample
-
-    def _upload(self) -> None:
-        """Sends the model unless the server holds it."""
-        assert self._server is not None
-        self._server.ensure_model(self._backbone.graph(self._transform))
-
-    def _restore(self, error: HapiError) -> None:
-        assert self._server is not None
-        if not isinstance(error, UnknownDatasetError):
-            self._upload()
-            return
-        summary = self._server.register(self.dataset.uri)
-        if summary.digest != self.dataset.digest:
-            raise ManifestError(
-                f"{self.dataset.uri}: the files there changed while they were read ({self.dataset.samples} samples "
-                f"before, {summary.samples} now). Start again with a new loader."
-            )

@@ -18,8 +18,9 @@ from compute_client.backbone import Backbone
 from compute_client.batches import Batch, collate
 from compute_client.cache import DEFAULT_DISK_BYTES, CacheOptions
 from compute_client.dataset import Dataset, resolve
-from compute_client.execution import Execution, Limits
+from compute_client.execution import Execution
 from compute_client.iterator import EpochRun, LoaderIterator
+from compute_client.limits import Limits
 from compute_client.order import EpochOrder, World
 from compute_client.planning import AUTO, Workload
 from compute_client.position import Position

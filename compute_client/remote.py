@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,6 +14,7 @@ import torch
 from compute_client.decode import Decoder
 from compute_client.outage import Outage
 from compute_client.replanning.observer import Observer
+from compute_client.restoring import Restorer
 from compute_client.source import Stage
 from compute_client.spans import Span
 from compute_client.stats import LoaderStats
@@ -78,22 +78,6 @@ class RemoteJob:
             compression=compression,  # type: ignore[arg-type]
             precision=None if at_input else self.precision,
         )
-
-
-class Restorer:
-    """Tells a server that was restarted with an empty cache what it must know, once for all threads."""
-
-    def __init__(self, restore: Callable[[HapiError], None]) -> None:
-        self._restore = restore
-        self._lock = threading.Lock()
-        self.round = 0
-
-    def restore(self, error: HapiError, seen_round: int) -> None:
-        """Restores, unless that happened since `seen_round`."""
-        with self._lock:
-            if self.round == seen_round:
-                self._restore(error)
-                self.round += 1
 
 
 class RemoteSource:

@@ -115,7 +115,10 @@ def test_changing_that_fails_leaves_the_plan_and_says_so(
 ) -> None:
     server.work = slow_work
     loader = open_loader(server, graph, transform, profile_of_graph(graph, 1e9))
-    with caplog.at_level(logging.ERROR), patch.object(loader._execution, "_adopt", side_effect=RuntimeError("no room")):
+    with (
+        caplog.at_level(logging.ERROR),
+        patch.object(loader._execution._decision, "_prepare", side_effect=RuntimeError("no room")),
+    ):
         assert_same([batch for _ in range(EPOCHS) for batch in loader], expected)
     assert "stays as it is" in caplog.text
     assert loader.plan == WHOLE

@@ -1,0 +1,107 @@
+"""The plan of a loader: made at first use, and followed while its job runs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+
+from compute_client.pipeline import Finished
+from compute_client.planning import policy_of
+from compute_client.replanning.activity import Activity
+from compute_client.replanning.dealing import Dealing
+from compute_client.replanning.observer import Observer
+from compute_client.replanning.replanner import Replanner
+from hapi.errors import HapiError
+from hapi.plan import Plan, Profile
+from profiler.remote import ServerClient
+
+log = logging.getLogger(__name__)
+
+PROBE_SECONDS, MOST_PROBE_SECONDS, PROBE_BYTES, PROBE_STREAMS = 0.1, 1.0, 2**23, 2
+"""Of looking at the link while a job runs: shorter than before its first plan, as spans wait meanwhile."""
+
+
+class Decision:
+    """Which plan a loader runs. Thread-safe."""
+
+    def __init__(self, decide: Callable[[], Plan], prepare: Callable[[Iterable[str]], None]) -> None:
+        """`decide` makes the plan when it is first needed, and may call `follow` while it does.
+
+        `prepare` is called with the names of a new plan's cuts before anything is dealt to them.
+        """
+        self._decide, self._prepare = decide, prepare
+        self._lock = threading.RLock()
+        self._plan: Plan | None = None
+        self._replanner: Replanner | None = None
+        self.observer: Observer | None = None
+        """Of what the tiers and the link give, if the plan is followed."""
+
+    @property
+    def plan(self) -> Plan:
+        """Decided at first use, which may mean measuring both tiers."""
+        with self._lock:
+            if self._plan is None:
+                self._plan = self._decide()
+            return self._plan
+
+    @property
+    def is_made(self) -> bool:
+        """Whether there is a plan already."""
+        return self._plan is not None
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether the plan may still change."""
+        return self._replanner is not None
+
+    def adopt(self, plan: Plan) -> None:
+        """This is the plan from now on."""
+        with self._lock:
+            self._plan = plan
+
+    def follow(self, plan: Plan, profile: Profile, pushdown: str, activity: Activity, server: ServerClient) -> None:
+        """Begins to watch the rates that a plan was made from."""
+        self.observer = Observer(profile, activity)
+        self._replanner = Replanner(plan, profile, policy_of(pushdown), self.observer, probe=lambda: probed(server))
+
+    def dealing(self, default: tuple[str, str]) -> Dealing | None:
+        """What deals spans by the plan of the moment; None for a plan that will not change."""
+        return Dealing(lambda: self.plan, self.reconsider, default) if self.is_followed else None
+
+    def finished(self, finished: Finished) -> None:
+        """A span is done."""
+        if self.observer is not None:
+            span = finished.span
+            self.observer.finished(span.cut, span.way, len(span))
+
+    def reconsider(self) -> None:
+        """Changes the plan if the rates have changed, and prepares what new cuts need."""
+        if self._replanner is None:
+            return
+        try:
+            plan = self._replanner.consider()
+            if plan is not None:
+                log.info("the plan has changed: %s", plan.history[-1])
+                self._prepare([share.name for share in plan.cuts])
+                self.adopt(plan)
+        except Exception:  # whatever it is, the job has a plan that works
+            log.exception("the plan stays as it is from now on, since changing it failed")
+            self._replanner = None
+
+
+def probed(server: ServerClient) -> float | None:
+    """What the link gives beside what is under way, bits per second; None if the server has no time for that."""
+    from profiler.link import probe_link
+
+    try:
+        return probe_link(
+            server.link,
+            seconds=PROBE_SECONDS,
+            max_bytes=PROBE_BYTES,
+            max_seconds=MOST_PROBE_SECONDS,
+            streams=PROBE_STREAMS,
+        ).bandwidth_bits_per_s
+    except HapiError as error:
+        log.info("the link could not be probed: %s", error)
+        return None
