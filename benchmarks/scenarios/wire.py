@@ -42,8 +42,9 @@ def wire(
     """Receive the same features again and again over a link, in every way in which they can travel.
 
     The server has the features in its cache, so that only the wire is measured: reading the cache, encoding, sending,
-    receiving, decoding, and putting rows together. `seconds` are those of receiving, `limit` what the bytes alone take
-    at the link's rate; `link filled` is the one over the other (TCP/IP and Ethernet take about 4 % of a link).
+    receiving, decoding, and putting rows together. `seconds` are those of receiving, after a first pass over all
+    samples, `limit` what the bytes alone take at the link's rate; `link filled` is the one over the other (TCP/IP and
+    Ethernet take about 4 % of a link).
     Processor seconds are per GB of features (as float32, 10^9 bytes).
     """
     from benchmarks.wire.experiment import Settings, run
