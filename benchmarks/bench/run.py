@@ -21,6 +21,7 @@ from benchmarks.bench import machine
 from benchmarks.bench.headline import headline
 from benchmarks.bench.rows import CELL, Row, compared
 from benchmarks.bench.table import STANDARD, Column, grouped, row_line, rows_table, show_table
+from hapi.cli import INTERRUPTED
 from hapi.console import console, emit, say
 from hapi.errors import HapiError
 
@@ -65,7 +66,8 @@ class Bench:
 
     A trial that raises becomes a failed row, and the next one runs; at the end of the `with` the table is shown, the
     report written, the JSON printed, and the command ends with status 1 if a row failed. Ctrl-C and SIGTERM are raised
-    where the scenario stands, so that its own `with` and `finally` take down what it started.
+    where the scenario stands, so that its own `with` and `finally` take down what it started; what was measured until
+    then is shown and written all the same, and the command ends with 130.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Bench:
         self.rows: list[Row] = []
         self.remarks: list[str] = []
         self.told: list[str] = []
+        self.is_interrupted = False
         self.plots = list(plots)
         self.table_by = table_by
         self.machine = machine.describe()
@@ -113,6 +116,9 @@ class Bench:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._signals.close()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.is_interrupted = True
+            self.remark("the run was interrupted: what it had not measured yet is missing")
         self._complete()
         for title, rows in grouped(self.shown_rows, self.table_by) if self.rows else ():
             if title:
@@ -129,10 +135,12 @@ class Bench:
             from benchmarks.bench.report import write_report
 
             self.say(f"report: {write_report(self, self._report)}")
-        if kind is not None:
+        if kind is not None and not self.is_interrupted:
             return
         if self._as_json:
             emit(self.to_json())
+        if self.is_interrupted:  # a KeyboardInterrupt would have the command line print a document of its own
+            raise SystemExit(INTERRUPTED)
         if any(row.failed for row in self.rows) or not self.rows:
             raise typer.Exit(FAILED)
 
@@ -180,6 +188,7 @@ class Bench:
             "scenario": self.scenario,
             "machine": self.machine,
             "remarks": self.remarks,
+            **({"interrupted": True} if self.is_interrupted else {}),
             "rows": [row.to_json() for row in self.rows],
         }
 

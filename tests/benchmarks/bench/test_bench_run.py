@@ -85,13 +85,33 @@ def run_terminated(taken_down: list[bool]) -> None:
 def test_termination_is_raised_where_the_scenario_stands(capsys: pytest.CaptureFixture[str]) -> None:
     taken_down: list[bool] = []
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as ended:
         run_terminated(taken_down)
+    assert ended.value.code == 130
     assert taken_down
     assert signal.getsignal(signal.SIGTERM) is before
     said = capsys.readouterr()
-    assert said.out == ""  # not a whole document
+    document = json.loads(said.out)  # one, with what was measured until then
+    assert document["interrupted"] is True
+    assert [row["system"] for row in document["rows"]] == ["mix"]
+    assert "interrupted" in document["remarks"][0]
     assert "mix" in said.err
+
+
+def test_the_report_of_an_interrupted_run_is_written(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+
+    def interrupted() -> None:
+        with Bench("wire", report=tmp_path) as bench:
+            with bench.trial(system="mix") as trial:
+                trial.measured(seconds=1.0)
+            with bench.trial(system="none"):
+                raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        interrupted()
+    assert ended.value.code == 130
+    assert [row["system"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]] == ["mix"]
 
 
 def draw_seconds(figure: Figure, rows: Sequence[Row]) -> None:
