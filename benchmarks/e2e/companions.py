@@ -13,16 +13,17 @@ from benchmarks.testbed.testbed import Testbed
 from hapi.errors import InputError
 from hapi.units import format_bytes
 
-SHARDS = "s3://shards"
+SHARDS = "s3://shards-of-"
 WRITING_SECONDS = 1800.0
 
 
 class Companions:
-    """Of one testbed. `remark` is told what a reader of the results must know."""
+    """Of one testbed and one set of photographs. `remark` is told what a reader of the results must know."""
 
     def __init__(self, bed: Testbed, store: Store, remark: Callable[[str], None]) -> None:
         self._bed, self._store, self._remark = bed, store, remark
         self._has_shards = False
+        self._shards = SHARDS + store.uri.removeprefix("s3://").partition("/")[0]
 
     @contextlib.contextmanager
     def options(self, system: str) -> Iterator[tuple[str, ...]]:
@@ -33,7 +34,7 @@ class Companions:
         check_peer(system)
         if system == "webdataset":
             self._write_shards()
-            yield ("--shards", SHARDS)
+            yield ("--shards", self._shards)
         elif system == "ray":
             self._remark("ray: a cluster of two nodes was started beforehand; no token or encryption is used within it")
             with ray_cluster(self._bed, self._store.for_storage) as cluster:
@@ -48,7 +49,7 @@ class Companions:
             raise InputError(
                 "webdataset: the bench writes shards only into a store of its own. Leave out --server and --s3-endpoint"
             )
-        command = [sys.executable, "-m", "benchmarks.baselines.shards", "--data", self._store.uri, "--to", SHARDS]
+        command = [sys.executable, "-m", "benchmarks.baselines.shards", "--data", self._store.uri, "--to", self._shards]
         told = self._bed.run(self._bed.storage, command, self._store.for_storage, seconds=WRITING_SECONDS).document
         self._has_shards = True
         self._remark(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,21 @@ from benchmarks.bench.photographs import photographs
 from benchmarks.bench.rows import Row
 from benchmarks.bench.run import Bench
 from benchmarks.e2e.companions import Companions
+from benchmarks.e2e.counts import LEAST, TARGET_SECONDS, measured_pace, parse_samples, sample_counts
 from benchmarks.e2e.judgement import COLUMNS, judged
 from benchmarks.e2e.plots import plots
 from benchmarks.testbed.links import RealLink
-from benchmarks.testbed.processes import Outcome
-from benchmarks.testbed.services import SentModel, Server, Store, send_model, start_server, start_store
+from benchmarks.testbed.processes import Outcome, ProgramFailedError
+from benchmarks.testbed.services import (
+    BUCKET,
+    SentModel,
+    Server,
+    Store,
+    put_photographs,
+    send_model,
+    start_server,
+    start_store,
+)
 from benchmarks.testbed.testbed import Testbed, open_testbed
 from hapi.errors import InputError
 from hapi.units import format_bandwidth, format_bytes, parse_bandwidth
@@ -28,23 +38,27 @@ from hapi.units import format_bandwidth, format_bytes, parse_bandwidth
 MODELS = tuple(f"torchvision:{name}" for name in ("mobilenet_v2", "resnet18", "resnet50", "alexnet", "vit_b_16"))
 RHOS = (0.25, 1.0, 4.0, 16.0)
 SYSTEMS = (PLAIN, *PEERS, "none", "all", "static", "paper", "single", "mix")
-SAMPLES = 320
 QUICK_MODELS, QUICK_RHOS, QUICK_SYSTEMS, QUICK_SAMPLES = MODELS[:1], (4.0,), (PLAIN, "none", "mix"), 96
 CALIBRATION_EPOCHS = 2
 """Of plain without a limit, at least: the first has its workers started and their memory touched for the first time."""
-TIMEOUT_SECONDS = 3600.0
+START_SECONDS, PATIENCE = 300.0, 4.0
+"""A run is given up after so many times what plain needs at that link, and the first seconds on top."""
+CALIBRATION_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared, on what. Empty tuples and None are the defaults, smaller ones with `quick`."""
+    """What is compared, on what. Empty tuples and None are the defaults, smaller ones with `quick`.
+
+    `samples` is as `--samples` takes it: a number, and MODEL=NUMBER for single networks.
+    """
 
     models: tuple[str, ...] = ()
     rhos: tuple[float, ...] = ()
     bandwidths: tuple[str, ...] = ()
     systems: tuple[str, ...] = ()
     epochs: int = 1
-    samples: int | None = None
+    samples: tuple[str, ...] = ()
     batch_size: int = 32
     data: str | None = None
     weights: str = "none"
@@ -77,6 +91,11 @@ class Settings:
     def _usual(self) -> tuple[str, ...]:
         return QUICK_SYSTEMS if self.quick else SYSTEMS
 
+    def chosen_models(self) -> tuple[str, ...]:
+        """As `hapi train --model` takes them."""
+        wanted = self.models or (QUICK_MODELS if self.quick else MODELS)
+        return tuple(name if ":" in name else f"torchvision:{name}" for name in wanted)
+
     def links(self) -> list[tuple[float | None, float | None]]:
         """(rho, bits per second), one of them None: what follows from the other."""
         rates = [(None, parse_bandwidth(text)) for text in self.bandwidths]
@@ -86,8 +105,7 @@ class Settings:
 
 def run(settings: Settings, *, report: Path | None = None, as_json: bool = False) -> None:
     """The whole comparison: a table, and JSON and a report where asked for."""
-    systems, links = settings.chosen_systems(), settings.links()
-    models = settings.models or (QUICK_MODELS if settings.quick else MODELS)
+    systems, links, models = settings.chosen_systems(), settings.links(), settings.chosen_models()
     with (
         Bench(
             "e2e",
@@ -99,16 +117,19 @@ def run(settings: Settings, *, report: Path | None = None, as_json: bool = False
             plots=plots(),
             finish=judged,
         ) as bench,
-        hosts(settings, bench.say) as (bed, store),
+        hosts(settings, bench.say) as (bed, stores),
     ):
         if missing := settings.left_out():
             bench.remark(f"not compared, as they are not installed: {', '.join(missing)} (uv pip install '{EXTRA}')")
         for remark in bed.remarks:
             bench.remark(remark)
         bench.remark("plain's compute time, which rho is relative to, is that of its fastest epoch without a limit")
-        companions = Companions(bed, store, bench.remark)
+        for remark in counted(settings, models, stores):
+            bench.remark(remark)
+        companions = {store.uri: Companions(bed, store, bench.remark) for store in stores.values()}
         for model in models:
-            experiment = Experiment(settings, bench, bed, store, companions, model)
+            store = stores[model]
+            experiment = Experiment(settings, bench, bed, store, companions[store.uri], model)
             bench.say(f"{model} without a limit, for its compute time:")
             compute_seconds = experiment.calibrate()
             experiment.send()
@@ -120,22 +141,53 @@ def run(settings: Settings, *, report: Path | None = None, as_json: bool = False
 
 
 @contextlib.contextmanager
-def hosts(settings: Settings, say: Callable[[str], None]) -> Iterator[tuple[Testbed, Store]]:
-    """The testbed with photographs in its store, or this machine and servers elsewhere."""
+def hosts(settings: Settings, say: Callable[[str], None]) -> Iterator[tuple[Testbed, Mapping[str, Store]]]:
+    """The testbed, and each network's photographs in its store; or this machine and servers elsewhere."""
+    models = settings.chosen_models()
     if settings.server or settings.s3_endpoint:
         if not (settings.server and settings.data and settings.data.startswith("s3://")):
             raise InputError("servers elsewhere: give --server URL and --data s3://bucket/prefix, what it serves.")
         endpoint = {"HAPI_S3_ENDPOINT": settings.s3_endpoint} if settings.s3_endpoint else {}
         with open_testbed(link=RealLink(settings.server, settings.s3_endpoint or settings.data)) as bed:
-            yield bed, Store(settings.data, 0, 0, endpoint, endpoint)
+            yield bed, dict.fromkeys(models, Store(settings.data, 0, 0, endpoint, endpoint))
         return
-    count = settings.samples or (QUICK_SAMPLES if settings.quick else SAMPLES)
-    say(f"putting {count} photographs into an S3 server ..." if settings.data else f"making {count} photographs ...")
-    with (
-        photographs(settings.data, count, seed=settings.seed) as folder,
-        open_testbed(settings.testbed, storage_cpus=settings.storage_cpus, compute_cpus=settings.compute_cpus) as bed,
-    ):
-        yield bed, start_store(bed, folder)
+    parse_samples(settings.samples)  # what is wrong there is told before anything starts
+    with open_testbed(settings.testbed, storage_cpus=settings.storage_cpus, compute_cpus=settings.compute_cpus) as bed:
+
+        def pace(model: str) -> float:
+            say(f"{model}: plain's seconds per photograph, roughly ...")
+            try:
+                return measured_pace(bed, model, settings.weights)
+            except ProgramFailedError as error:  # its rows will fail, too, and say why
+                say(str(error))
+                return float("inf")
+
+        default = QUICK_SAMPLES if settings.quick else None
+        counts = sample_counts(models, settings.samples, default, pace)
+        say(f"putting {max(counts.values())} photographs into an S3 server ...")
+        with photographs(settings.data, max(counts.values()), seed=settings.seed) as folder:
+            yield bed, _stores(bed, folder, counts)
+
+
+def _stores(bed: Testbed, folder: Path, counts: Mapping[str, int]) -> dict[str, Store]:
+    """A bucket for every count, the largest first: model -> store."""
+    store = start_store(bed, folder)
+    by_count = {max(counts.values()): store}
+    for count in sorted(set(counts.values()) - set(by_count)):
+        with photographs(str(folder), count) as part:
+            by_count[count] = put_photographs(bed, store, part, f"{BUCKET}-{count}")
+    return {model: by_count[count] for model, count in counts.items()}
+
+
+def counted(settings: Settings, models: Sequence[str], stores: Mapping[str, Store]) -> list[str]:
+    """What is to be said of how many photographs there are."""
+    said = ", ".join(f"{model.removeprefix('torchvision:')} {stores[model].samples}" for model in models)
+    if settings.samples or settings.quick or settings.server:
+        return []
+    return [
+        f"photographs per network: {said}: so many that plain computes for about {TARGET_SECONDS:.0f} s, at least "
+        f"{LEAST} (--samples says otherwise)"
+    ]
 
 
 class Experiment:
@@ -147,6 +199,7 @@ class Experiment:
         self._settings, self._bench, self._bed, self._store, self._model = settings, bench, bed, store, model
         self._companions = companions
         self._bytes_per_epoch = 0
+        self._compute_seconds: float | None = None
         self._sent: SentModel | None = None
 
     def send(self) -> None:
@@ -175,7 +228,8 @@ class Experiment:
         if row.failed:
             return None
         self._bytes_per_epoch = (row.bytes or 0) // epochs
-        return float(min(row.get("epoch_seconds")))
+        self._compute_seconds = float(min(row.get("epoch_seconds")))
+        return self._compute_seconds
 
     def cell(self, systems: tuple[str, ...], rho: float | None, rate: float | None, compute: float | None) -> None:
         """Every system at one bandwidth, which follows from rho, or rho from it."""
@@ -225,13 +279,21 @@ class Experiment:
             command = command_of(system, job)
             variables = {**self._store.for_compute, **(server.variables if server else {}), **caches}
             carried, worked = self._bed.link.carried(), self._bed.cpu_seconds(self._bed.storage)
-            outcome = self._bed.run(self._bed.compute, command, variables, seconds=TIMEOUT_SECONDS)
+            most = self._most_seconds(rate, epochs)
+            outcome = self._bed.run(self._bed.compute, command, variables, seconds=most)
             worked = self._bed.cpu_seconds(self._bed.storage) - worked
             stages = server.stages(self._bed) if server else {}
             trial.measured(note=note_of(system, epochs))
             trial.measured(**values(outcome), storage_cpu_seconds=worked, server_stages=stages)
             trial.measured(**_on_the_link(carried, self._bed.link.carried()))
         return trial.row
+
+    def _most_seconds(self, rate: float | None, epochs: int) -> float:
+        """After which a run is given up: whatever it does, the other rows shall come."""
+        if self._compute_seconds is None:
+            return CALIBRATION_SECONDS
+        link = 8 * self._bytes_per_epoch / rate if rate else 0.0
+        return START_SECONDS + PATIENCE * epochs * (self._compute_seconds + link)
 
     def _engine(self, system: str) -> tuple[str, ...]:
         """What makes `none` run on the engine at once, which otherwise only captured networks do."""

@@ -18,6 +18,14 @@ Rhos = Annotated[
     list[float] | None,
     typer.Option("--rho", min=0.001, help="Link time of plain over its compute time; may be repeated."),
 ]
+Samples = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[MODEL=]N",
+        help="Photographs; MODEL=N for one network, may be repeated. (default: 96 with --quick, else per network so "
+        "many that plain computes for about 12 s, 48 to 512)",
+    ),
+]
 Cpus = Annotated[int, typer.Option(min=1, help="Processors of this host.")]
 
 
@@ -32,7 +40,7 @@ def e2e(
     bandwidth: options.Bandwidths = None,
     system: options.Systems = None,
     epochs: options.Epochs = 1,
-    samples: options.Samples = None,
+    samples: Samples = None,
     batch_size: options.BatchSize = 32,
     data: options.DataOption = None,
     weights: options.Weights = "none",
@@ -87,7 +95,7 @@ def e2e(
             bandwidths=tuple(bandwidth or ()),
             systems=tuple(system or ()),
             epochs=epochs,
-            samples=samples,
+            samples=tuple(samples or ()),
             batch_size=batch_size,
             data=data,
             weights=weights,

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.localserver import local_server
@@ -55,9 +55,17 @@ class Server:
 def start_store(bed: Testbed, photographs: Path) -> Store:
     """Starts Swift on the storage host and puts the photographs there; it ends with the testbed."""
     install(default_venv())  # now: a host of the testbed reaches no package index
-    python = [sys.executable, "-m"]
     root = bed.folder / "store"
-    command = [*python, "benchmarks.objectstore", "start", "--root", str(root), "--host", bed.storage.address]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.objectstore",
+        "start",
+        "--root",
+        str(root),
+        "--host",
+        bed.storage.address,
+    ]
     told = bed.run(bed.storage, command, seconds=START_SECONDS).document
     variables = {
         "HAPI_S3_ENDPOINT": told["url"],
@@ -65,11 +73,16 @@ def start_store(bed: Testbed, photographs: Path) -> Store:
         "HAPI_S3_SECRET_KEY": told["secret_key"],
         "HAPI_S3_REGION": told["region"],
     }
-    uri = f"s3://{BUCKET}"
-    push = [*python, "hapi.cli", "data", "push", str(photographs), uri, "--create", "--json"]
-    pushed = bed.run(bed.storage, push, variables, seconds=START_SECONDS).document
     there = {**variables, "HAPI_S3_ENDPOINT": bed.link.reach(told["url"])}
-    return Store(uri, pushed["sent"], pushed["bytes"], variables, there)
+    return put_photographs(bed, Store("", 0, 0, variables, there), photographs, BUCKET)
+
+
+def put_photographs(bed: Testbed, store: Store, photographs: Path, bucket: str) -> Store:
+    """Puts photographs into a bucket of their own; the same store, with that for its data."""
+    uri = f"s3://{bucket}"
+    push = [sys.executable, "-m", "hapi.cli", "data", "push", str(photographs), uri, "--create", "--json"]
+    pushed = bed.run(bed.storage, push, store.for_storage, seconds=START_SECONDS).document
+    return replace(store, uri=uri, samples=pushed["sent"], bytes=pushed["bytes"])
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def test_a_tiny_run_without_namespaces(tmp_path: Path, capsys: pytest.CaptureFix
         models=("torchvision:mobilenet_v3_small",),
         bandwidths=("100mbit",),
         systems=("all", "static"),
-        samples=10,
+        samples=("10",),
         testbed="relay",
         serve_options=("--max-batch", "8"),
         train_options=("--retry-seconds", "5"),
@@ -54,7 +54,7 @@ def test_a_system_that_breaks_leaves_the_others(capsys: pytest.CaptureFixture[st
         models=("torchvision:mobilenet_v3_small",),
         bandwidths=("100mbit",),
         systems=("ray", "all"),
-        samples=6,
+        samples=("6",),
         testbed="relay",
         serve_options=("--device", "abacus"),
     )

@@ -1,0 +1,52 @@
+"""How many photographs a network trains on."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.e2e.counts import fitting, parse_samples, sample_counts
+from hapi.errors import InputError
+
+MODELS = ("torchvision:mobilenet_v2", "torchvision:vit_b_16")
+
+
+def no_pace(model: str) -> float:
+    raise AssertionError("everything was asked for")
+
+
+def test_a_number_is_for_all_and_single_ones_may_differ() -> None:
+    counts = sample_counts(MODELS, ("128", "vit_b_16=48"), None, no_pace)
+    assert counts == {"torchvision:mobilenet_v2": 128, "torchvision:vit_b_16": 48}
+
+
+def test_without_a_number_the_pace_decides() -> None:
+    paces = {"torchvision:mobilenet_v2": 0.025, "torchvision:vit_b_16": 0.4}
+    assert sample_counts(MODELS, (), None, paces.__getitem__) == {
+        "torchvision:mobilenet_v2": 480,
+        "torchvision:vit_b_16": 48,
+    }
+    assert sample_counts(MODELS, ("torchvision:vit_b_16=64",), 96, no_pace) == {
+        "torchvision:mobilenet_v2": 96,
+        "torchvision:vit_b_16": 64,
+    }
+
+
+def test_no_job_is_too_short_or_too_long() -> None:
+    assert fitting(0.0) == 512
+    assert fitting(0.1) == 128
+    assert fitting(float("inf")) == 48
+
+
+def test_the_last_word_counts() -> None:
+    assert parse_samples(("8", "a:b=3", "9", "a:b=4")) == (9, {"a:b": 4})
+
+
+@pytest.mark.parametrize("text", ["", "few", "0", "-3", "vit_b_16=", "vit_b_16=0", "vit_b_16=x"])
+def test_what_is_no_number_is_told(text: str) -> None:
+    with pytest.raises(InputError, match="say a number of photographs"):
+        parse_samples((text,))
+
+
+def test_a_network_that_is_not_run_is_told() -> None:
+    with pytest.raises(InputError, match="torchvision:alexnet"):
+        sample_counts(MODELS, ("alexnet=4",), None, no_pace)
