@@ -18,6 +18,8 @@ PATIENCE_SECONDS, SLACK_SECONDS = 4.0, 15.0
 """Of the client whose server never returns; and how long after that it must have ended."""
 TRICKLE_BITS_PER_S, TRICKLE_SECONDS = 1e5, 5.0
 STOPPED_SECONDS = 4.0
+MANY_EPOCHS = 1000
+"""Of a tenant that does not live to see its end."""
 HUNG_SECONDS = 90.0
 """After which a training of others is ended, counted from the end of the fault."""
 HUNG = 124
@@ -126,8 +128,9 @@ def object_bad_told(lab: Lab, system: str) -> dict[str, Any]:
 
 def tenant_killed(lab: Lab, system: str) -> dict[str, Any]:
     """Two train at once on one server; one is killed, and the other must not notice but for the time they shared."""
-    with lab.training(system) as staying, lab.training(system, tenant=TENANTS[1]) as leaving:
-        lab.until_middle(leaving)
+    with lab.training(system, tenant=TENANTS[1], epochs=MANY_EPOCHS) as leaving, lab.training(system) as staying:
+        leaving.until(1, lab.task.whole, START_SECONDS)
+        lab.until_middle(staying)
         leaving.kill()
         return survived(lab, system, end_of(staying, system))
 

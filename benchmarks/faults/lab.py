@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -24,9 +24,9 @@ from benchmarks.testbed.testbed import Testbed
 
 OURS = "mix"
 TENANTS = ("first", "second")
-START_SECONDS = 180.0
+START_SECONDS = 120.0
 """For a training to be half done, start-up included."""
-END_SECONDS = 240.0
+END_SECONDS = 180.0
 CHANGE_SECONDS = 30.0
 
 
@@ -83,13 +83,22 @@ class Lab:
     undisturbed: dict[str, Ended] = field(default_factory=dict)
 
     def training(
-        self, system: str, *, tenant: str = TENANTS[0], retry_seconds: float = 120.0, skip_errors: bool = False
+        self,
+        system: str,
+        *,
+        tenant: str = TENANTS[0],
+        epochs: int | None = None,
+        retry_seconds: float = 120.0,
+        skip_errors: bool = False,
     ) -> Training:
         """Starts one, on the compute host."""
         variables = {**self.store.for_compute, **self.server.variables(tenant)}
         variables["XDG_CACHE_HOME"] = str(self.bed.folder / f"client-{tenant}")  # measured once for all trainings
         variables["TORCH_HOME"] = os.environ.get("TORCH_HOME") or str(Path.home() / ".cache" / "torch")
-        task, environment = self.task, self.bed.compute.environment(variables)
+        task, environment = (
+            replace(self.task, epochs=epochs or self.task.epochs),
+            self.bed.compute.environment(variables),
+        )
         if system == PLAIN:
             job = Job(self.store.uri, task.model, task.weights, task.epochs, task.batch_size, task.seed)
             before = self._carried()
