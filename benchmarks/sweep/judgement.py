@@ -52,6 +52,18 @@ def judged(rows: list[Row]) -> list[Row]:
     return [*rows, *(_sum_up(system, [row for row in cases if row.system == system]) for system in systems)]
 
 
+def sentences(rows: list[Row]) -> list[str]:
+    """What the rows, not judged yet, say of each policy in words."""
+    found = []
+    for row in judged(rows):
+        best, limit = row.get("within_5_of_best"), row.get("within_5_of_limit")
+        if row.model == EVERY and best is not None:
+            near = f"{100 * best:.0f} % of {row.get('cases')} cases within 5 % of the best cut measured"
+            most = "" if limit is None else f", {100 * limit:.0f} % within 5 % of the limit"
+            found.append(f"{row.system}: {near}{most}.")
+    return found
+
+
 def _judge(row: Row) -> Row:
     """A policy's ratios; above 1 is slower. At least so much, where its cut was given up."""
     if not is_shown(row) or row.failed or row.seconds is None:

@@ -118,7 +118,8 @@ def draw_policies(figure: Figure, rows: Sequence[Row]) -> None:
 
 def draw_predicted(figure: Figure, rows: Sequence[Row]) -> None:
     """A point per cut and bandwidth, and the line where both are equal."""
-    cuts = [row for row in rows if row.system.startswith(CUT) and not row.get("is_bound") and row.seconds]
+    whole = [row for row in rows if row.system.startswith(CUT) and row.seconds]
+    cuts = [row for row in whole if not row.get("is_bound") and not row.get("is_carried")]
     axes = figure.subplots()
     for place, resource in enumerate(("server", "link", "client")):
         part = [row for row in cuts if _busiest(row) == resource]

@@ -53,10 +53,22 @@ def test_cuts_that_the_link_or_a_faster_link_rules_out_are_not_watched() -> None
     tiers = Tiers()
     faster = {name: CutPace(pace) for name, pace in TRUE.items()}
     found = measure_cuts(PREDICTED, set(), floors(input=0.050), faster, tiers.watch, 1.0)
-    assert {name for name, _ in tiers.asked} == {"a", "b"}
+    assert {name for name, _ in tiers.asked} == {"b"}  # the best must be seen here
     assert (found["input"].seconds, found["output"].seconds) == (0.050, 0.030)
     assert found["input"].why == "the link alone needs that for its bytes"
     assert "faster link" in found["output"].why
+    assert found["a"].is_carried
+    assert not found["b"].is_carried
+    assert best_of(found) == "b"
+
+
+def test_where_the_link_may_hold_a_cut_up_it_is_watched_again() -> None:
+    tiers = Tiers(b=0.013)
+    faster = {name: CutPace(pace) for name, pace in TRUE.items()}
+    found = measure_cuts(PREDICTED, set(), floors(b=0.005), faster, tiers.watch, 1.0)
+    assert {name for name, _ in tiers.asked} == {"a", "b"}
+    assert (best_of(found), found["a"].is_carried) == ("a", False)
+    assert measure_cuts(PREDICTED, {"output"}, floors(), faster, tiers.watch, 1.0)["output"].is_carried is False
 
 
 def test_those_near_the_best_are_watched_twice() -> None:

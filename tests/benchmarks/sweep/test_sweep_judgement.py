@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.bench.report import draw
 from benchmarks.bench.rows import Row
-from benchmarks.sweep.judgement import EVERY, is_shown, judged
+from benchmarks.sweep.judgement import EVERY, is_shown, judged, sentences
 from benchmarks.sweep.plots import plots
 
 
@@ -48,6 +48,13 @@ def test_shares_of_the_cases_per_policy() -> None:
     assert mix.get("within_5_of_limit") == 0.5
     assert (none.get("mean_ratio"), none.get("worst_ratio")) == (pytest.approx(2.045), pytest.approx(3.0))
     assert none.get("holds") is None
+
+
+def test_shares_are_said_in_words() -> None:
+    said = sentences(ROWS)
+    assert said[1] == "single: 100 % of 2 cases within 5 % of the best cut measured, 50 % within 5 % of the limit."
+    assert len(said) == 3
+    assert sentences([]) == []
 
 
 def test_cuts_are_in_the_document_but_not_in_the_table() -> None:
