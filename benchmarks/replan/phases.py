@@ -74,6 +74,19 @@ def reached(batches: Sequence[Batch], begin: float, end: float) -> Reached | Non
     )
 
 
+def unsettled(batches: Sequence[Batch], begin: float, end: float) -> Reached:
+    """All that came between two moments, for a phase that never settled."""
+    before = [batch for batch in batches if batch.at <= begin] or [Batch(begin, 0, 0, 0, 0)]
+    last = max([batch for batch in batches if batch.at <= end] or before, key=lambda batch: batch.samples)
+    return Reached(
+        seconds=end - begin,
+        samples=last.samples - before[-1].samples,
+        bytes=last.bytes - before[-1].bytes,
+        changes=last.changes - before[-1].changes,
+        settling_seconds=0.0,
+    )
+
+
 def _span_samples(batches: Sequence[Batch]) -> float:
     """Mean samples of a span: between the first batch and the last, as there are as many spans under way at both."""
     first, last = batches[0], batches[-1]

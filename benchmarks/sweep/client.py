@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.endless import Endless
 from benchmarks.sweep.pace import Rule, watch
 from compute_client.loader import DataLoader
 from compute_client.spans import span_size
@@ -33,27 +34,12 @@ from profiler.tiers import Job, profile_with_server
 
 IN_FLIGHT = 4
 BUFFER_BYTES = 256 * 2**20
-ENDLESS = 10**9
-"""Samples of an epoch that nobody sees the end of."""
 IDLE_SECONDS = 30.0
 SURE = 2.0
 """Times as long as its requests in flight would take at the pace at which it is given up, a stream is watched: even if
 all of them were done but for their last bytes, its pace is then two thirds of that at best."""
 PROFILED_SAMPLES = 32
 PROFILE_REPEATS = 5
-
-
-class Endless:
-    """The samples of a dataset in turn, again and again: the sampler of a stream that is left when it was watched."""
-
-    def __init__(self, samples: int) -> None:
-        self._samples = samples
-
-    def __iter__(self) -> Iterator[int]:
-        return (number % self._samples for number in range(ENDLESS))
-
-    def __len__(self) -> int:
-        return ENDLESS
 
 
 class Client:

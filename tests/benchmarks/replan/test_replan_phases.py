@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.bench.rows import Row
 from benchmarks.replan.experiment import SYSTEMS, Settings, limit
-from benchmarks.replan.phases import SETTLING_SPANS, Batch, reached, read_batches
+from benchmarks.replan.phases import SETTLING_SPANS, Batch, reached, read_batches, unsettled
+from benchmarks.replan.plots import plots
 from hapi.errors import InputError
 from hapi.plan import Profile
 from tests.profiler.example_profiles import profile_of
@@ -70,16 +71,26 @@ def test_unknown_systems_are_refused() -> None:
         settings(systems=("plain",))
 
 
-def test_the_plot_is_drawn_of_what_is_there() -> None:
-    from matplotlib.figure import Figure
-
-    from benchmarks.scenarios.replan import _draw
+def test_the_plots_are_drawn_of_what_is_there() -> None:
+    pytest.importorskip("matplotlib")
+    from benchmarks.bench.report import draw
 
     rows = [
-        Row("replan", system).filled(phase=phase, samples_per_s=10.0, limit_samples_per_s=12.0)
+        Row("replan", system).filled(
+            phase=phase, samples_per_s=10.0, limit_samples_per_s=12.0, begin=100.0 + 9 * number,
+            batches=[[0.1 + second, 16 * second] for second in range(9)], history=[{"at": 101.0}],
+        )
         for system in SYSTEMS
-        for phase in ("before", "dropped")
-    ]
-    figure = Figure()
-    _draw(figure, [*rows, rows[0].filled(failed=True)])
-    assert len(figure.axes[0].patches) == len(rows)
+        for number, phase in enumerate(("before", "dropped"))
+    ]  # fmt: skip
+    for plot in plots():
+        for some in ([*rows, rows[0].filled(failed=True)], []):
+            png, svg = draw(plot, some)
+            assert png.startswith(b"\x89PNG")
+            assert b"<svg" in svg
+
+
+def test_what_never_settled_is_counted_whole() -> None:
+    found = unsettled(batches(), 100.0, 105.0)
+    assert (found.samples, found.seconds, found.changes) == (5 * SPAN, 5.0, 1)
+    assert unsettled([], 0.0, 1.0).samples == 0
