@@ -31,6 +31,9 @@ PALETTE = {
     "published": "#7b8794",
 }
 """Systems that appear in several scenarios have one colour everywhere."""
+FIXED = "fixed-"
+SHADES = {4: "#b9cbe0", 8: "#93b0d1", 16: "#6c94c0", 32: "#4777ab", 64: "#2b5688"}
+"""Fixed batches, the larger the darker."""
 MOST_SVG_BYTES = 200_000
 """A plot of more points is shown as pixels."""
 OTHERS = ("#4f7cac", "#c05746", "#6b8f3a", "#9a6fb0", "#b08d2f", "#3a8f8f", "#7a5c45", "#5c6b7a")
@@ -38,6 +41,9 @@ OTHERS = ("#4f7cac", "#c05746", "#6b8f3a", "#9a6fb0", "#b08d2f", "#3a8f8f", "#7a
 
 def colour(system: str, place: int = 0) -> str:
     """Of a system in every plot; `place` chooses among the rest for others."""
+    batch = system.removeprefix(FIXED)
+    if batch != system and batch.isdigit():
+        return SHADES[min(SHADES, key=lambda known: abs(known - int(batch)))]
     return PALETTE.get(system, OTHERS[place % len(OTHERS)])
 
 

@@ -145,6 +145,8 @@ def draw_cuts(figure: Figure, rows: Sequence[Row]) -> None:
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         axes.set_title(model)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=2, fontsize=8)
+    if figure.axes:
+        first(figure).set_ylabel("share of the samples")
 
 
 def first(figure: Figure) -> Axes:
@@ -195,7 +197,8 @@ def _lines(
         if not limit and "fast" in label:
             axes.axhline(1.0, color=INK, linewidth=0.8)
     if figure.axes:
-        first(figure).set_ylabel(label)
+        for axes in figure.axes:
+            axes.set_ylabel(label if axes.get_subplotspec().colspan.start == 0 else "")  # type: ignore[union-attr]
         if handles:
             figure.legend(handles=list(handles.values()), labels=list(handles), loc="outside lower center", ncols=8)
 
@@ -221,7 +224,7 @@ def _axes(figure: Figure, count: int) -> list[Axes]:
     if not count:
         figure.text(0.5, 0.5, "nothing to show", ha="center", color=QUIET)
         return []
-    across = min(3, count)
+    across = 2 if count == 4 else min(3, count)
     down = -(-count // across)
     figure.set_size_inches(figure.get_figwidth(), figure.get_figheight() * (1 if down == 1 else 0.75 * down))
     grid = figure.subplots(down, across, squeeze=False)

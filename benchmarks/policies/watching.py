@@ -73,7 +73,7 @@ def plots() -> list[Plot]:
             "Batch sizes over time",
             draw_batches,
             "As the server itself decided, warm-up included; policies that decide nothing are left out.",
-            (10.0, 4.2),
+            (10.0, 4.6),
         ),
     ]
 
@@ -94,6 +94,7 @@ def draw_peaks(figure: Figure, rows: Sequence[Row]) -> None:
         limit = next((row.get("budget_bytes") for row in rows if row.model == model and row.get("budget_bytes")), None)
         if limit:
             axes.hlines(limit, place - 0.46, place + 0.46, color=INK, linewidth=1.4)
+    axes.set_ylabel("memory at its peak")
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(lambda value, _: format_bytes(value) if value else "0")
 
@@ -124,7 +125,7 @@ def _bars(figure: Figure, rows: Sequence[Row], key: str) -> Any:
 
 
 def draw_batches(figure: Figure, rows: Sequence[Row]) -> None:
-    """Steps over seconds, a panel per network."""
+    """Steps over seconds, a panel per network; one legend for all, beside the lines."""
     from benchmarks.bench.report import QUIET, colour
 
     shown = [row for row in rows if row.get("batches")]
@@ -132,14 +133,21 @@ def draw_batches(figure: Figure, rows: Sequence[Row]) -> None:
     if not models:
         figure.text(0.5, 0.5, "nothing was decided", ha="center", color=QUIET)
         return
+    systems = list(dict.fromkeys(row.system for row in shown))
+    handles: dict[str, Any] = {}
     panels = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
     for axes, model in zip(panels, models, strict=True):
-        for place, row in enumerate(row for row in shown if row.model == model):
-            shade = colour(row.system, place)
+        for row in (row for row in shown if row.model == model):
             seconds, sizes = zip(*row.get("batches"), strict=True)
-            axes.step(seconds, sizes, where="post", color=shade, linewidth=2, label=row.system)
+            is_ours = row.system == "ours"
+            (handles[row.system],) = axes.step(
+                seconds, sizes, where="post", color=colour(row.system, systems.index(row.system)),
+                linewidth=2.2 if is_ours else 1.6, zorder=4 if is_ours else 3,
+            )  # fmt: skip
         axes.set_title(model)
         axes.set_xlabel("seconds")
-        axes.set_ylim(bottom=0)
-        axes.legend(fontsize=8, loc="lower right")
+        axes.set_xlim(left=0)
+    panels[0].set_yscale("log", base=2)
+    panels[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     panels[0].set_ylabel("samples in a batch")
+    figure.legend(handles=[handles[name] for name in systems], labels=systems, loc="outside lower center", ncols=8)

@@ -45,7 +45,7 @@ def draw_rates(figure: Figure, rows: Sequence[Row]) -> None:
         if limits:
             name = "limit" if at == 0 else None
             axes.hlines(limits[0], at - 0.45, at + 0.45, colors=INK, linestyles="dashed", linewidth=1.1, label=name)
-    links = {row.get("phase"): row.bandwidth_bits_per_s for row in rows}
+    links = {row.get("phase"): row.bandwidth_bits_per_s or 0.0 for row in rows}
     names = [f"{phase}\n{format_bandwidth(links[phase])}" if links[phase] else phase for phase in phases]
     axes.set_xticks(range(len(phases)), names)
     axes.set_ylabel("samples per second")

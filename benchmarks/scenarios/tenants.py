@@ -216,7 +216,13 @@ def _draw(figure: Figure, rows: Sequence[Row]) -> None:
         )  # fmt: skip
     left.set_ylabel("makespan / sum of times alone (x: tenants failed)")
     right.set_ylabel("worst slowdown / mean slowdown")
+    counts = sorted({row.get("tenants") for row in mine})
     for axes in (left, right):
         axes.set_xlabel("tenants at once")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.xaxis.minorticks_off()
+        axes.margins(y=0.12)
         axes.set_ylim(bottom=0)
-        axes.legend()
+    if mine:
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=8)

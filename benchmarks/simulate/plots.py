@@ -89,9 +89,7 @@ def _bars(axes: Any, rows: Sequence[Row], key: str, by: str, names: Sequence[str
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
     axes.yaxis.set_minor_formatter(NullFormatter())
     _name(axes, places)
-    axes.legend(fontsize=8, loc="upper left", ncols=3)
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high * 4)  # room for the legend
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
 
 
 def _draw_makespan(figure: Figure, rows: Sequence[Row]) -> None:
@@ -99,6 +97,7 @@ def _draw_makespan(figure: Figure, rows: Sequence[Row]) -> None:
     calm = [row for row in _first_model(rows) if row.get("weather") == "calm"]
     _bars(axes, calm, "seconds", "system", SYSTEMS)
     axes.yaxis.set_major_formatter(lambda value, _: format_seconds(value))
+    axes.set_ylabel("time until the last tenant is done")
 
 
 def _draw_cost(figure: Figure, rows: Sequence[Row]) -> None:
@@ -109,6 +108,7 @@ def _draw_cost(figure: Figure, rows: Sequence[Row]) -> None:
     left.set_ylabel("node-hours")
     _bars(right, [row for row in mine if row.get("weather") == "calm"], "bytes", "system", SYSTEMS)
     right.yaxis.set_major_formatter(lambda value, _: format_bytes(value))
+    right.set_ylabel("sent by the nodes")
 
 
 def _draw_check(figure: Figure, rows: Sequence[Row]) -> None:
@@ -151,4 +151,4 @@ def _draw_slowdown(figure: Figure, rows: Sequence[Row]) -> None:
     axes.set_ylim(bottom=0)
     axes.set_ylabel("time over time alone")
     _name(axes, places)
-    axes.legend(loc="upper left", ncols=3, fontsize=8)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8)
