@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,10 @@ FIRST = ("e2e", "sweep", "memory", "tenants")
 LAST = ("simulate", "check", "published")
 CHECK = "check"
 LEFT_OUT = ("all", "memory-model")
+MOST_SECONDS, QUICK_MOST_SECONDS = 4 * 3600.0, 900.0
+"""After which a scenario is ended as by Ctrl-C, with what it has: the others shall come."""
+END_SECONDS = 120.0
+"""For what it does then."""
 COLUMNS = (
     Column("system", "scenario", is_text=True),
     SECONDS,
@@ -50,7 +55,8 @@ def run_all(
 
     Where the published figures need more than a scenario's defaults (networks and links), it is run with those. At the
     end DIR's README.md is written: what is there, from which command, machine, day and commit. A scenario that fails
-    is a failed row here, and the next one runs. With --quick each scenario that has that option is run with it.
+    is a failed row here, and the next one runs; one that takes too long (four hours, a quarter of an hour with --quick)
+    is ended with the rows that it has. With --quick each scenario that has that option is run with it.
     """
     from benchmarks.bench.index import write_index
     from hapi.errors import InputError
@@ -65,7 +71,7 @@ def run_all(
             command = ["bench", *words, "--report", str(results / name)]
             bench.say(f"hapi {shlex.join(command)}")
             with bench.trial(system=name, command=f"hapi {shlex.join(command)}") as trial:
-                run_scenario(trial, command, results / name)
+                run_scenario(trial, command, results / name, QUICK_MOST_SECONDS if quick else MOST_SECONDS)
         bench.say(f"wrote {write_index(results)}")
 
 
@@ -98,7 +104,7 @@ def _has_quick(scenario: str) -> bool:
     return any("--quick" in parameter.opts for parameter in command.params)
 
 
-def run_scenario(trial: Trial, words: list[str], folder: Path) -> None:
+def run_scenario(trial: Trial, words: list[str], folder: Path, most_seconds: float = MOST_SECONDS) -> None:
     """Runs one scenario; what it prints goes to the standard error stream. RuntimeError if it left no rows."""
     from benchmarks.bench.kept import ROWS, read
     from benchmarks.testbed.processes import end_group
@@ -109,13 +115,24 @@ def run_scenario(trial: Trial, words: list[str], folder: Path) -> None:
         [sys.executable, "-m", "hapi.cli", *words], stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True
     )
     try:
-        status = process.wait()
+        status, told = _ended(process, most_seconds)
     finally:
         end_group(process)
     if not (folder / ROWS).exists() or (folder / ROWS).stat().st_mtime_ns == before:
-        raise RuntimeError(f"it ended with {status} and wrote no rows; what it said is above")
+        raise RuntimeError(f"{told} and wrote no rows; what it said is above")
     kept = read(folder / ROWS)
     failed = sum(row.failed for row in kept.rows)
     trial.measured(seconds=time.perf_counter() - begun, rows=len(kept.rows), rows_failed=failed)
     if status:
-        trial.measured(failed=True, note=f"it ended with {status}")
+        trial.measured(failed=True, note=told)
+
+
+def _ended(process: subprocess.Popen[bytes], most_seconds: float) -> tuple[int, str]:
+    """Its exit status, and how it ended in words."""
+    try:
+        status = process.wait(most_seconds)
+        return status, f"it ended with {status}"
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+    status = process.wait(END_SECONDS)
+    return status, f"it took longer than {most_seconds:.0f} s and was ended"

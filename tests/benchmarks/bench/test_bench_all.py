@@ -62,6 +62,8 @@ def test_a_run_is_a_row_with_its_seconds_and_counts(tmp_path: Path) -> None:
     assert not trial.row.failed
     with pytest.raises(RuntimeError, match="ended with 2 and wrote no rows"):
         run_scenario(trial, ["bench", "simulate", "--cell", "none"], tmp_path / "one")
+    with pytest.raises(RuntimeError, match="took longer than 0 s and was ended and wrote no rows"):
+        run_scenario(trial, ["bench", *words], tmp_path / "one", most_seconds=0.01)
 
 
 def test_a_scenario_that_is_none_is_refused(
