@@ -88,9 +88,15 @@ class Observer:
 
     @property
     def is_link_full(self) -> bool:
-        """Whether the link set the pace lately."""
+        """Whether the link set the pace lately. Not any more when it has rested since: a link that was restored carries
+        little for a plan that was made for less, and would otherwise count as full until enough has come over it."""
         with self._lock:
-            return self._link.is_full
+            now = self._clock()
+            elapsed = now - self._window_began
+            if elapsed < WINDOW_SECONDS:
+                return self._link.is_full
+            under_way = now - max(self._last_byte, self._window_began) if self._on_their_way else 0.0
+            return self._link.is_full and self._flowing + under_way > FULL * elapsed
 
     @property
     def unseen_samples(self) -> int:

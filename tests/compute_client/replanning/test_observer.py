@@ -71,6 +71,19 @@ def test_a_link_that_sets_the_pace_gives_what_arrives() -> None:
     assert seen.observer.is_link_full
 
 
+def test_a_link_that_rests_is_not_full_any_more() -> None:
+    seen = Seen()
+    for _ in range(3):
+        seen.message(1.0, server=0.3, client=0.3)
+    answer = seen.observer.answer("cut1", RAW)
+    answer.received(1000)
+    seen.now += 0.5  # the rest of a message that has begun is awaited
+    assert seen.observer.is_link_full
+    answer.completed(None)
+    seen.now += 0.2
+    assert not seen.observer.is_link_full
+
+
 @pytest.mark.parametrize("busy", [{"server": 1.0}, {"client": 1.0}, {"server": 0.5, "share": 0.5}])
 def test_a_link_that_waits_for_a_tier_gives_at_least_what_arrives(busy: dict[str, float]) -> None:
     seen = Seen()
