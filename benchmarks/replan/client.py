@@ -33,12 +33,13 @@ from profiler.tiers import Job, profile_with_server
 
 def train(
     data: str, model: str, server: str, progress: Path, *, weights: str, pushdown: str, replan: bool, samples: int,
-    batch_size: int, engine: Choice, most_seconds: float,
+    batch_size: int, engine: Choice, in_flight: int, buffer_bytes: int, most_seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
     """One stream without an end, nothing kept; answers the plan as it ended, with its history."""
     loader = DataLoader(
         data, backbone=model, weights=weights, server=server, pushdown=pushdown, replan=replan, batch_size=batch_size,
         sampler=Endless(samples), cache_bytes=0, device="cpu", engine=engine, epochs=100,
+        requests_in_flight=in_flight, buffer_bytes=buffer_bytes,
     )  # fmt: skip
     loader.warm_up()
     head = nn.Linear(loader.feature_shape[0], max(2, len(loader.classes)))
@@ -53,7 +54,7 @@ def train(
             line = {
                 "at": time.time(),
                 "samples": stats.samples,
-                "requests": stats.requests - stats.retries,
+                "arrived": sum(stats.samples_by_cut.values()),
                 "bytes": stats.bytes_received,
                 "changes": len(loader.plan.history),
             }
@@ -95,6 +96,8 @@ def main() -> None:
     parser.add_argument("--pushdown", default="auto")
     parser.add_argument("--no-replan", dest="replan", action="store_false")
     parser.add_argument("--samples", type=int, help="of the dataset")
+    parser.add_argument("--in-flight", type=int, default=4)
+    parser.add_argument("--buffer-bytes", type=int, default=2**28)
     parser.add_argument("--most-seconds", type=float, default=3600.0)
     told = parser.parse_args()
     job = {"data": told.data, "model": told.model, "server": told.server, "weights": told.weights,
@@ -102,7 +105,8 @@ def main() -> None:
     if told.profile:
         print(json.dumps(profile(**job)))
         return
-    how = {"pushdown": told.pushdown, "replan": told.replan, "samples": told.samples, "most_seconds": told.most_seconds}
+    how = {"pushdown": told.pushdown, "replan": told.replan, "samples": told.samples, "in_flight": told.in_flight,
+           "buffer_bytes": told.buffer_bytes, "most_seconds": told.most_seconds}  # fmt: skip
     print(json.dumps(train(progress=told.progress, **job, **how)))
 
 

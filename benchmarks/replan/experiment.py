@@ -16,6 +16,7 @@ from benchmarks.replan.phases import Batch, reached, read_batches, unsettled
 from benchmarks.testbed.processes import Outcome, ProgramFailedError
 from benchmarks.testbed.services import Server, Store, start_server, start_store
 from benchmarks.testbed.testbed import Testbed, open_testbed
+from compute_client.spans import span_size
 from hapi.errors import InputError
 from hapi.plan import Profile
 from profiler.planner import plan
@@ -28,6 +29,9 @@ PARTS = {"before": 1.0, "dropped": 2.0, "restored": 1.5}
 """
 WARM_SAMPLES = 128
 """Yielded before the first phase begins."""
+IN_FLIGHT, BUFFER_BYTES = 4, 2**26
+"""Of the client. With more bytes under way a job lives longer on what it had asked for before the link changed, and the
+phases would have to be as much longer."""
 ENGINE = "eager"
 """Of both tiers: nothing is compiled in the background, so that a rate that changes is the link's doing."""
 SERVE = ("--feature-cache-bytes", "0", "--engine", ENGINE)
@@ -96,6 +100,11 @@ class Hosts:
     server: Server
     client_caches: Mapping[str, str]
 
+    @property
+    def span(self) -> int:
+        """Samples that are asked for at once, as the loader has it for all but huge ones."""
+        return span_size(self.store.samples, 1.0, limit_bytes=BUFFER_BYTES, in_flight=IN_FLIGHT)
+
     def run(self, settings: Settings, words: Sequence[str], seconds: float) -> Outcome:
         """The client on the compute host."""
         variables = {**self.store.for_compute, **self.server.variables, **self.client_caches}
@@ -132,7 +141,7 @@ def _measure(system: str, settings: Settings, bench: Bench, hosts: Hosts, profil
     history = outcome.document["plan"].get("history", [])
     for phase, begin, end in zip(PHASES, moments, moments[1:], strict=False):
         with bench.trial(**keys, phase=phase, bandwidth_bits_per_s=settings.rate(phase)) as trial:
-            found, most = reached(batches, begin, end), limit(settings, profile, phase)
+            found, most = reached(batches, begin, end, hosts.span, IN_FLIGHT), limit(settings, profile, phase)
             if found is None:
                 found = unsettled(batches, begin, end)
                 trial.measured(note="it had not settled when the phase ended: all that came in it is counted")
@@ -179,6 +188,7 @@ def _trained(system: str, settings: Settings, hosts: Hosts) -> tuple[list[Batch]
 def _client(settings: Settings, hosts: Hosts, progress: Path, pushdown: str, replan: bool) -> Outcome:
     most = START_SECONDS + sum(settings.seconds(phase) for phase in PHASES) + STOP_SECONDS
     words = ["--progress", str(progress), "--pushdown", pushdown, "--samples", str(hosts.store.samples)]
+    words += ["--in-flight", str(IN_FLIGHT), "--buffer-bytes", str(BUFFER_BYTES)]
     words += [] if replan else ["--no-replan"]
     return hosts.run(settings, [*words, "--most-seconds", str(most)], 2 * most)
 

@@ -17,14 +17,14 @@ class Batch:
 
     Attributes:
         samples: yielded.
-        requests: spans asked for; some of them are still under way.
+        arrived: samples of the spans that are whole here; they may wait for the client, or for those before them.
         bytes: received from the server.
         changes: of the plan.
     """
 
     at: float
     samples: int
-    requests: int
+    arrived: int
     bytes: int
     changes: int
 
@@ -53,15 +53,17 @@ def read_batches(progress: Path) -> list[Batch]:
     return [Batch(**json.loads(line)) for line in lines if line.endswith("\n")]
 
 
-def reached(batches: Sequence[Batch], begin: float, end: float) -> Reached | None:
-    """Between two moments, without what was begun before and without the first spans; None if nothing is left."""
+def reached(batches: Sequence[Batch], begin: float, end: float, span: int, in_flight: int) -> Reached | None:
+    """Between two moments, without what was begun before and without the first spans; None if nothing is left.
+
+    `span` are the samples of one, `in_flight` how many are under way at once.
+    """
     before = [batch for batch in batches if batch.at <= begin]
     inside = [batch for batch in batches if begin < batch.at <= end]
     if not inside:
         return None
-    span = _span_samples(batches)
-    asked = before[-1].requests if before else 0
-    settled = [batch for batch in inside if batch.samples >= (asked + SETTLING_SPANS) * span]
+    begun = before[-1].arrived + in_flight * span if before else 0
+    settled = [batch for batch in inside if batch.samples >= begun + SETTLING_SPANS * span]
     if len(settled) < 2:
         return None
     first, last = settled[0], settled[-1]
@@ -85,9 +87,3 @@ def unsettled(batches: Sequence[Batch], begin: float, end: float) -> Reached:
         changes=last.changes - before[-1].changes,
         settling_seconds=0.0,
     )
-
-
-def _span_samples(batches: Sequence[Batch]) -> float:
-    """Mean samples of a span: between the first batch and the last, as there are as many spans under way at both."""
-    first, last = batches[0], batches[-1]
-    return (last.samples - first.samples) / max(1, last.requests - first.requests)

@@ -25,8 +25,8 @@ COLUMNS = (
     Column("plan_changes", "changes"),
     Column("settling_seconds", "settling", format_seconds),
 )
-PHASE_SECONDS, QUICK_PHASE_SECONDS = 20.0, 6.0
-SAMPLES_USED, QUICK_SAMPLES_USED = 512, 160
+PHASE_SECONDS, QUICK_PHASE_SECONDS = 20.0, 5.0
+SAMPLES_USED, QUICK_SAMPLES_USED = 160, 128
 QUICK_SYSTEMS = ("mix", "none")
 SAME = ("scenario", "model", "phase")
 

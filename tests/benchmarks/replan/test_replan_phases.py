@@ -19,39 +19,39 @@ SPAN = 16
 
 
 def batches() -> list[Batch]:
-    """Ten spans a second, four of them under way; from second 100 on one a second."""
-    found = [Batch(number / 10, number * SPAN, number + 4, number * 100, 0) for number in range(1, 1001)]
+    """Ten spans a second, two more are here and four under way; from second 100 on one a second."""
+    found = [Batch(number / 10, number * SPAN, (number + 2) * SPAN, number * 100, 0) for number in range(1, 1001)]
     return found + [
-        Batch(100 + number, (1000 + number) * SPAN, 1004 + number, (1000 + number) * 100, int(number > 3))
+        Batch(100 + number, (1000 + number) * SPAN, (1002 + number) * SPAN, (1000 + number) * 100, int(number > 3))
         for number in range(1, 101)
     ]
 
 
 def test_a_phase_is_measured_once_it_has_settled() -> None:
-    found = reached(batches(), 100.0, 160.0)
+    found = reached(batches(), 100.0, 160.0, SPAN, 4)
     assert found is not None
     assert found.rate == pytest.approx(SPAN)
     assert found.changes == 1
-    assert found.settling_seconds == pytest.approx(4 + SETTLING_SPANS, abs=1)
+    assert found.settling_seconds == pytest.approx(2 + 4 + SETTLING_SPANS)
     assert found.bytes == found.samples / SPAN * 100
-    first = reached(batches(), 10.0, 100.0)
+    first = reached(batches(), 10.0, 100.0, SPAN, 4)
     assert first is not None
     assert first.rate == pytest.approx(10 * SPAN)
     assert first.changes == 0
 
 
 def test_a_phase_that_never_settles_reached_nothing() -> None:
-    assert reached(batches(), 100.0, 105.0) is None
-    assert reached(batches(), 300.0, 400.0) is None
-    assert reached([], 0.0, 1.0) is None
+    assert reached(batches(), 100.0, 105.0, SPAN, 4) is None
+    assert reached(batches(), 300.0, 400.0, SPAN, 4) is None
+    assert reached([], 0.0, 1.0, SPAN, 4) is None
 
 
 def test_lines_that_are_being_written_wait(tmp_path: Path) -> None:
     progress = tmp_path / "progress.jsonl"
     assert read_batches(progress) == []
-    line = json.dumps({"at": 1.5, "samples": 32, "requests": 6, "bytes": 10, "changes": 0})
+    line = json.dumps({"at": 1.5, "samples": 32, "arrived": 64, "bytes": 10, "changes": 0})
     progress.write_text(f"{line}\n{line[:20]}")
-    assert read_batches(progress) == [Batch(1.5, 32, 6, 10, 0)]
+    assert read_batches(progress) == [Batch(1.5, 32, 64, 10, 0)]
 
 
 def settings(**values: object) -> Settings:
