@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from compute_client.pipeline import Finished
 from compute_client.planning import policy_of
@@ -13,7 +15,7 @@ from compute_client.replanning.dealing import Dealing
 from compute_client.replanning.observer import Observer
 from compute_client.replanning.replanner import Replanner
 from hapi.errors import HapiError
-from hapi.plan import Plan, Profile
+from hapi.plan import INPUT, Change, Plan, Profile, Share
 from profiler.remote import ServerClient
 
 log = logging.getLogger(__name__)
@@ -84,10 +86,23 @@ class Decision:
             if plan is not None:
                 log.info("the plan has changed: %s", plan.history[-1])
                 self._prepare([share.name for share in plan.cuts])
-                self.adopt(plan)
+                with self._lock:
+                    if self._replanner is not None:  # the server was not given up meanwhile
+                        self.adopt(plan)
         except Exception:  # whatever it is, the job has a plan that works
             log.exception("the plan stays as it is from now on, since changing it failed")
             self._replanner = None
+
+    def give_server_up(self, reason: str) -> None:
+        """Everything is computed here from now on, and the plan changes no more."""
+        self._prepare([INPUT])
+        with self._lock:
+            self._replanner = None
+            old, cuts = self.plan, (Share(INPUT, 1.0),)
+            change = Change(time.time(), old.cuts, cuts, reason)
+            self.adopt(
+                replace(old, cuts=cuts, predicted_seconds=None, limit_seconds=None, history=(*old.history, change))
+            )
 
 
 def probed(server: ServerClient) -> float | None:

@@ -14,6 +14,7 @@ from compute_client.cache import CacheOptions
 from compute_client.dataset import Dataset
 from compute_client.decision import Decision
 from compute_client.decode import Decoder, Transform
+from compute_client.fallback import Fallback
 from compute_client.keeping import feature_keys, kept_share, open_cache
 from compute_client.limits import Limits
 from compute_client.local import LocalSource
@@ -62,7 +63,9 @@ class Execution:
         link: Link | None,
         caching: CacheOptions,
         replan: bool = True,
+        here: Dataset | None = None,
     ) -> None:
+        """`here` is the dataset as this process reads it, if it shall go on without a server that is gone."""
         self.dataset, self.stats, self.activity = dataset, LoaderStats(), Activity()
         self._backbone, self._server, self._pushdown = backbone, server, pushdown
         self._seed, self._workload, self._limits, self._link = seed, workload, limits, link
@@ -87,6 +90,9 @@ class Execution:
         if server is not None:
             self._teacher = Teacher(server, dataset, lambda: backbone.graph(self._transform))
             self._restorer = Restorer(self._teacher.restore)
+        self._fallback: Fallback | None = None
+        if here is not None and server is not None:
+            self._fallback = Fallback(here, self.stats, self._decision.give_server_up)
         self._window = Window(limits.in_flight)  # what a full server taught holds for the next epoch as well
         self.cache = open_cache(dataset, caching, self._transform, self._keys, self.stats)
 
@@ -272,28 +278,32 @@ class Execution:
             return self._parts
 
     def _source(self) -> SpanSource:
-        decoder = None
-        if self._decision.is_followed or any(share.name == INPUT for share in self._decision.plan.cuts):
-            decoder = Decoder(
-                self._transform,
-                seed=self._seed,
-                threads=self._limits.threads,
-                stats=self.stats,
-                activity=self.activity,
-            )
         if self._server is None:
-            assert decoder is not None
-            assert self.dataset.manifest is not None
-            return LocalSource(self.dataset.open_store(), self.dataset.manifest, decoder, self.stats)
-        return RemoteSource(
+            return self._local_source(self.dataset)
+        is_read_here = self._decision.is_followed or any(share.name == INPUT for share in self._decision.plan.cuts)
+        remote = RemoteSource(
             self._server,
             self._job.planned(self.plan),
             retry=self._limits.retry,
             restorer=self._restorer,
-            decoder=decoder,
+            decoder=self._decoder() if is_read_here else None,
             stats=self.stats,
             window=self._window,
             observer=self._decision.observer,
+        )
+        return remote if self._fallback is None else self._fallback.source(remote, self._local_source)
+
+    def _local_source(self, dataset: Dataset) -> SpanSource:
+        assert dataset.manifest is not None
+        return LocalSource(dataset.open_store(), dataset.manifest, self._decoder(), self.stats)
+
+    def _decoder(self) -> Decoder:
+        return Decoder(
+            self._transform,
+            seed=self._seed,
+            threads=self._limits.threads,
+            stats=self.stats,
+            activity=self.activity,
         )
 
     def _bytes_at(self, cut: str) -> float:

@@ -19,6 +19,7 @@ from compute_client.batches import Batch, collate
 from compute_client.cache import DEFAULT_DISK_BYTES, CacheOptions
 from compute_client.dataset import Dataset, resolve
 from compute_client.execution import Execution
+from compute_client.fallback import Where, readable
 from compute_client.iterator import EpochRun, LoaderIterator
 from compute_client.limits import Limits
 from compute_client.order import EpochOrder, World
@@ -79,6 +80,11 @@ class DataLoader:
         epochs: how many are planned: the planner weighs start-up costs with it.
         requests_in_flight, buffer_bytes: how much is asked for at once, and how many bytes may be under way.
         retry_seconds: how long a server may be away before its error is raised, counted from its last answer.
+        fallback: what to do when the server stays away for longer than that. False: its error is raised. True: the
+            loader goes on without it for good: it reads the data itself and computes everything here, with the same
+            features in the same order, which `plan.history` and `stats.fallback_samples` tell. An address instead of
+            True: where the same files lie for this process. That they can be read here, and that their names and labels
+            are the same, is checked at the beginning.
         busy_seconds: how long a server may go on answering that it is full without serving a sample here. It is waited
             for as it asks (Retry-After), with fewer requests in flight; what can never fit is an error at once.
         link: bandwidth and latency for the planner; default: measured.
@@ -138,6 +144,7 @@ class DataLoader:
         requests_in_flight: int = 4,
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,
         retry_seconds: float = 120.0,
+        fallback: Where = False,
         busy_seconds: float = BUSY_SECONDS,
         link: Link | None = None,
         rank: int | None = None,
@@ -203,6 +210,7 @@ class DataLoader:
                 cache_bytes, None if cache_dir is None else Path(cache_dir), disk_cache_bytes, augment_views
             ),
             replan=replan,
+            here=None if self._server is None or fallback is False else readable(data, fallback, self.dataset),
         )
         self.batch_size, self.drop_last, self.timeout = batch_size, drop_last, timeout
         self.num_workers, self.collate_fn, self.generator = num_workers, collate_fn, generator

@@ -13,7 +13,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -145,6 +145,9 @@ class Pipeline:
                 self._complete(span, error)
                 continue
             with self._changed:
+                if stage.cut is not None and stage.cut != span.cut:
+                    span = replace(span, cut=stage.cut, way=None)
+                    self._held[span.number] = self._span_bytes(span)
                 self._fetched.append((span, stage))
                 self._changed.notify_all()
 

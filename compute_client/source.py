@@ -21,12 +21,14 @@ class Stage:
         rows: int64 (g,), ascending: the rows that succeeded.
         tensors: per tensor of the cut, (g, *shape) in host memory; empty when no row succeeded.
         errors: row -> reason, for the n - g others.
+        cut: at which they are, if that is not the span's.
     """
 
     labels: np.ndarray
     rows: np.ndarray
     tensors: tuple[torch.Tensor, ...]
     errors: dict[int, str] = field(default_factory=dict)
+    cut: str | None = None
 
 
 class SpanSource(Protocol):

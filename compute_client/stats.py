@@ -18,6 +18,7 @@ class LoaderStats:
         cached_samples: samples yielded from the cache, without any work.
         disk_samples: samples read from the cache's folder.
         samples_by_cut: cut -> samples that arrived there.
+        fallback_samples: samples read here since the server was given up.
         bytes_received: bytes of features and objects received from the server, after HTTP.
         bytes_read: bytes of objects read from the store by this process.
         requests: extract requests sent, repeated ones included.
@@ -34,6 +35,7 @@ class LoaderStats:
     cached_samples: int = 0
     disk_samples: int = 0
     samples_by_cut: dict[str, int] = field(default_factory=dict)
+    fallback_samples: int = 0
     bytes_received: int = 0
     bytes_read: int = 0
     requests: int = 0

@@ -34,6 +34,7 @@ def extract_command(
     buffer: str = options.BUFFER,
     bandwidth: str | None = options.BANDWIDTH,
     retry_seconds: float = options.RETRY_SECONDS,
+    fallback: bool = options.FALLBACK,
     busy_seconds: float = options.BUSY_SECONDS,
     skip_errors: bool = options.SKIP_ERRORS,
     cache_dir: Path | None = options.CACHE_DIR,
@@ -68,6 +69,7 @@ def extract_command(
             buffer=buffer,
             bandwidth=bandwidth,
             retry_seconds=retry_seconds,
+            fallback=fallback,
             busy_seconds=busy_seconds,
             skip_errors=skip_errors,
             cache_bytes="0",  # one pass: nothing is asked for again

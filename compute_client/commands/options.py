@@ -30,6 +30,9 @@ IN_FLIGHT = typer.Option(4, "--in-flight", min=1, max=256, help="Requests to the
 BUFFER = typer.Option("256MiB", "--buffer", help="Most bytes that are under way at once.")
 BANDWIDTH = typer.Option(None, help="Of the link, as in 300mbit; default: measured when a plan needs it.")
 RETRY_SECONDS = typer.Option(120.0, min=0, help="How long the server may be away before the command fails.")
+FALLBACK = typer.Option(
+    False, "--fallback", help="Go on without a server that stays away longer than that: read the data from here."
+)
 BUSY_SECONDS = typer.Option(3600.0, min=0, help="How long the server may go on saying that it is full.")
 SKIP_ERRORS = typer.Option(False, "--skip-errors", help="Leave out pictures that cannot be read, and count them.")
 CACHE_BYTES = typer.Option(

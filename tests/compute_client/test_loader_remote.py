@@ -262,6 +262,63 @@ def test_patience_ends(server: FakeServer, graph: Graph, transform: v2.Compose) 
     assert_no_threads()
 
 
+def gone_after(server: FakeServer, requests: int) -> None:
+    """Answers so many requests, and then none."""
+
+    def trouble(number: int) -> httpx.Response | None:
+        if number >= requests:
+            raise httpx.ConnectError("connection refused")
+        return None
+
+    server.trouble = trouble
+
+
+@pytest.mark.parametrize(
+    "pushdown", ["body", "all", "none", Plan("given", (Share("stem", 0.5), Share("body", 0.5)), None, None)]
+)
+def test_a_loader_goes_on_without_a_server_that_is_gone_where_it_was_told_to(
+    server: FakeServer, graph: Graph, transform: v2.Compose, expected: list, pushdown: str | Plan,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    gone_after(server, 3)
+    server.cut_off = lambda number: 1 if number == 2 else None  # what arrived of this span is not used
+    loader = open_loader(
+        server, graph, transform, pushdown=pushdown, fallback=True, retry_seconds=0.05, cache_bytes=0, buffer_bytes=1
+    )
+    first = list(loader.indexed())
+    assert sorted(index for indices, _, _ in first for index in indices) == list(range(SAMPLES))
+    asked = loader.stats.requests
+    assert_same([(features, labels) for _, features, labels in first] + list(loader), expected)
+    assert loader.stats.requests == asked  # it is not asked again
+    (change,) = loader.plan.history
+    assert [share.name for share in change.after] == ["input"]
+    assert "the server is given up" in change.reason
+    assert "refused" in change.reason
+    assert SAMPLES < loader.stats.fallback_samples < 2 * SAMPLES
+    assert sum(loader.stats.samples_by_cut.values()) == 2 * SAMPLES
+    assert sum("the server is given up" in record.message for record in caplog.records) == 1
+    assert_no_threads()
+
+
+def test_what_cannot_be_read_here_is_told_before_anything_is_asked(
+    server: FakeServer, graph: Graph, transform: v2.Compose, pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"fallback: this process cannot read the data itself.*leave fallback out"):
+        open_loader(server, graph, transform, fallback=str(tmp_path / "nowhere"))
+    fewer = broken_copy(pictures, tmp_path)
+    next(fewer.glob("*/*")).unlink()
+    with pytest.raises(InputError, match=f"lists {SAMPLES} samples, this process {SAMPLES - 1}"):
+        open_loader(server, graph, transform, fallback=fewer)
+    assert not server.requests
+
+
+def test_a_full_server_is_not_given_up(server: FakeServer, graph: Graph, transform: v2.Compose) -> None:
+    server.trouble = lambda number: problem(429, "busy", "full.", **{"retry-after": "0"})
+    with pytest.raises(BusyError, match=r"full\."):
+        list(open_loader(server, graph, transform, fallback=True, busy_seconds=0.05))
+    assert_no_threads()
+
+
 @pytest.mark.parametrize(
     ("status", "kind", "error"),
     [

@@ -188,6 +188,37 @@ def test_a_server_that_is_killed_and_started_again_costs_no_sample(
     assert_no_threads()
 
 
+def test_a_server_that_is_killed_for_good_is_done_without(
+    pictures: Path, graph: Graph, transform: v2.Compose, tmp_path: Path
+) -> None:
+    expected = DataLoader(pictures, backbone=graph, transform=transform, batch_size=2, shuffle=True, seed=9)
+    with ServerProcess(pictures, tmp_path / "kept") as server:
+        loader = DataLoader(
+            pictures,
+            backbone=graph,
+            transform=transform,
+            server=server.url,
+            pushdown="body",
+            batch_size=2,
+            shuffle=True,
+            seed=9,
+            buffer_bytes=1,
+            retry_seconds=0.5,
+            fallback=True,
+        )
+        iterator = loader.indexed()
+        batches = [next(iterator) for _ in range(3)]
+        server.kill()
+        batches += iterator
+    indices = [index for numbers, _, _ in batches for index in numbers]
+    assert sorted(indices) == list(range(SAMPLES))
+    assert_same([(features, labels) for _, features, labels in batches], list(expected))
+    assert 0 < loader.stats.fallback_samples < SAMPLES
+    assert loader.plan.history
+    loader.close()
+    assert_no_threads()
+
+
 def test_leaving_while_the_server_is_silent_does_not_wait_for_it() -> None:
     """A listening socket that never answers: closing wakes the reader instead of waiting for its timeout."""
     import socket
