@@ -72,6 +72,22 @@ def server_gone(lab: Lab, system: str) -> dict[str, Any]:
     return {"exit_status": ended.status, "end_seconds": taken, "failed": not is_told, "note": told}
 
 
+def server_done_without(lab: Lab, system: str) -> dict[str, Any]:
+    """Killed and never seen again, with leave to go on without it: as if nothing had happened, but for time."""
+    try:
+        with lab.training(system, retry_seconds=PATIENCE_SECONDS, fallback=True) as training:
+            lab.until_middle(training)
+            lab.server.kill()
+            ended = end_of(training, system)
+    finally:
+        lab.server.start()
+    values = survived(lab, system, ended)
+    changes = [change["reason"] for change in (ended.document.get("plan") or {}).get("history", [])]
+    if "failed" in values or any("given up" in reason for reason in changes):
+        return values
+    return {**values, "failed": True, "note": "its plan does not tell that the server was given up"}
+
+
 def link_trickles(lab: Lab, system: str) -> dict[str, Any]:
     """Nearly nothing passes for some seconds."""
     with lab.training(system) as training:
@@ -139,6 +155,7 @@ FAULTS = (
     Fault("none", undisturbed, BOTH),
     Fault("server killed, back after 3 s", server_returns),
     Fault("server killed for good", server_gone),
+    Fault("server gone, with --fallback", server_done_without),
     Fault("link at 100 kbit/s for 5 s", link_trickles, BOTH),
     Fault("store stopped for 4 s", store_stops, BOTH),
     Fault("two objects lost or damaged", objects_bad, BOTH),

@@ -90,15 +90,14 @@ class Lab:
         epochs: int | None = None,
         retry_seconds: float = 120.0,
         skip_errors: bool = False,
+        fallback: bool = False,
     ) -> Training:
         """Starts one, on the compute host."""
         variables = {**self.store.for_compute, **self.server.variables(tenant)}
         variables["XDG_CACHE_HOME"] = str(self.bed.folder / f"client-{tenant}")  # measured once for all trainings
         variables["TORCH_HOME"] = os.environ.get("TORCH_HOME") or str(Path.home() / ".cache" / "torch")
-        task, environment = (
-            replace(self.task, epochs=epochs or self.task.epochs),
-            self.bed.compute.environment(variables),
-        )
+        task = replace(self.task, epochs=epochs or self.task.epochs)
+        environment = self.bed.compute.environment(variables)
         if system == PLAIN:
             job = Job(self.store.uri, task.model, task.weights, task.epochs, task.batch_size, task.seed)
             before = self._carried()
@@ -108,7 +107,8 @@ class Lab:
         told = {
             "data": self.store.uri, "model": task.model, "weights": task.weights, "epochs": task.epochs,
             "batch_size": task.batch_size, "seed": task.seed, "server": self.server.url, "pushdown": task.pushdown,
-            "retry_seconds": retry_seconds, "skip_errors": skip_errors, "engine": "eager",
+            "retry_seconds": retry_seconds, "skip_errors": skip_errors, "fallback": fallback,
+            "engine": "eager",
         }  # fmt: skip
         words = [sys.executable, "-m", "benchmarks.faults.trainer", json.dumps(told)]
         return Training(self.bed.compute.command(*words), environment)
