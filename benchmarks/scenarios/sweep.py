@@ -22,7 +22,7 @@ def sweep(
         float | None, typer.Option(min=0.1, help="To watch each cut once its pipeline has filled. (default 1)")
     ] = None,
     samples: options.Samples = None,
-    batch_size: options.BatchSize = 16,
+    batch_size: options.BatchSize = 8,
     data: options.DataOption = None,
     weights: options.Weights = "none",
     seed: options.Seed = 0,

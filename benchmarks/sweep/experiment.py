@@ -52,7 +52,7 @@ class Settings:
     policies: tuple[str, ...] = ()
     seconds: float | None = None
     samples: int | None = None
-    batch_size: int = 16
+    batch_size: int = 8
     data: str | None = None
     weights: str = "none"
     seed: int = 0

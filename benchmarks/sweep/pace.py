@@ -10,7 +10,7 @@ import numpy as np
 
 from hapi.errors import BatchTimeoutError
 
-LEAST_ARRIVALS = 3
+LEAST_ARRIVALS = 6
 """Batches after the pipeline has filled, below which nothing is said of a pace."""
 
 
