@@ -20,7 +20,7 @@ from hapi.errors import InputError
 from hapi.units import format_seconds, parse_bandwidth
 
 SYSTEMS = (OURS, PLAIN)
-SAMPLES, QUICK_SAMPLES = 192, 128
+SAMPLES, QUICK_SAMPLES = 192, 64
 
 
 def yes_or_no(value: bool) -> str:

@@ -27,7 +27,7 @@ def draw_faults(figure: Figure, rows: Sequence[Row]) -> None:
         seconds, lost = row.seconds or 0.0, max(0.0, row.get("lost_seconds") or 0.0)
         axes.barh(place, seconds - lost, 0.6, color=GRID)
         axes.barh(place, lost, 0.6, left=seconds - lost, color=colour(row.system))
-        told = format_seconds(seconds) if row.seconds else "failed" if row.failed else "ended with an error, as it must"
+        told = format_seconds(seconds) if row.seconds else _without_end(row)
         axes.annotate(told, (seconds, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8,
                       color=QUIET)  # fmt: skip
     axes.set_yticks(range(len(rows)), [f"{row.get('fault')} ({row.system})" for row in rows])
@@ -35,4 +35,12 @@ def draw_faults(figure: Figure, rows: Sequence[Row]) -> None:
     axes.margins(x=0.15)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", visible=True)
+    axes.set_xlabel("time of all epochs")
     axes.xaxis.set_major_formatter(lambda value, _: format_seconds(value) if value else "0")
+
+
+def _without_end(row: Row) -> str:
+    """What became of a training that was not trained to its end."""
+    if row.failed:
+        return "failed"
+    return "did not survive" if row.get("survived") is False else "ended with an error, as it must"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.bench.report import GRID, INK, QUIET, colour
 from benchmarks.bench.rows import Row
@@ -65,7 +65,9 @@ def draw_cuts(figure: Figure, rows: Sequence[Row]) -> None:
             axes.set_title(f"{model}, {format_bandwidth(rate)}", fontsize=8)
         axes_row[0].set_ylabel("seconds per sample", fontsize=8)
     handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}  # noqa: B905
-    figure.legend(handles=list(handles.values()), labels=list(handles), loc="outside lower center", ncols=8)
+    columns = max(3, int(figure.get_figwidth() / 1.4))
+    figure.legend(handles=list(handles.values()), labels=list(handles), loc="outside lower center", ncols=columns,
+                  fontsize=8)  # fmt: skip
 
 
 def _panel(axes: Axes, rows: Sequence[Row]) -> None:
@@ -89,8 +91,7 @@ def _panel(axes: Axes, rows: Sequence[Row]) -> None:
     if limits:
         axes.axhline(min(limits), color=INK, linewidth=0.9, linestyle="--", label="limit")
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(lambda value, _: format_seconds(value))
-    axes.yaxis.set_minor_formatter(lambda value, _: "")
+    _in_seconds(axes.yaxis)
     axes.tick_params(axis="both", labelsize=7)
     axes.set_xticks([0, len(cuts) - 1], ["input", "output"])
 
@@ -131,11 +132,20 @@ def draw_predicted(figure: Figure, rows: Sequence[Row]) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: format_seconds(value))
-        axis.set_minor_formatter(lambda value, _: "")
+        _in_seconds(axis)
     axes.set_xlabel("predicted seconds per sample")
-    axes.set_ylabel("measured")
-    axes.legend()
+    axes.set_ylabel("measured seconds per sample")
+    figure.legend(loc="outside lower center", ncols=3)
+
+
+def _in_seconds(axis: Any) -> None:
+    """Labels at 1, 2 and 5 of each power of ten: a narrow range has some, too."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if axis.get_scale() == "log":
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(lambda value, _: format_seconds(value))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _busiest(row: Row) -> str:
