@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ BATCH = 32
 
 
 class Line:
-    """First come, first served, at known durations: a link, or a client's processor. `busy_seconds` adds up."""
+    """First come, first served, at known durations: a client's processor. `busy_seconds` adds up."""
 
     def __init__(self, environment: simpy.Environment) -> None:
         self._environment = environment
@@ -31,6 +32,61 @@ class Line:
     def serve(self, seconds: float) -> simpy.Timeout:
         """An event at the end of such a service."""
         return self._environment.timeout(self.take(seconds) - self._environment.now)
+
+
+class SharedLine:
+    """A link: every connection that has something under way gets an equal part of it, as TCP does; what one connection
+    sends goes in its order.
+
+    Generalized processor sharing by virtual time (Parekh & Gallager, "A Generalized Processor Sharing Approach to Flow
+    Control in Integrated Services Networks", 1993): that advances by one over the connections under way per second.
+    """
+
+    def __init__(self, environment: simpy.Environment) -> None:
+        self._environment = environment
+        self._virtual, self._at = 0.0, environment.now
+        self._waiting: list[tuple[float, int, Hashable, simpy.Event]] = []
+        self._under_way: dict[Hashable, tuple[int, float]] = {}
+        """Connection -> (pieces under way, virtual time at which the last of them is through)."""
+        self._count = 0
+        self._round = 0
+
+    def carry(self, connection: Hashable, seconds: float) -> simpy.Event:
+        """An event at the moment at which a piece is through that would take `seconds` alone."""
+        self._advance()
+        pieces, last = self._under_way.get(connection, (0, self._virtual))
+        ends = max(last, self._virtual) + seconds
+        self._under_way[connection] = (pieces + 1, ends)
+        event = self._environment.event()
+        self._count += 1
+        heapq.heappush(self._waiting, (ends, self._count, connection, event))
+        self._await_next()
+        return event
+
+    def _advance(self) -> None:
+        now = self._environment.now
+        if self._under_way:
+            self._virtual += (now - self._at) / len(self._under_way)
+        self._at = now
+
+    def _await_next(self) -> None:
+        """Looks again when the next piece is through, unless another one comes before."""
+        self._round += 1
+        if not self._waiting:
+            return
+        left = max(0.0, self._waiting[0][0] - self._virtual) * len(self._under_way)
+        timer, awaited = self._environment.timeout(left), self._round
+        timer.callbacks.append(lambda _: self._through() if awaited == self._round else None)
+
+    def _through(self) -> None:
+        self._advance()
+        ends, _, connection, event = heapq.heappop(self._waiting)
+        self._virtual = max(self._virtual, ends)  # rounding
+        pieces, last = self._under_way.pop(connection)
+        if pieces > 1:
+            self._under_way[connection] = (pieces - 1, last)
+        event.succeed()
+        self._await_next()
 
 
 @dataclass(eq=False)
@@ -178,7 +234,7 @@ class StorageNode:
         self.device, self.readers, self.uplink = (
             FairServer(environment, batch),
             FairServer(environment),
-            Line(environment),
+            SharedLine(environment),
         )
         self.is_up = True
         self.up_seconds = 0.0

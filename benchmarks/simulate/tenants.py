@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import simpy
 
-from benchmarks.simulate.lanes import Line, Steps, StorageNode
+from benchmarks.simulate.lanes import Line, SharedLine, Steps, StorageNode
 from compute_client.spans import Dealer
 from hapi.plan import INPUT, Plan, Profile
 
@@ -96,7 +96,7 @@ class Tenant:
         self.bytes = 0.0
         self.retries = 0
         self._environment, self._choose, self._load = environment, choose, load
-        self._link, self._client = Line(environment), processor or Line(environment)
+        self._link, self._client = SharedLine(environment), processor or Line(environment)
         self._planned_for = 0.0
         self._dealer = self._deal(job.plan)
         self._costs = {cut.name: cut for cut in job.profile.cuts}
@@ -144,7 +144,7 @@ class Tenant:
         self, number: int, cut: str, size: int, window: simpy.Resource, turn: simpy.resources.resource.Request
     ) -> Steps:
         cost, attempt, missing = self._costs[cut], 0, size
-        arrived = 0.0
+        carried: list[simpy.Event] = []
         while missing:
             yield self._environment.timeout(self.job.latency_seconds)
             node = self._choose(self.number, number, attempt)
@@ -152,9 +152,8 @@ class Tenant:
                 ready: list[int] = []
 
                 def send(count: int, node: StorageNode = node, ready: list[int] = ready) -> None:
-                    nonlocal arrived
                     ready.append(count)
-                    arrived = max(arrived, self._carried(node, count * cost.out_bytes))
+                    carried.extend(self._carried(node, number, count * cost.out_bytes))
 
                 queue = node.readers if cut == INPUT else node.device
                 yield queue.submit(self.number, cost.server_seconds, missing, (self.job.profile.model, cut), send)
@@ -164,11 +163,14 @@ class Tenant:
                 self.retries += 1
                 yield self._environment.timeout(RETRY_SECONDS)
         self.bytes += size * cost.out_bytes
-        yield self._environment.timeout(max(0.0, arrived - self._environment.now))
+        yield self._environment.all_of(carried)
         window.release(turn)  # what has arrived waits for the client in its buffer, not at the server
         yield self._client.serve(size * cost.client_seconds)
 
-    def _carried(self, node: StorageNode, load: float) -> float:
-        """When it has come through the node's interface and the tenant's own link at once: the slower one counts."""
-        own = self._link.take(8 * load / self.job.bandwidth_bits_per_s)
-        return max(own, node.uplink.take(8 * load / node.bandwidth_bits_per_s))
+    def _carried(self, node: StorageNode, span: int, load: float) -> tuple[simpy.Event, simpy.Event]:
+        """It must come through the node's interface and the tenant's own link, at once: the slower one counts.
+
+        Each span has a connection of its own.
+        """
+        own = self._link.carry(span, 8 * load / self.job.bandwidth_bits_per_s)
+        return own, node.uplink.carry((self.number, span), 8 * load / node.bandwidth_bits_per_s)

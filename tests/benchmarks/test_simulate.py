@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.simulate.cluster import Autoscaling, ClusterSpec, Failures, simulate
-from benchmarks.simulate.lanes import FairServer, Line, StorageNode
+from benchmarks.simulate.lanes import FairServer, Line, SharedLine, StorageNode
 from benchmarks.simulate.tenants import JobSpec
 from hapi import cli
 from hapi.plan import CutCost, Link, Plan, Profile, Share
@@ -109,6 +109,46 @@ def test_a_line_serves_in_order() -> None:
     environment.run()
     assert ends == [2.0, 3.0, 6.0]
     assert line.busy_seconds == 6.0
+
+
+def test_connections_share_a_link_equally_and_each_keeps_its_order() -> None:
+    environment = simpy.Environment()
+    line, ends = SharedLine(environment), list[tuple[str, float]]()
+
+    def carry(name: str, connection: int, seconds: float) -> None:
+        line.carry(connection, seconds).callbacks.append(lambda _: ends.append((name, environment.now)))
+
+    carry("a", 1, 2.0)
+    carry("b", 2, 1.0)
+    carry("a, later", 1, 1.0)
+    environment.run(until=1.0)  # half a second's worth of both is through
+    carry("c", 3, 0.25)
+    environment.run()
+    assert [name for name, _ in ends] == ["c", "b", "a", "a, later"]
+    assert [moment for _, moment in ends] == pytest.approx([1.75, 2.25, 3.25, 4.25])
+    carry("alone", 4, 2.0)
+    environment.run()
+    assert ends[-1][1] == pytest.approx(6.25)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(0.0, 5.0), st.floats(0.0, 3.0)), min_size=1, max_size=12))
+def test_a_shared_link_never_rests_while_there_is_something(pieces: list[tuple[int, float, float]]) -> None:
+    environment = simpy.Environment()
+    line, ends = SharedLine(environment), list[float]()
+
+    def send(connection: int, at: float, seconds: float) -> Iterator[simpy.Event]:
+        yield environment.timeout(at)
+        yield line.carry(connection, seconds)
+        ends.append(environment.now)
+
+    for piece in pieces:
+        environment.process(send(*piece))
+    environment.run()
+    free_at = 0.0
+    for _, at, seconds in sorted(pieces, key=lambda piece: piece[1]):
+        free_at = max(free_at, at) + seconds
+    assert len(ends) == len(pieces)
+    assert max(ends) == pytest.approx(free_at)
 
 
 def test_a_stopped_node_loses_what_it_held_and_comes_back_empty() -> None:

@@ -32,7 +32,8 @@ def test_a_case_takes_what_its_bottleneck_takes() -> None:
     for tenants in TENANTS:  # the link, which all tenants of the host share
         floor = tenants * 100 * 8 * 50e3 / 50e6
         slow = replace(PROFILE, cuts=(PROFILE.cuts[0], replace(PROFILE.cuts[1], server_seconds=0.001), PROFILE.cuts[2]))
-        assert simulated(case("middle", tenants), slow, 100) == pytest.approx(floor, rel=0.15)
+        found = simulated(case("middle", tenants), slow, 100)
+        assert floor <= found <= 1.2 * floor  # connections share it: the last ones end together, and the client after
 
 
 def test_within_a_tenth_a_case_holds_and_beyond_it_fails_with_a_note() -> None:
