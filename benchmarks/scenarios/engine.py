@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,9 @@ def engine(
             for precision in precisions:
                 for called, build in systems(network, graph, images, precision, compiler):
                     if system and called not in system and called != "eager":
+                        continue
+                    if not system and called == "openvino" and find_spec("openvino") is None:
+                        bench.remark("not compared, as it is not installed: openvino (pip install openvino)")
                         continue
                     with bench.trial(
                         system=called, model=name.removeprefix("torchvision:"), precision=precision
