@@ -41,12 +41,12 @@ def given(tensors: Sequence[torch.Tensor], program: Program) -> list[torch.Tenso
     ]
 
 
-def compare(exact: Program, candidate: Run, takes: Program) -> float:
+def compare(exact: Program, candidate: Run, takes: Program, batch: int = PROBE_BATCH) -> float:
     """The largest difference of any output over that output's largest absolute value; infinite where it is not finite.
 
     `takes` is the program that the candidate was made from: its inputs may be of another dtype.
     """
-    inputs = probe(exact)
+    inputs = probe(exact, batch)
     with torch.inference_mode():
         return distance(outputs(exact(*inputs)), candidate(*given(inputs, takes)))
 

@@ -40,6 +40,8 @@ LONGEST_SECONDS = 1800.0
 COMPILER_BYTES = 3 * 2**29
 """What the compiling process needs beside copies of the weights: PyTorch and a C++ compiler."""
 WEIGHT_COPIES = 4
+CHECK_BATCH = 1
+"""Of the comparison when code is loaded: it agreed on more samples when it was made, and is the same file."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Answer:
     """What became of a request: a runner of the program in its precision, or why there is none.
 
     `may_ask_again`: nothing was wrong, it just was not there. `is_made`: there is compiled code that agrees, which is
-    not run only if it is no faster.
+    not run only if it is no faster. `takes`: the program that says in which dtypes the runner takes its inputs.
     """
 
     run: Run | None
@@ -55,6 +57,7 @@ class Answer:
     gain: float = 1.0
     may_ask_again: bool = False
     is_made: bool = False
+    takes: Program | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,11 @@ class Compiler:
         self.submit(Request(program, precision, threads, True, answers.put))
         return answers.get()
 
+    def take(self, program: Program, precision: Precision, threads: int) -> Answer:
+        """What lies on the shelf, loaded and compared on the calling thread, without any of the compiler's own."""
+        request = Request(program, precision, threads, False, lambda answer: None)
+        return Answer(None, "the process is ending") if self._is_closed else self._answered(request)
+
     def lying(self, program: Program, precision: Precision, threads: int) -> Compiled | None:
         """What is known of a compiled program that lies on the shelf already; None if none does that would be used."""
         try:
@@ -142,13 +150,16 @@ class Compiler:
 
     def _loop(self) -> None:
         while (request := self._requests.get()) is not None:
-            try:
-                answer = Answer(None, "the process is ending") if self._is_closed else self._answer(request)
-            except Exception as error:  # compiling is an extra: whatever goes wrong, eager serves on
-                log.warning("%s stays eager", request.program.title, exc_info=error)
-                answer = Answer(None, f"compiling failed ({error})"[:300])
+            answer = Answer(None, "the process is ending") if self._is_closed else self._answered(request)
             request.deliver(answer)
             del request, answer
+
+    def _answered(self, request: Request) -> Answer:
+        try:
+            return self._answer(request)
+        except Exception as error:  # compiling is an extra: whatever goes wrong, eager serves on
+            log.warning("%s stays eager", request.program.title, exc_info=error)
+            return Answer(None, f"compiling failed ({error})"[:300])
 
     def _opened(self) -> Shelf:
         with self._lock:
@@ -182,11 +193,11 @@ class Compiler:
         program, limit = request.program, TOLERANCE[request.precision]
         source = program if request.precision == "float32" else rewritten(program, request.precision)
         run = self._load(self._shelf.path(key), program.device)
-        error = compare(program, run, source)
+        error = compare(program, run, source, CHECK_BATCH)
         if not error <= limit:
             self._shelf.drop(key)
             return Answer(None, _disagrees(error, limit))
-        return Answer(run, f"compiled, {compiled.gain:.2f} times as fast", compiled.gain, is_made=True)
+        return Answer(run, f"compiled, {compiled.gain:.2f} times as fast", compiled.gain, is_made=True, takes=source)
 
     def _compile(self, request: Request, key: str) -> Compiled | str:
         """The facts of a program that now lies on the shelf, or why none does."""

@@ -21,7 +21,8 @@ from hapi.model.liveness import constants
 
 Choice = Literal["auto", "eager", "compiled"]
 LOOK_SECONDS = 1.0
-"""Work after which it is worth looking whether a compiled program lies on disk: naming it means reading its weights."""
+"""Work after which it is worth looking whether a compiled program lies on disk, where naming it means reading all of
+its weights."""
 CHOICES: tuple[Choice, ...] = ("auto", "eager", "compiled")
 
 
@@ -32,7 +33,6 @@ class _Way:
     kind: str
     run: Run
     takes: Program
-    why: str
 
 
 class Engine:
@@ -41,13 +41,14 @@ class Engine:
     * `eager`: the program as it is, bit for bit what PyTorch's eager mode gives.
     * `auto`: the folded program (channels last, norms folded) from the first call on, exact to float32 rounding. When
       the time that compiled code would have saved so far reaches what compiling is expected to take, it is compiled in
-      the background (so at worst twice the time is spent that the better of the two would have taken); what lies
-      compiled on disk is used after a second of work.
+      the background (so at worst twice the time is spent that the better of the two would have taken). What lies
+      compiled on disk is used from the first call on, or after a second of work if the graph's digest is not known yet.
     * `compiled`: compiled from the first call on, in the background, and as `auto` until it is ready.
 
     Compiled code is taken only if it agrees with the eager program, see `TOLERANCE`. With precision `bf16` everything
     runs in bfloat16, and inputs and outputs keep the program's dtypes, so nothing changes for whoever carries them.
-    May be called from several threads. It never blocks on a compiler.
+    May be called from several threads. It never blocks on a compiler, but the first call loads and compares what lies
+    on disk; `prepare` does that beforehand.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Engine:
         check_precision(precision, program.device)
         self.program, self.choice, self.precision = program, choice, precision
         self._compiler = compiler or shared_compiler()
-        self._lock = threading.Lock()
+        self._lock, self._preparing = threading.Lock(), threading.Lock()
         self._begin()
 
     def _begin(self) -> None:
@@ -72,7 +73,8 @@ class Engine:
         self._versions = weight_versions(self.program.graph)
         self._spent_seconds = 0.0
         self._is_asked = self._has_looked = self._is_settled = False
-        self._way = self._first_way()
+        self._way: _Way | None = None
+        self._why = "as asked" if self.choice == "eager" else "not compiled yet"
         program = self.program
         if self.choice == "eager" or not program.nodes:
             self._is_settled = True
@@ -80,29 +82,45 @@ class Engine:
             # Compiled code does not look at indices; on a GPU a wrong one would end the process's use of the device.
             self._settle(Answer(None, "it reads by indices from the data, which are checked eagerly"))
 
+    def prepare(self) -> None:
+        """What the first call would do before it computes anything: see the class."""
+        with self._preparing:
+            if self._way is None:
+                self._look()
+            if self._way is None:
+                self._way = self._first_way()
+
+    def _look(self) -> None:
+        """Takes compiled code that lies on disk, if that costs little, or was asked for."""
+        if self._is_settled or not (self.choice == "compiled" or self.program.graph.is_named):
+            return
+        self._has_looked, versions = True, self._versions
+        self._settle(self._compiler.take(self.program, self.precision, torch.get_num_threads()), versions)
+
     def _first_way(self) -> _Way:
-        why = "as asked" if self.choice == "eager" else "not compiled yet"
         is_asked_exact = self.choice == "eager" or self.program.device.type != "cpu"  # a GPU would hold weights twice
         if self.precision == "float32" and (is_asked_exact or not self.program.nodes):
-            return _Way("eager", _tuples(self.program), self.program, why)
+            return _Way("eager", _tuples(self.program), self.program)
         program = rewritten(self.program, self.precision)
-        return _Way("eager", _tuples(program), program, why)
+        return _Way("eager", _tuples(program), program)
 
     @property
     def kind(self) -> str:
-        """`eager` or `compiled`: what the next call runs."""
-        return self._way.kind
+        """`eager` or `compiled`: what the next call runs, as far as that is known before the first."""
+        way = self._way
+        return "eager" if way is None else way.kind
 
     @property
     def why(self) -> str:
         """Why that, for people: `compiled, 1.30 times as fast`, `no C++ compiler on this machine (install g++)`."""
-        return self._way.why
+        return self._why
 
     def __call__(self, *tensors: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """What the program gives for these tensors (B, ...), in its dtypes, in the usual layout in memory."""
         if self._versions != weight_versions(self.program.graph):
             self._begin()
-        way = self._way
+        while (way := self._way) is None:
+            self.prepare()
         started = time.perf_counter()
         if way.takes is self.program and way.kind == "eager":
             results = list(way.run(*tensors))
@@ -137,18 +155,13 @@ class Engine:
         with self._lock:
             if versions not in (None, self._versions):
                 return
-            self._is_asked = False
+            self._is_asked, self._why = False, answer.why
             self._is_settled = not answer.may_ask_again
-            way = self._way
             if answer.run is not None:
-                takes = self.program if self.precision == "float32" else way.takes
-                way = _Way("compiled", answer.run, takes, answer.why)
-            else:
-                way = _Way(way.kind, way.run, way.takes, answer.why)
-            self._way = way
+                self._way = _Way("compiled", answer.run, answer.takes or self.program)
 
     def __repr__(self) -> str:
-        return f"<Engine of {self.program.title}: {self.precision}, {self.kind} ({self.why})>"
+        return f"<Engine of {self.program.title}: {self.precision}, {self.kind} ({self._why})>"
 
 
 def _tuples(program: Program) -> Run:

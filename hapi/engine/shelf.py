@@ -79,7 +79,13 @@ class Shelf:
         return self.folder / f"{key}{SUFFIX}"
 
     def find(self, key: str) -> Compiled | None:
-        """What is known of a compiled program, if it is there, whole, and this user's own."""
+        """What is known of a compiled program, if it is there, whole, and this user's own; notes the use."""
+        found = self._read(key)
+        if found is not None:
+            os.utime(self.path(key))
+        return found
+
+    def _read(self, key: str) -> Compiled | None:
         path = self.path(key)
         try:
             self.check()
@@ -88,8 +94,6 @@ class Shelf:
             compiled = Compiled(**said)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        if is_own:
-            os.utime(path)
         return compiled if is_own else None
 
     def keep(self, key: str, compiled: Compiled) -> None:
@@ -105,7 +109,7 @@ class Shelf:
 
     def all(self) -> list[Compiled]:
         """Everything that is known here, for estimates."""
-        found = (self.find(path.stem) for path in self.folder.glob(f"*{SUFFIX}"))
+        found = (self._read(path.stem) for path in self.folder.glob(f"*{SUFFIX}"))
         return [compiled for compiled in found if compiled is not None]
 
     def _make_room(self, newest: Path) -> None:

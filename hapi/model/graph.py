@@ -157,6 +157,11 @@ class Graph:
             self._digest = (versions, digest_of(self))
         return self._digest[1]
 
+    @property
+    def is_named(self) -> bool:
+        """Whether `digest` costs nothing: it is known for the weights as they are."""
+        return self._digest is not None and self._digest[0] == tuple(map(_version, self.weights.values()))
+
     def digest_is(self, digest: str) -> None:
         """Notes the digest of the file the graph was just read from."""
         self._digest = (tuple(_version(weight) for weight in self.weights.values()), digest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -104,6 +105,10 @@ def room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "cxx", lambda: "/usr/bin/g++")
     monkeypatch.setattr(compiling, "free_bytes", lambda device: 2**40)
     monkeypatch.setattr("hapi.engine.engine.LOOK_SECONDS", 0.0)
+
+
+def _never(*arguments: Any) -> Any:
+    raise AssertionError("not to be called")
 
 
 def parts(graph: Graph) -> Iterator[Program]:
@@ -248,6 +253,42 @@ def test_what_lies_compiled_is_found_after_a_restart(shelf: Shelf) -> None:
     with torch.inference_mode():
         other(*probe(again))
     assert other.kind == "compiled"
+
+
+def test_what_lies_compiled_is_taken_before_the_first_call_where_naming_it_is_free(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = small()
+    program = graph.whole
+    maker = Inline(shelf, make=FakeMaker(), load=loads(program))
+    Engine(program, choice="compiled", compiler=maker)(*probe(program))
+    monkeypatch.setattr("hapi.engine.engine.LOOK_SECONDS", 1e9)
+    monkeypatch.setattr("hapi.engine.engine.rewritten", _never)  # no folded copy of the weights is needed
+    threads = threading.active_count()
+    engine = Engine(program, compiler=Compiler(Shelf(shelf.folder), make=FakeMaker(), load=loads(program)))
+    assert (graph.is_named, engine.kind) == (True, "eager")
+    engine.prepare()
+    assert (engine.kind, engine.why) == ("compiled", "compiled, 2.00 times as fast")
+    engine(*probe(program))
+    assert threading.active_count() == threads
+
+
+def test_a_graph_without_a_known_digest_is_not_read_for_its_name(shelf: Shelf) -> None:
+    program = small().whole
+    engine = Engine(program, compiler=Compiler(shelf, make=FakeMaker()))
+    engine.prepare()
+    assert not program.graph.is_named
+    assert engine.kind == "eager"
+
+
+def test_what_lies_compiled_and_disagrees_is_not_taken(shelf: Shelf) -> None:
+    program = small().whole
+    Engine(program, choice="compiled", compiler=Inline(shelf, make=FakeMaker(), load=loads(program)))(*probe(program))
+    engine = Engine(program, compiler=Compiler(shelf, make=FakeMaker(), load=loads(program, error=1e-3)))
+    engine.prepare()
+    assert engine.kind == "eager"
+    assert "differs from eager" in engine.why
+    assert difference(program, engine(*probe(program))) < TOLERANCE["float32"]
 
 
 def test_a_damaged_or_foreign_file_is_not_loaded(shelf: Shelf) -> None:
