@@ -121,7 +121,10 @@ class Backbone:
         return self._engine(suffix)
 
     def _engine(self, program: Program) -> Engine:
-        return Engine(program.to(self.device), choice=self.engine, precision=self.precision)
+        """Ready to run: what lies compiled is loaded now, not while the first batch is waited for."""
+        engine = Engine(program.to(self.device), choice=self.engine, precision=self.precision)
+        engine.prepare()
+        return engine
 
 
 def _device(asked: str | torch.device | None, module: nn.Module | None) -> torch.device:

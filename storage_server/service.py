@@ -32,6 +32,7 @@ from storage_server.extraction.engine import Prefix, prefix_key
 from storage_server.extraction.fitting import check_fits, with_remedy
 from storage_server.extraction.loading import Source
 from storage_server.extraction.pipeline import Extraction, Job
+from storage_server.extraction.rehearsal import Rehearsals
 from storage_server.extraction.sizing import BatchPolicy, KneePolicy
 from storage_server.extraction.stages import Stages
 from storage_server.features.opening import open_features
@@ -109,6 +110,7 @@ class Service:
         stages = Stages.start(settings, self.policy, self.queue, self.kept, self.metrics, self.workspaces, rates)
         self._stages = stages
         self.device, self.loader, self.flights, self.board = stages.device, stages.loader, stages.flights, stages.board
+        self._rehearsals = Rehearsals(self.device, stages.rates, self.remembered)
         self.admission = Admission(
             settings.max_requests,
             settings.max_waiting,
@@ -243,7 +245,8 @@ class Service:
             )
             if self.compiler is not None:
                 threads = self.settings.threads or torch.get_num_threads()
-                tier = with_compiled(tier, lease.graph, self.compiler, precision, threads)
+                timed = partial(self._rehearsed, lease, precision, fits, cancel, tenant)
+                tier = with_compiled(tier, lease.graph, self.compiler, precision, threads, timed)
         return replace(
             tier,
             load_seconds=load.load_seconds,
@@ -252,6 +255,16 @@ class Service:
             input_bytes=load.input_bytes,
             details={**tier.details, "remembered": is_known},
         )
+
+    def _rehearsed(
+        self, lease: Lease, precision: Precision, most: int, cancel: Cancel, tenant: Tenant, cut: str
+    ) -> float | None:
+        """Seconds per sample of a prefix that lies compiled, and is ready for jobs then; None if it cannot be run."""
+        try:
+            prefix = self._fitting(lease, cut, precision)
+        except MemoryBudgetError:  # deeper than what fits here
+            return None
+        return self._rehearsals.seconds(prefix, min(most, self.settings.batch_limit), cancel, tenant.flow)
 
     def _deepest(self, lease: Lease, precision: Precision) -> Prefix:
         """The whole model, or as much of it as fits here."""

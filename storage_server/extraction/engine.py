@@ -33,7 +33,7 @@ def _eager(program: Program, *, precision: Precision) -> Engine:
 class Prefix:
     """The part of a model up to a cut, or from one to another, on one device.
 
-    `run` belongs to the device's thread; the rest to any.
+    `prepare` and `run` belong to the device's thread; the rest to any.
 
     Attributes:
         key: (model digest, cut name, or two of them for a part between cuts), with a third part where it does not
@@ -62,6 +62,11 @@ class Prefix:
         if self._engine is None:
             return "eager"
         return self._engine.kind + (", bf16" if self._engine.precision == "bf16" else "")
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the next batch runs compiled code, as far as that is known."""
+        return self._engine is not None and self._engine.kind == "compiled"
 
     @property
     def what(self) -> str:
@@ -114,14 +119,20 @@ class Prefix:
         memory = prefix_memory(program)
         return cls(key, graph.name, last, given, memory, device, program, engines, precision=precision)
 
-    def run(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The cut's tensors (n, *shape) in host memory, of a batch (n, *input.shape) in host memory."""
+    def prepare(self) -> Engine:
+        """What the first batch would do before it is computed: places weights, loads compiled code that lies ready."""
         if self._engine is None:
             self._program = self._program.to(self.device)
             self._engine = (self._engines or _eager)(self._program, precision=self.precision)
+            self._engine.prepare()
+        return self._engine
+
+    def run(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The cut's tensors (n, *shape) in host memory, of a batch (n, *input.shape) in host memory."""
+        engine = self.prepare()
         copies = copies_for(self.device)
         with torch.inference_mode():
-            return copies.to_host(tuple(self._engine(copies.to_device(batch))))
+            return copies.to_host(tuple(engine(copies.to_device(batch))))
 
 
 def prefix_key(digest: str, cut: str, precision: Precision) -> tuple[str, ...]:

@@ -105,7 +105,7 @@ class KneePolicy:
             "share": _shared(prefix, waiting) or self._max_batch,
         }
         with self._lock:
-            ceiling = self._ceilings.get(_name(prefix))
+            ceiling = self._ceilings.get(curve_name(prefix))
             if ceiling is not None:
                 caps["recovering"] = ceiling.samples
             cause = min(caps, key=lambda reason: caps[reason])
@@ -119,7 +119,7 @@ class KneePolicy:
     def failed(self, prefix: Prefix, samples: int) -> int:
         """See BatchPolicy: halves, and remembers it."""
         with self._lock:
-            name = _name(prefix)
+            name = curve_name(prefix)
             known = self._ceilings.pop(name, None)
             half = power_of_two(max(1, samples // 2))
             ceiling = self._ceilings[name] = known or _Ceiling(half)
@@ -132,7 +132,7 @@ class KneePolicy:
     def succeeded(self, prefix: Prefix, samples: int, seconds: float) -> None:
         """See BatchPolicy: learns the throughput, and recovers by a doubling after many good batches."""
         with self._lock:
-            name, curve = _name(prefix), self._curve(prefix)
+            name, curve = curve_name(prefix), self._curve(prefix)
             before = curve.target(self._max_batch)
             curve.record(samples, seconds)
             if curve.target(self._max_batch) != before:
@@ -147,10 +147,10 @@ class KneePolicy:
                     del self._ceilings[name]
 
     def _curve(self, prefix: Prefix) -> Curve:
-        name = _name(prefix)
+        name = curve_name(prefix)
         curve = self._curves.get(name)
         if curve is None:
-            curve = self._curves[name] = Curve(_seconds(self._remembered.get(name)))
+            curve = self._curves[name] = Curve(seconds_by_size(self._remembered.get(name)))
             if len(self._curves) > KNOWN:
                 self._curves.popitem(last=False)
         self._curves.move_to_end(name)
@@ -180,11 +180,12 @@ def few_wanted(prefix: Prefix, requests: Sequence[Waiting], size: int) -> dict[s
     return few if len(few) < len(wanted) else {}
 
 
-def _name(prefix: Prefix) -> str:
+def curve_name(prefix: Prefix) -> str:
+    """Under which its seconds per sample by batch size are remembered: for the engine that runs it now."""
     return "/".join((*prefix.key, prefix.device, prefix.engine))
 
 
-def _seconds(value: object) -> dict[int, float]:
+def seconds_by_size(value: object) -> dict[int, float]:
     """Seconds per sample by size from a file that anybody may have edited."""
     if not isinstance(value, dict):
         return {}

@@ -43,6 +43,22 @@ def test_the_whole_network_is_one_program_for_both_tiers(graph: Graph, tier: Tie
     assert found.rows[1:-1] == tier.rows[1:-1]
 
 
+def test_what_was_timed_of_a_prefix_counts_more_than_the_gain(graph: Graph, tier: TierProfile, tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "shelf")
+    lay(shelf, key_of(graph.whole, "float32", 1), GAIN)
+    asked: list[str] = []
+
+    def timed(cut: str) -> float:
+        asked.append(cut)
+        return 0.125
+
+    found = with_compiled(tier, graph, Compiler(shelf), "float32", 1, timed)
+    assert (found.rows[-1].prefix_seconds, asked) == (0.125, ["output"])
+    assert found.rows[0].suffix_seconds == pytest.approx(tier.rows[0].suffix_seconds / GAIN)
+    unknown = with_compiled(tier, graph, Compiler(shelf), "float32", 1, lambda cut: None)
+    assert unknown.rows[-1].prefix_seconds == pytest.approx(tier.rows[-1].prefix_seconds / GAIN)
+
+
 def test_code_for_something_else_or_no_faster_changes_nothing(graph: Graph, tier: TierProfile, tmp_path: Path) -> None:
     shelf = Shelf(tmp_path / "shelf")
     lay(shelf, key_of(graph.whole, "float32", 2), GAIN)  # for two threads
