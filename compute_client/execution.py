@@ -141,14 +141,15 @@ class Execution:
 
     def cutter(self, epoch: int) -> SpanCutter:
         """Deals an epoch's samples to the cuts of the plan."""
-        share = self._limits.buffer_bytes // (2 * self._limits.in_flight)
+        limit = self._limits.buffer_bytes // (2 * self._limits.in_flight)
         plan = self._decision.plan
         sizes = {
             cut.name: span_size(
                 self.dataset.samples,
                 self._bytes_at(cut.name),
-                limit_bytes=share,
+                limit_bytes=limit,
                 in_flight=self._limits.in_flight,
+                share=cut.share,
             )
             for cut in plan.cuts
         }

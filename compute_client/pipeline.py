@@ -49,12 +49,19 @@ class Deal(Protocol):
         """Called before a span is begun, without any lock; may block for a while. Must not raise."""
         ...
 
-    def assign(self, span: Span) -> Span:
-        """The span as it would be begun now. Called under the pipeline's lock, perhaps several times."""
+    def assign(self, span: Span, left: int) -> Span:
+        """The span as it would be begun now, while `left` samples wait, its own among them.
+
+        Called under the pipeline's lock, perhaps several times.
+        """
         ...
 
     def begun(self, span: Span) -> None:
         """The span, as last assigned, is begun. Called under the pipeline's lock."""
+        ...
+
+    def ended(self, span: Span) -> None:
+        """It is finished, or has failed. Called under the pipeline's lock."""
         ...
 
 
@@ -170,7 +177,7 @@ class Pipeline:
         if not self._waiting:
             return False
         if self._deal is not None:
-            self._waiting[0] = self._deal.assign(self._waiting[0])
+            self._waiting[0] = self._deal.assign(self._waiting[0], sum(map(len, self._waiting)))
         if self._active == 0 and not self._done:
             return True
         return sum(self._held.values()) + self._span_bytes(self._waiting[0]) <= self._budget_bytes
@@ -199,6 +206,8 @@ class Pipeline:
     def _complete(self, span: Span, result: Finished | BaseException) -> None:
         with self._changed:
             self._active -= 1
+            if self._deal is not None:
+                self._deal.ended(span)
             self._done[span.number] = result
             held = 0
             if isinstance(result, Finished):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -90,15 +91,19 @@ class SpanCutter:
         return span
 
 
-def span_size(samples: int, bytes_per_sample: float, *, limit_bytes: int, in_flight: int) -> int:
+def span_size(samples: int, bytes_per_sample: float, *, limit_bytes: int, in_flight: int, share: float = 1.0) -> int:
     """Samples per span: many enough spans to spread over cuts and requests, few enough to pay a round trip each.
 
-    At most `limit_bytes` of data; a small dataset still gives each of the requests in flight about four spans.
+    At most `limit_bytes` of data; a small dataset still gives each of the requests in flight about four spans. A cut
+    that takes only a `share` of the samples has smaller ones in proportion, as each of them takes it longer.
     """
     by_bytes = int(limit_bytes // max(bytes_per_sample, 1.0))
-    by_count = -(-samples // (4 * in_flight))
-    return max(1, min(by_bytes, max(by_count, MIN_SPAN), MAX_DEFAULT_SPAN))
+    by_count = math.ceil(share * samples / (4 * in_flight))
+    least = max(LEAST_SPAN, math.ceil(share * MIN_SPAN))
+    return max(1, min(by_bytes, max(by_count, least), MAX_DEFAULT_SPAN))
 
 
 MIN_SPAN = 8
+LEAST_SPAN = 2
+"""Of a cut with a small share."""
 MAX_DEFAULT_SPAN = 64

@@ -22,6 +22,7 @@ from hapi.wire.work import Work
 from profiler.planner import plan
 
 IN_FLIGHT, BUFFERED, SPAN, MESSAGE = 4, 10, 48, 16
+ENDLESS = 10**9
 CHUNK = 16_384
 
 
@@ -130,7 +131,7 @@ class SimulatedJob:
         while self._in_flight < IN_FLIGHT and self._in_flight + self._buffered < BUFFERED:
             self._dealing.consider()
             number = next(self._numbers)
-            span = self._dealing.assign(Span(number, "", 0, tuple(range(number * SPAN, (number + 1) * SPAN))))
+            span = self._dealing.assign(Span(number, "", 0, tuple(range(number * SPAN, (number + 1) * SPAN))), ENDLESS)
             self._dealing.begun(span)
             self._in_flight += 1
             self.begun += 1
@@ -208,6 +209,7 @@ class SimulatedJob:
 
     def _finished(self, span: Span) -> None:
         self._client_busy = False
+        self._dealing.ended(span)
         self._activity.trains(False)
         self.observer.finished(span.cut, span.way, SPAN)
         self.finished.append((self.now, SPAN))
