@@ -72,7 +72,7 @@ def test_a_compiled_prefix_is_timed_and_its_job_begins_at_the_right_batch(
     engine = FakeEngine(overhead=0.01)
     prefix = prefix_of(archive, engine)
     assert rehearsed(engine, prefix, remembered) == pytest.approx(1 + 0.01 / 16)
-    assert engine.sizes == [1, 4, 8, 16]
+    assert engine.sizes == 2 * [4, 8, 16]
     policy = KneePolicy(MemoryBudget("cpu", 10**9, free=lambda device: 10**12), 32, remembered)
     decision = policy.decide(prefix, [Waiting("a", prefix, 100, 1, 10**6)])
     assert (decision.samples, decision.reason) == (4, "knee")
@@ -92,7 +92,7 @@ def test_what_is_known_is_not_timed_again(archive: Archive, remembered: Remember
     prefix = prefix_of(archive, engine)
     first = rehearsed(engine, prefix, remembered)
     assert rehearsed(engine, prefix, remembered) == first
-    assert (engine.sizes, engine.prepared) == ([1, 4, 8, 16], 1)
+    assert (engine.sizes, engine.prepared) == (2 * [4, 8, 16], 1)
 
 
 def test_code_that_was_refused_is_only_tried(archive: Archive, remembered: Remembered) -> None:
@@ -102,13 +102,13 @@ def test_code_that_was_refused_is_only_tried(archive: Archive, remembered: Remem
     assert (engine.sizes, engine.prepared) == ([], 1)
 
 
-@pytest.mark.parametrize(("fits", "most", "sizes"), [(7, 32, [1, 4]), (64, 8, [1, 4, 8]), (64, 3, [1, 2]), (0, 32, [])])
+@pytest.mark.parametrize(("fits", "most", "sizes"), [(7, 32, [4]), (64, 8, [4, 8]), (64, 3, [2]), (0, 32, [])])
 def test_batches_are_no_larger_than_may_be_and_fit(
     archive: Archive, remembered: Remembered, fits: int, most: int, sizes: list[int]
 ) -> None:
     engine = FakeEngine(fits=fits)
     prefix = prefix_of(archive, engine)
     found = rehearsed(engine, prefix, remembered, most)
-    assert engine.sizes == sizes
+    assert engine.sizes == 2 * sizes
     assert found == (None if not sizes else 1 + 1 / sizes[-1])
     assert (remembered.get(curve_name(prefix)) is None) == (not sizes)
