@@ -12,6 +12,7 @@ from hapi.errors import InputError
 from hapi.model.calls import Call
 from hapi.model.liveness import Ledger, constants, frees, needed
 from hapi.model.node import Node
+from hapi.model.pauses import pause_of_thread
 from hapi.model.specs import TensorSpec, ValueSpec, dtype_name, in_order
 
 if TYPE_CHECKING:
@@ -95,7 +96,10 @@ class Program:
         batch = self.check(tensors)
         values = {name: self._laid_out(name, tensor) for name, tensor in zip(self.input_names, tensors, strict=True)}
         del tensors
+        pause = pause_of_thread()
         for call, freed in zip(self._calls, self.frees, strict=True):
+            if pause is not None:
+                pause()
             if observe is None:
                 results = call(values, self._weights, batch)
             else:
