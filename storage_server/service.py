@@ -102,7 +102,10 @@ class Service:
         self._measurements = Measurements(settings.cache_dir / "measurements")
         self.datasets = DatasetStore(settings.cache_dir / "datasets", self.store_settings)
         archives = ArchiveStore(settings.cache_dir / "models", settings.max_model_bytes, settings.max_cache_bytes)
-        self.workspaces = Workspaces(settings.device, self.remembered, is_short=self.budget.is_short)
+        budget = self.budget
+        self.workspaces = Workspaces(
+            settings.device, self.remembered, is_short=budget.is_short, room=budget.batch_bytes
+        )
         self.compiler = Compiler(settings.cache_dir / "compiled") if settings.engine != "eager" else None
         engines = partial(Engine, choice=settings.engine, compiler=self.compiler)
         self.models = ModelStore(archives, self.budget, settings.device, self.metrics, self.workspaces, engines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from hapi.cancel import CancelledWork
+from hapi.model.pauses import working_seconds
 from storage_server.extraction.engine import Prefix
 from storage_server.extraction.patience import Patience, attempt
 from storage_server.extraction.rows import Batch, Row
@@ -66,11 +66,23 @@ class Batches:
         if dropped:
             self._finish(partial(_fail, dropped, CancelledWork("nobody wants it any longer")))
 
-    def _run_part(self, prefix: Prefix, rows: list[Row]) -> bool:
+    def run_between(self, batch: Batch) -> bool:
+        """The same for a small batch, while another one pauses; False if memory ran out: it is to be run later."""
+        rows = [row for row in batch.rows if row.is_wanted()]
+        try:
+            if rows and not self._run_part(batch.prefix, rows, has_patience=False):
+                return False
+        except Exception as error:
+            self._finish(partial(_fail, rows, error))
+        if dropped := batch.dropped + [row for row in batch.rows if row not in rows]:
+            self._finish(partial(_fail, dropped, CancelledWork("nobody wants it any longer")))
+        return True
+
+    def _run_part(self, prefix: Prefix, rows: list[Row], *, has_patience: bool = True) -> bool:
         """Whether memory sufficed. A single row is tried with patience, and then raises MemoryBudgetError."""
-        started = time.perf_counter()
+        started = working_seconds()
         with self._metrics.stage("prefix"):
-            if len(rows) == 1:
+            if len(rows) == 1 and has_patience:
                 tensors = self._patience(
                     f"{prefix.what}, a batch of one,", lambda _: self._pass(prefix, rows), "prefix"
                 )
@@ -82,7 +94,7 @@ class Batches:
                     release_memory(prefix.device)
                     return False
                 tensors = tried.get()
-        seconds = time.perf_counter() - started
+        seconds = working_seconds() - started
         for row in rows:
             row.seconds = seconds / len(rows)
         self._metrics.batch_size.observe(len(rows))

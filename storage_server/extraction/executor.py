@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,9 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from hapi.cancel import Cancel, CancelledWork
+from hapi.model.pauses import pausing
 from storage_server.extraction.engine import Prefix
+from storage_server.extraction.guests import Guests, Visit
 from storage_server.extraction.lanes import Lanes
 from storage_server.extraction.rows import Batch, Call, Row
 from storage_server.extraction.sizing import Decision
@@ -51,12 +54,19 @@ class DeviceExecutor:
         device: str = "cpu",
         threads: int | None = None,
         on_spent: Callable[[dict[Flow, float]], Any] = dict,
+        guests: Guests | None = None,
     ) -> None:
-        """`compute` runs a batch and sees to it that every row of it is delivered; `on_spent` learns of its seconds."""
+        """`compute` runs a batch and sees to it that every row of it is delivered; `on_spent` learns of its seconds.
+
+        Without `guests`, and on a GPU, where operations are ordered long before they run, no batch pauses for another.
+        """
         self.device = device
         self._lanes = lanes
         self._compute = compute
         self._on_spent = on_spent
+        self._guests = guests if device == "cpu" else None
+        self._has_news = False
+        self._left: deque[Batch] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, args=(threads,), name=f"hapi-{device}", daemon=True)
@@ -82,20 +92,20 @@ class DeviceExecutor:
         """Requests came or went."""
         with self._changed:
             self._lanes.decide_anew()
-            self._changed.notify_all()
+            self._wake()
 
     def expect(self, prefix: Prefix, count: int = 1) -> None:
         """Rows are on their way; negative: they are not, after all."""
         with self._changed:
             self._lanes.expect(prefix, count)
-            self._changed.notify_all()
+            self._wake()
 
     def submit(self, row: Row) -> None:
         """An expected row is here."""
         with self._changed:
             self._lanes.add(row)
             self._lanes.expect(row.prefix, -1)
-            self._changed.notify_all()
+            self._wake()
 
     def share(self, row: Row, flow: Flow) -> None:
         """Somebody else waits for the row, too."""
@@ -143,28 +153,76 @@ class DeviceExecutor:
                 self._changed.wait(None if due is None else max(0.0, due - self._lanes.clock()))
                 work, due = self._next()
         started = self._lanes.clock()
+        guest_seconds = 0.0
         try:
             if isinstance(work, Batch):
-                self._compute(work)
+                guest_seconds = self._run(work)
             else:
                 work.run()
         except Exception:
             log.exception("work on the device failed")
-        seconds = self._lanes.clock() - started
-        with self._changed:
-            if isinstance(work, Batch):
-                spent = self._lanes.settle(work, seconds)
-            else:
+        seconds = self._lanes.clock() - started - guest_seconds
+        if isinstance(work, Batch):
+            self._settle(work, seconds)
+        else:
+            with self._changed:
                 self._lanes.settle_call(work, seconds)
-                spent = {work.flow: seconds}
-        self._on_spent(spent)
+            self._on_spent({work.flow: seconds})
         return True
+
+    def _run(self, batch: Batch) -> float:
+        """Computes a batch, and small ones between its operations; answers with the seconds of these."""
+        if self._guests is None:
+            self._compute(batch)
+            return 0.0
+        visit = Visit(batch, self._guests)
+        self._has_news = True
+        try:
+            with pausing(partial(self._let_in, visit)):
+                self._compute(batch)
+        finally:
+            self._left.extend(visit.left)
+        return visit.seconds
+
+    def _let_in(self, visit: Visit) -> bool:
+        """Runs the small batches whose turn it is; says whether there was one. Asked before each operation."""
+        is_any = False
+        while self._has_news:  # looked at without the lock: what is missed now is seen at the next operation
+            guest = self._next_small(visit)
+            if guest is not None:
+                is_any = self._has_news = True
+                seconds = visit.run(guest, self._lanes.clock)
+                if seconds is not None:
+                    self._settle(guest, seconds)
+        return is_any
+
+    def _next_small(self, visit: Visit) -> Batch | None:
+        """The batch that is next, if it may be a guest. A policy that fails costs the guest, not the host."""
+        with self._changed:
+            self._has_news = False
+            try:
+                return self._lanes.next_small(visit.may_take, visit.fits)
+            except Exception:
+                log.exception("the next batch could not be decided")
+                return None
+
+    def _settle(self, batch: Batch, seconds: float) -> None:
+        with self._changed:
+            spent = self._lanes.settle(batch, seconds)
+        self._on_spent(spent)
+
+    def _wake(self) -> None:
+        """Something may be ripe."""
+        self._has_news = True
+        self._changed.notify_all()
 
     def _next(self) -> tuple[Batch | Call | None, float | None]:
         """What is next; if nothing is, when to ask again at the latest, by the clock.
 
         A policy that fails does not stop the device for all: it is asked again in a while.
         """
+        if self._left:
+            return self._left.popleft(), None
         try:
             work = self._lanes.next()
             return work, None if work is not None else self._lanes.due()

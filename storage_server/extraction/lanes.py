@@ -3,7 +3,8 @@
 The tenant that was served least chooses: the lane of its oldest row. The batch is filled with its rows first, then with
 others' rows of the same lane, and each tenant is charged for its own. Who wants few samples, beside others who want
 many, is not made to ride in a whole batch of theirs: its rows, and those of others who want few, are a small batch. So
-it waits for the batch that runs and for its own, which takes time in proportion to what it asked for.
+it waits for the batch that runs (or not even for that, see storage_server.extraction.guests) and for its own, which
+takes time in proportion to what it asked for.
 
 A lane is ripe when it has a whole batch, when no further rows are on their way to it, when all rows of somebody who
 wants few are there, or when its oldest row has waited as long as a batch takes; if nothing is ripe, the device sleeps
@@ -109,16 +110,32 @@ class Lanes:
 
     def next(self) -> Batch | Call | None:
         """What the device does next, if there is something that should not wait."""
+        flow, lane = self._turn()
+        if flow is None:
+            return None
+        return self._take_call(flow) if lane is None else self._form(lane, flow, self._decided(lane).samples)
+
+    def next_small(self, seconds: float, fits: Callable[[Prefix, int], bool]) -> Batch | None:
+        """What is next, if it is a batch that takes at most so long and that `fits` so many samples of."""
+        flow, lane = self._turn()
+        if flow is None or lane is None:
+            return None
+        size = self._decided(lane).samples
+        most = min(size, round(seconds / self._rates.seconds(lane.prefix.key)))
+        wanted = len(lane.lines[flow]) if flow.name in lane.few else min(size, len(lane.rows))
+        return self._form(lane, flow, most) if wanted <= most and fits(lane.prefix, most) else None
+
+    def _turn(self) -> tuple[Flow | None, Lane | None]:
+        """Whose turn it is, and in which lane; no lane: a call is next. Nobody's if nothing is ripe."""
         now = self.clock()
         ripe = [(lane, flows) for lane in self._lanes.values() if (flows := self._ripe(lane, now))]
         for flow in self._ledger.order():
             if self._calls.get(flow):
-                return self._take_call(flow)
+                return flow, None
             mine = [lane for lane, flows in ripe if flow in flows]
             if mine:
-                lane = min(mine, key=lambda lane: next(iter(lane.lines[flow])).since)
-                return self._form(lane, flow)
-        return None
+                return flow, min(mine, key=lambda lane: next(iter(lane.lines[flow])).since)
+        return None, None
 
     def due(self) -> float | None:
         """When, by the clock, something will be ripe if nothing happens until then."""
@@ -140,9 +157,9 @@ class Lanes:
         """The call took so long."""
         self._ledger.charge(call.flow, seconds)
 
-    def _form(self, lane: Lane, first: Flow) -> Batch:
+    def _form(self, lane: Lane, first: Flow, size: int) -> Batch:
         """A batch of rows that are wanted: those of `first`, then of others, the least served first."""
-        size, row_seconds = self._decided(lane).samples, self._rates.seconds(lane.prefix.key)
+        row_seconds = self._rates.seconds(lane.prefix.key)
         batch = Batch(lane.prefix, [], row_seconds)
         is_small = first.name in lane.few
         self._ledger.serve(first, 0.0)

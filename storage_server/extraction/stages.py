@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 from storage_server.extraction.batching import Batches
 from storage_server.extraction.executor import DeviceExecutor
+from storage_server.extraction.guests import Guests
 from storage_server.extraction.inflight import Flights
 from storage_server.extraction.lanes import Lanes
 from storage_server.extraction.loading import SampleLoader
@@ -27,6 +28,7 @@ from storage_server.scheduling.rates import LEAST_SECONDS, Rates
 from storage_server.settings import ServerSettings
 from storage_server.status import Board
 
+T = TypeVar("T")
 FRAMES_PART = 8
 """Frames are so small that those of as many requests as may run, four times each while they are encoded, take at most
 half of the queues."""
@@ -69,7 +71,10 @@ class Stages:
         lanes = Lanes(policy, rates, running.waiting, board.decided)
         occupancy = Occupancy()
         compute = partial(_occupied, occupancy, batches.run)
-        device = DeviceExecutor(lanes, compute, settings.device, settings.threads, board.spent)
+        guests = None
+        if workspaces is not None:
+            guests = Guests(partial(_occupied, occupancy, batches.run_between), workspaces.fit_together)
+        device = DeviceExecutor(lanes, compute, settings.device, settings.threads, board.spent, guests)
         running.on_change = device.requests_changed
         large = queue.total_bytes
         loader = SampleLoader(settings.read_threads, settings.workers, metrics, patience, large, occupancy)
@@ -111,11 +116,11 @@ class Stages:
         self.finisher.close()
 
 
-def _occupied(occupancy: Occupancy, run: Callable[[Batch], Any], batch: Batch) -> None:
+def _occupied(occupancy: Occupancy, run: Callable[[Batch], T], batch: Batch) -> T:
     """A batch for the flows that its rows are for, each its part."""
     parts: dict[Flow, float] = {}
     for row in batch.rows:
         for flow in tuple(row.flows):
             parts[flow] = parts.get(flow, 0.0) + 1 / len(batch.rows) / len(row.flows)
     with occupancy.working(parts):
-        run(batch)
+        return run(batch)

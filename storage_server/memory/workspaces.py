@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from hapi.model import TensorSpec
+from hapi.model.pauses import undisturbed
 from hapi.units import format_bytes
 from profiler.memory import MemoryModel, Workspace
 from profiler.peaks import PeakMeter, peak_meter
@@ -70,10 +71,14 @@ class Workspaces:
         learned: Learned | None = None,
         meter: PeakMeter | None = None,
         is_short: Callable[[], bool] = lambda: False,
+        room: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`is_short` says before each batch whether kept memory is to be released first."""
+        """`is_short` says before each batch whether kept memory is to be released first.
+
+        `room` tells what batches may take in all at the moment, weights apart.
+        """
         self._device = device
-        self._is_short = is_short
+        self._is_short, self._room = is_short, room
         self._unknown = UNKNOWN_CPU if device == "cpu" else UNKNOWN_CUDA
         self._learned: Learned = learned or Forgetful()
         self._meter = meter or peak_meter(device)
@@ -90,6 +95,10 @@ class Workspaces:
         peaks = self._peaks(prefix)
         return prefix.memory.weight_bytes + max(peaks.values()) if peaks else None
 
+    def fit_together(self, *batches: tuple[Measurable, int]) -> bool:
+        """Whether these batches, each of so many samples, may be in memory at once, as things are now."""
+        return sum(one.memory.predicted(samples) - one.memory.weight_bytes for one, samples in batches) <= self._room()
+
     @contextmanager
     def observing(self, prefix: Measurable, samples: int) -> Iterator[None]:
         """Round one batch, on the device's thread: measures it if it is the largest so far. Errors teach nothing."""
@@ -99,9 +108,10 @@ class Workspaces:
                 self.releases += 1
             yield
             return
-        self._meter.start()
-        yield
-        grown = self._meter.stop()
+        with undisturbed():
+            self._meter.start()
+            yield
+            grown = self._meter.stop()
         if grown is not None:
             self._learn(prefix, samples, grown + samples * prefix.input.bytes)
 

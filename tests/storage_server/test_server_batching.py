@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -233,3 +234,27 @@ def test_a_prefix_that_would_fit_in_an_idle_server_is_asked_to_come_back(archive
     assert budget.take_weights(3_000_000)
     with pytest.raises(BusyError, match="free at the moment"):
         check_fits(prefix, budget, 10**9)
+
+
+def test_a_small_batch_between_others_is_tried_once_and_is_whole_for_later(archive: Archive) -> None:
+    prefix, machine = small_device(archive, fits=1), Machine()
+    outcomes: dict[int, Any] = {}
+    rows = [
+        Row(
+            prefix,
+            torch.tensor([float(number)]),
+            {A},
+            lambda number=number: number != 1,
+            partial(outcomes.__setitem__, number),
+        )  # type: ignore[misc]
+        for number in range(3)
+    ]
+    batch = Batch(prefix, rows, 0.0)
+    assert not machine.batches.run_between(batch)
+    assert outcomes == {}
+    assert (prefix.sizes, machine.pauses) == ([2], [])
+    prefix.fits = 2
+    assert machine.batches.run_between(batch)
+    assert isinstance(outcomes[1], CancelledWork)
+    assert all(torch.equal(outcomes[number][0], torch.tensor([2.0 * number])) for number in (0, 2))
+    assert machine.policy.decide(prefix, []).reason != "recovering", "the size is not to blame"
