@@ -144,7 +144,7 @@ def beside(server: TenantServer, task: Task, tenants: Sequence[str], images: int
     """One image at a time for other tenants, while a large job runs: its seconds in times of the large job's batch.
 
     A batch's seconds are what the large job's samples took of the device meanwhile, times those of a whole batch: of
-    the smallest size that the job was seen to have, and not of one that was only tried, which would flatter.
+    the size that the job mostly had before each try, and not of one that was only tried, which would flatter.
     """
     large = JobRun(server.address, TenantJob(tenants[0], task, tuple(range(images))), in_flight=4, span=64)
     large.start()
@@ -161,7 +161,7 @@ def beside(server: TenantServer, task: Task, tenants: Sequence[str], images: int
             errors.append(str(outcome.error))
         else:
             waits.append(outcome.seconds)
-    after, batch = _tenant(server, tenants[0]), min(sizes, default=_prefix(server, task).batch)
+    after, batch = _tenant(server, tenants[0]), statistics.median_low(sizes or [_prefix(server, task).batch])
     if after.samples == before.samples:
         raise RuntimeError(f"{task.name}: the large job got nothing while others asked for one image each")
     sample_seconds = (after.device_seconds - before.device_seconds) / (after.samples - before.samples)

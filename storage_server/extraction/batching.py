@@ -70,7 +70,7 @@ class Batches:
         """The same for a small batch, while another one pauses; False if memory ran out: it is to be run later."""
         rows = [row for row in batch.rows if row.is_wanted()]
         try:
-            if rows and not self._run_part(batch.prefix, rows, has_patience=False):
+            if rows and not self._run_part(batch.prefix, rows, is_guest=True):
                 return False
         except Exception as error:
             self._finish(partial(_fail, rows, error))
@@ -78,11 +78,14 @@ class Batches:
             self._finish(partial(_fail, dropped, CancelledWork("nobody wants it any longer")))
         return True
 
-    def _run_part(self, prefix: Prefix, rows: list[Row], *, has_patience: bool = True) -> bool:
-        """Whether memory sufficed. A single row is tried with patience, and then raises MemoryBudgetError."""
+    def _run_part(self, prefix: Prefix, rows: list[Row], *, is_guest: bool = False) -> bool:
+        """Whether memory sufficed. A single row is tried with patience, and then raises MemoryBudgetError.
+
+        A guest is tried once. It tells nothing of its size: it is so short that nobody else may have taken of its time.
+        """
         started = working_seconds()
         with self._metrics.stage("prefix"):
-            if len(rows) == 1 and has_patience:
+            if len(rows) == 1 and not is_guest:
                 tensors = self._patience(
                     f"{prefix.what}, a batch of one,", lambda _: self._pass(prefix, rows), "prefix"
                 )
@@ -99,7 +102,8 @@ class Batches:
             row.seconds = seconds / len(rows)
         self._metrics.batch_size.observe(len(rows))
         self._rates.learned(prefix.key, len(rows), seconds)
-        self._policy.succeeded(prefix, len(rows), seconds)
+        if not is_guest:
+            self._policy.succeeded(prefix, len(rows), seconds)
         self._board.computed(prefix, len(rows), seconds)
         self._finish(partial(self._deliver, prefix, rows, tensors))
         return True
