@@ -57,7 +57,7 @@ class Batches:
             dropped += [row for row in part if not row.is_wanted()]
             part = [row for row in part if row not in dropped]
             try:
-                if part and not self._run_part(batch.prefix, part):
+                if part and not self._run_part(batch.prefix, part, is_small=batch.is_small):
                     size = self._policy.failed(batch.prefix, len(part))
                     log.warning("%s: out of memory with %d samples, now %d", batch.prefix.what, len(part), size)
                     rows = part + rows
@@ -70,7 +70,7 @@ class Batches:
         """The same for a small batch, while another one pauses; False if memory ran out: it is to be run later."""
         rows = [row for row in batch.rows if row.is_wanted()]
         try:
-            if rows and not self._run_part(batch.prefix, rows, is_guest=True):
+            if rows and not self._run_part(batch.prefix, rows, is_guest=True, is_small=True):
                 return False
         except Exception as error:
             self._finish(partial(_fail, rows, error))
@@ -78,10 +78,11 @@ class Batches:
             self._finish(partial(_fail, dropped, CancelledWork("nobody wants it any longer")))
         return True
 
-    def _run_part(self, prefix: Prefix, rows: list[Row], *, is_guest: bool = False) -> bool:
+    def _run_part(self, prefix: Prefix, rows: list[Row], *, is_guest: bool = False, is_small: bool = False) -> bool:
         """Whether memory sufficed. A single row is tried with patience, and then raises MemoryBudgetError.
 
-        A guest is tried once. It tells nothing of its size: it is so short that nobody else may have taken of its time.
+        A guest is tried once. What is small beside larger batches teaches nothing of its size: it is so short that
+        nobody else may have taken of its time, and would seem as fast as they.
         """
         started = working_seconds()
         with self._metrics.stage("prefix"):
@@ -102,7 +103,7 @@ class Batches:
             row.seconds = seconds / len(rows)
         self._metrics.batch_size.observe(len(rows))
         self._rates.learned(prefix.key, len(rows), seconds)
-        if not is_guest:
+        if not is_small:
             self._policy.succeeded(prefix, len(rows), seconds)
         self._board.computed(prefix, len(rows), seconds)
         self._finish(partial(self._deliver, prefix, rows, tensors))

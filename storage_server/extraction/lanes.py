@@ -160,8 +160,8 @@ class Lanes:
     def _form(self, lane: Lane, first: Flow, size: int) -> Batch:
         """A batch of rows that are wanted: those of `first`, then of others, the least served first."""
         row_seconds = self._rates.seconds(lane.prefix.key)
-        batch = Batch(lane.prefix, [], row_seconds)
         is_small = first.name in lane.few
+        batch = Batch(lane.prefix, [], row_seconds, is_small=is_small)
         self._ledger.serve(first, 0.0)
         while len(batch.rows) < size:
             others = [flow for flow in lane.lines if not is_small or flow.name in lane.few]

@@ -53,6 +53,8 @@ class Batch:
     """What each was charged."""
     dropped: list[Row] = field(default_factory=list)
     """Rows that nobody wanted, found on the way."""
+    is_small: bool = False
+    """Whether it is of those who want few, so that its size is not the policy's."""
 
 
 @dataclass(eq=False)

@@ -124,8 +124,10 @@ def test_who_wants_few_gets_a_small_batch_that_others_who_want_few_share(prefixe
     lanes.settle(batch(lanes), 0.8)
     for tenant in ("b", "c", "c"):
         lanes.add(row(prefixes[0], Flow(tenant)))
-    assert Counter(next(iter(found.flows)).name for found in batch(lanes).rows) == {"b": 1, "c": 2}
-    assert [found.flows for found in batch(lanes).rows] == [{A}] * 8
+    small, large = batch(lanes), batch(lanes)
+    assert Counter(next(iter(found.flows)).name for found in small.rows) == {"b": 1, "c": 2}
+    assert [found.flows for found in large.rows] == [{A}] * 8
+    assert (small.is_small, large.is_small) == (True, False)
 
 
 def test_nobody_has_few_where_all_have(prefixes: Sequence[Prefix]) -> None:

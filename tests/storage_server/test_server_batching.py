@@ -258,3 +258,14 @@ def test_a_small_batch_between_others_is_tried_once_and_is_whole_for_later(archi
     assert isinstance(outcomes[1], CancelledWork)
     assert all(torch.equal(outcomes[number][0], torch.tensor([2.0 * number])) for number in (0, 2))
     assert machine.policy.decide(prefix, []).reason != "recovering", "the size is not to blame"
+
+
+def test_small_batches_beside_larger_ones_teach_nothing_of_sizes(archive: Archive) -> None:
+    prefix, machine = small_device(archive, fits=8), Machine()
+    learned: list[int] = []
+    machine.policy.succeeded = lambda prefix, samples, seconds: learned.append(samples)  # type: ignore[method-assign]
+    rows = [Row(prefix, torch.zeros(1), {A}, lambda: True, lambda outcome: None) for _ in range(4)]
+    machine.batches.run(Batch(prefix, rows[:1], 0.0, is_small=True))
+    assert machine.batches.run_between(Batch(prefix, rows[:2], 0.0))
+    machine.batches.run(Batch(prefix, rows, 0.0))
+    assert learned == [4]
