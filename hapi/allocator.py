@@ -18,6 +18,7 @@ from pathlib import Path
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _ALWAYS_KEPT_BYTES = 2**31 - 1
 _MAPPED_FROM_BYTES = 2**30
+_APART_FROM_BYTES = 2**20
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES")
 
 
@@ -40,7 +41,23 @@ def keep_freed_memory() -> bool:
         (_M_ARENA_MAX, 1),
     )
     results = [mallopt(parameter, value) for parameter, value in wanted]
-    return results == [1, 1, 1]
+    _HEAP.is_told = results == [1, 1, 1]
+    return _HEAP.is_told
+
+
+def map_large_apart(apart: bool) -> bool:
+    """While `apart`, a tensor of 1 MiB or more for which the heap has no hole gets memory of its own; True if told so.
+
+    That memory goes back to the system with the tensor. A heap that grows instead keeps holes: glibc asks for a few
+    bytes more than an aligned tensor has and gives back what is left before and behind it, small pieces that others
+    take and keep. So the hole that a tensor leaves stays by itself, too small for the next of the same size, and
+    tensors of 12 MiB were seen to fail beside 60 MiB of such holes. Nothing happens unless `keep_freed_memory` has told
+    glibc.
+    """
+    if not _HEAP.is_told:
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(_M_MMAP_THRESHOLD, _APART_FROM_BYTES if apart else _MAPPED_FROM_BYTES) == 1)
 
 
 class _Usage(ctypes.Structure):
@@ -58,6 +75,8 @@ class _Heap:
     """What the C library holds. `others` is the process's memory that is not its: known after each release."""
 
     def __init__(self) -> None:
+        self.is_told = False
+        """Whether it was told to keep what is freed."""
         self._others: int | None = None
         self._lock = threading.Lock()
 

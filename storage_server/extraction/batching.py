@@ -15,7 +15,7 @@ from storage_server.extraction.engine import Prefix
 from storage_server.extraction.patience import Patience, attempt
 from storage_server.extraction.rows import Batch, Row
 from storage_server.extraction.sizing import BatchPolicy
-from storage_server.memory.outofmemory import release_memory
+from storage_server.memory.outofmemory import make_room
 from storage_server.memory.workspaces import Workspaces
 from storage_server.metrics import Metrics
 from storage_server.scheduling.rates import Rates
@@ -95,7 +95,7 @@ class Batches:
                 if not tried.has_value:
                     self._metrics.out_of_memory.inc()
                     self._board.ran_out(prefix)
-                    release_memory(prefix.device)
+                    make_room(prefix.device)
                     return False
                 tensors = tried.get()
         seconds = working_seconds() - started

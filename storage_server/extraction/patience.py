@@ -6,11 +6,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Generic, TypeVar
 
 from hapi.cancel import CancelledWork
 from hapi.errors import MemoryBudgetError
-from storage_server.memory.outofmemory import is_out_of_memory, release_memory
+from storage_server.memory.outofmemory import is_out_of_memory, make_room
+from storage_server.memory.reserve import Reserve
 from storage_server.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -28,7 +30,15 @@ class Patience:
     The caller of a request sees nothing of it but time.
     """
 
-    def __init__(self, device: str, metrics: Metrics, pause: Callable[[float], object] = time.sleep) -> None:
+    def __init__(
+        self,
+        device: str,
+        metrics: Metrics,
+        pause: Callable[[float], object] = time.sleep,
+        reserve: Reserve | None = None,
+    ) -> None:
+        """`reserve` is given up for each further try."""
+        self._reserve = reserve
         self._device = device
         self._metrics = metrics
         self._pause = pause
@@ -52,8 +62,9 @@ class Patience:
                     self._pause(FIRST_PAUSE_SECONDS * 2 ** (number - 2))
                 if not is_wanted():
                     raise CancelledWork("nobody wants it any longer")
-                release_memory(self._device)
-                tried = attempt(lambda number=number: work(number))  # type: ignore[misc]
+                make_room(self._device)
+                with self._reserve.given_up() if self._reserve is not None else nullcontext():
+                    tried = attempt(lambda number=number: work(number))  # type: ignore[misc]
                 if tried.has_value:
                     return tried.get()
         raise MemoryBudgetError(

@@ -64,7 +64,8 @@ class Stages:
         rates: Rates | None = None,
     ) -> Stages:
         """Starts the threads. `kept` keeps finished rows; without `workspaces` no batch's memory is measured."""
-        patience, rates, board, running = Patience(settings.device, metrics), rates or Rates(), Board(), Running()
+        patience = Patience(settings.device, metrics, reserve=workspaces.reserve if workspaces is not None else None)
+        rates, board, running = rates or Rates(), Board(), Running()
         finisher = WorkerThreads(1, "hapi-finish")
         finish = partial(finisher.submit, SERVER)
         batches = Batches(policy, rates, board, metrics, patience, finish, workspaces)

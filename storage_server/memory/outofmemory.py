@@ -8,6 +8,7 @@ import gc
 import torch
 
 from hapi.allocator import release_free_memory
+from storage_server.memory.shortage import SHORTAGE
 
 _ALLOCATOR_SAYS = (
     "can't allocate memory",  # DefaultCPUAllocator, Linux
@@ -26,6 +27,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATOR_SAYS)
+
+
+def make_room(device: str) -> None:
+    """Memory ran out: gives back what is free but kept, and has large tensors leave no holes for a while."""
+    SHORTAGE.begin()
+    release_memory(device)
 
 
 def release_memory(device: str) -> None:

@@ -22,6 +22,8 @@ from hapi.units import format_bytes
 from profiler.memory import MemoryModel, Workspace
 from profiler.peaks import PeakMeter, peak_meter
 from storage_server.memory.outofmemory import release_kept
+from storage_server.memory.reserve import Reserve
+from storage_server.memory.shortage import SHORTAGE
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +85,7 @@ class Workspaces:
         self._learned: Learned = learned or Forgetful()
         self._meter = meter or peak_meter(device)
         self._lock = threading.Lock()
+        self.reserve = Reserve() if device == "cpu" else None
         self.releases = 0
         """How often kept memory was released before a batch."""
 
@@ -102,6 +105,8 @@ class Workspaces:
     @contextmanager
     def observing(self, prefix: Measurable, samples: int) -> Iterator[None]:
         """Round one batch, on the device's thread: measures it if it is the largest so far. Errors teach nothing."""
+        SHORTAGE.look()
+        self._keep_room(prefix)
         if samples <= max(self._peaks(prefix), default=0):
             if self._is_short():
                 release_kept(self._device)
@@ -114,6 +119,12 @@ class Workspaces:
             grown = self._meter.stop()
         if grown is not None:
             self._learn(prefix, samples, grown + samples * prefix.input.bytes)
+            self._keep_room(prefix)
+
+    def _keep_room(self, prefix: Measurable) -> None:
+        """For a batch of one, whatever becomes of the heap."""
+        if self.reserve is not None:
+            self.reserve.keep(self._name(prefix), prefix.memory.predicted(1) - prefix.memory.weight_bytes)
 
     def _learn(self, prefix: Measurable, samples: int, peak: int) -> None:
         with self._lock:

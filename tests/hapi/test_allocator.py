@@ -54,3 +54,29 @@ def test_memory_is_reused_outside_of_the_main_thread() -> None:
 def test_the_environment_has_the_last_word() -> None:
     told, _ = page_faults("keep", MALLOC_ARENA_MAX="2")
     assert told == "False"
+
+
+APART = f"""
+from hapi.allocator import keep_freed_memory, map_large_apart
+print(map_large_apart(True), keep_freed_memory())
+import torch
+def mapped():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
+torch.ones({SIZE // 4}, dtype=torch.uint8)  # whatever torch takes for itself
+for apart in (True, False):
+    told, before = map_large_apart(apart), mapped()
+    torch.ones({SIZE}, dtype=torch.uint8)
+    print(told, mapped() - before >= {SIZE // 2})
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_memory_of_its_own_goes_back_with_the_tensor() -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run([sys.executable, "-c", APART], capture_output=True, text=True, check=True, env=clean)
+    assert done.stdout.splitlines() == [
+        "False True",  # nothing is changed that was not set by us
+        "True False",
+        "True True",
+    ]
