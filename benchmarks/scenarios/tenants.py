@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 COUNTS, QUICK_COUNTS = (1, 2, 4, 8, 12, 20, 40), (6,)
 VANISHING, QUICK_VANISHING = 20, 6
+SAME, QUICK_SAME = (4, 20), (20,)
 POLICIES = ("whole", "paper-lp")
 PARTS = ("mixed", "same", "beside", "vanish")
 PHOTOGRAPHS, QUICK_PHOTOGRAPHS = 256, 128
@@ -41,6 +42,7 @@ COLUMNS = (
     Column("mean_slowdown", "mean slowdown", number),
     Column("worst_to_mean", "worst of mean", times),
     Column("computed_per_sample", "computed per sample", number),
+    Column("kept_images_per_s", "kept, images/s", number),
     Column("batches_waited", "batches waited", number),
     Column("worst_batches_waited", "worst", number),
     Column("worst_batches_after", "batches after leaving", number),
@@ -103,7 +105,8 @@ def tenants(
                 counts = sorted(set(count or (QUICK_COUNTS if quick else COUNTS)))
                 _mixed(bench, settings, counts, system or ["ours", *(() if quick else POLICIES)], chosen)
             if "same" in chosen:
-                _same(bench, settings)
+                usual = QUICK_SAME if quick else SAME
+                _same(bench, settings, [tenants for tenants in SAME if tenants in (count or usual)])
             if "beside" in chosen:
                 _beside(bench, settings)
 
@@ -165,13 +168,13 @@ def _policy(
                 trial.measured(**mixed(server, alone))
 
 
-def _same(bench: Bench, settings: _Settings) -> None:
+def _same(bench: Bench, settings: _Settings, counts: Sequence[int]) -> None:
     from benchmarks.tenants.jobs import Task
     from benchmarks.tenants.parts import same
     from benchmarks.tenants.servers import tenant_server
 
     network = settings.networks[0]
-    for tenants in (20,) if settings.quick else (4, 20):
+    for tenants in counts:
         # a server of its own for each: a deeper cut would begin at the features kept for the first
         with (
             tenant_server(

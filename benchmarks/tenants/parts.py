@@ -102,6 +102,7 @@ def mixed(server: TenantServer, alone: Sequence[Alone]) -> dict[str, Any]:
         "worst_slowdown": max(slowdowns, default=None),
         "worst_to_mean": max(slowdowns) / statistics.mean(slowdowns) if slowdowns else None,
         "slowdowns": slowdowns,
+        "jobs": [_told(one, outcome) for one, outcome in done],
         "failures": len(failures) + len(wrong),
         "retries": sum(outcome.stats.retries for outcome in outcomes),
         "bytes": sum(outcome.stats.bytes_received for outcome in outcomes),
@@ -111,20 +112,37 @@ def mixed(server: TenantServer, alone: Sequence[Alone]) -> dict[str, Any]:
     }
 
 
+def _told(one: Alone, outcome: JobOutcome) -> dict[str, Any]:
+    """One tenant of many: what tells why it was slowed more than others."""
+    return {
+        "task": one.job.task.name,
+        "samples": one.job.samples,
+        "alone_seconds": one.seconds,
+        "seconds": outcome.seconds,
+        "first_seconds": outcome.first_seconds,
+        "alone_first_seconds": one.outcome.first_seconds,
+    }
+
+
 def same(server: TenantServer, task: Task, tenants: Sequence[str], samples: int) -> dict[str, Any]:
     """All tenants want the same features of the same photographs, in the same order: against one of them, alone.
 
-    The one tenant comes second, on photographs of its own, as many: nothing is kept for it.
+    The one tenant comes second, on photographs of its own, as many: nothing is kept for it. At last all ask again for
+    what is kept by then.
     """
     warm = TenantJob(tenants[0], task, tuple(range(2 * samples, 2 * samples + WARM_SAMPLES)))
     checked(run_together(server.address, [warm]))
-    before = _computed(server, task)
-    together = run_together(server.address, [TenantJob(tenant, task, tuple(range(samples))) for tenant in tenants])
+    jobs = [TenantJob(tenant, task, tuple(range(samples))) for tenant in tenants]
+    before, used = _computed(server, task), [server.counters()["cpu_seconds"]]
+    together = run_together(server.address, jobs)
     computed = _computed(server, task) - before
+    used.append(server.counters()["cpu_seconds"])
     one = checked(run_together(server.address, [TenantJob(tenants[0], task, tuple(range(samples, 2 * samples)))]))[0]
-    failures = [f"{outcome.job.tenant}: {outcome.error}" for outcome in together if outcome.seconds is None]
-    wrong = [said for outcome in together if (said := differs(outcome, together[0].prints))]
-    makespan = max((outcome.seconds or 0.0 for outcome in together), default=0.0)
+    used.append(server.counters()["cpu_seconds"])
+    again = run_together(server.address, jobs)
+    failures = [f"{outcome.job.tenant}: {outcome.error}" for outcome in together + again if outcome.seconds is None]
+    wrong = [said for outcome in together + again if (said := differs(outcome, together[0].prints))]
+    makespan, last = (max(outcome.seconds or 0.0 for outcome in outcomes) for outcomes in (together, again))
     assert one.seconds is not None
     return {
         "tenants": len(tenants),
@@ -132,6 +150,8 @@ def same(server: TenantServer, task: Task, tenants: Sequence[str], samples: int)
         "seconds": makespan,
         "alone_seconds": one.seconds,
         "makespan_to_alone": makespan / one.seconds,
+        "cpu_to_alone": (used[1] - used[0]) / (used[2] - used[1]),
+        "kept_images_per_s": len(again) * samples / last if last else None,
         "computed_per_sample": computed / samples,
         "weight_bytes": server.status().used_bytes,
         "failures": len(failures) + len(wrong),

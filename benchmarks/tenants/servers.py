@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import sys
 import tempfile
@@ -97,14 +98,16 @@ def tenant_server(
 ) -> Iterator[TenantServer]:
     """A server that knows the photographs and the networks, on the first processor where there are two.
 
-    `budget_bytes` is its --memory-budget, `limit_bytes` that of its control group. Without `cached` it keeps no
-    features: every sample of every job is computed.
+    Meanwhile the calling thread, and clients in threads that it starts, keep off that processor. `budget_bytes` is its
+    --memory-budget, `limit_bytes` that of its control group. Without `cached` it keeps no features: every sample of
+    every job is computed.
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hapi-tenants-")))
         tokens = {name: secrets.token_urlsafe(24) for name in (OPERATOR, *tenants)}
         group = _group(stack, limit_bytes)
-        host = Host("storage", LOOPBACK, cpus=divide_processors(usable_processors())[0])
+        usable = usable_processors()
+        host = Host("storage", LOOPBACK, cpus=divide_processors(usable)[0])
         variables = {"HAPI_SERVER_ENGINE": "eager"}  # compiling in the background would be in one of two runs
         if not cached:
             variables |= {"HAPI_SERVER_FEATURE_CACHE_BYTES": "0", "HAPI_SERVER_FEATURE_DISK_BYTES": "0"}
@@ -120,6 +123,7 @@ def tenant_server(
                 program=program_of(system),
             )
         )
+        stack.enter_context(_kept_off(host.cpus, usable))
         with ServerClient(server.url, tokens[OPERATOR]) as client:
             dataset = client.register(photographs.as_uri()).digest
             for network in networks:
@@ -132,6 +136,18 @@ def program_of(system: str) -> Sequence[str]:
     if system == OURS:
         return SERVE
     return (sys.executable, "-m", "benchmarks.policies.server", "--policy", system)
+
+
+@contextlib.contextmanager
+def _kept_off(processors: Sequence[int], usable: Sequence[int]) -> Iterator[None]:
+    """This thread, and those that it starts, use the other processors only; it is for the block."""
+    if processors:
+        os.sched_setaffinity(0, set(usable) - set(processors))
+    try:
+        yield
+    finally:
+        if processors:
+            os.sched_setaffinity(0, usable)
 
 
 def _group(stack: contextlib.ExitStack, limit_bytes: int | None) -> MemoryGroup | None:
