@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from hapi.cancel import CancelledWork
 from hapi.errors import MemoryBudgetError
+from hapi.model.pauses import undisturbed
 from storage_server.memory.outofmemory import is_out_of_memory, make_room
 from storage_server.memory.reserve import Reserve
 from storage_server.metrics import Metrics
@@ -37,7 +38,7 @@ class Patience:
         pause: Callable[[float], object] = time.sleep,
         reserve: Reserve | None = None,
     ) -> None:
-        """`reserve` is given up for each further try."""
+        """`reserve` is given up for each further try, and nobody else is let in between the operations of one."""
         self._reserve = reserve
         self._device = device
         self._metrics = metrics
@@ -63,7 +64,7 @@ class Patience:
                 if not is_wanted():
                     raise CancelledWork("nobody wants it any longer")
                 make_room(self._device)
-                with self._reserve.given_up() if self._reserve is not None else nullcontext():
+                with undisturbed(), self._reserve.given_up() if self._reserve is not None else nullcontext():
                     tried = attempt(lambda number=number: work(number))  # type: ignore[misc]
                 if tried.has_value:
                     return tried.get()

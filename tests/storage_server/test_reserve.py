@@ -6,6 +6,7 @@ import errno
 
 import pytest
 
+from hapi.model.pauses import pause_of_thread, pausing
 from storage_server.extraction.patience import Patience
 from storage_server.memory.reserve import KNOWN, ROUNDING_BYTES, SPARE_BYTES, Reserve
 from storage_server.memory.shortage import CALM_SECONDS, Shortage
@@ -126,14 +127,18 @@ def test_it_is_given_up_for_further_tries_only() -> None:
     reserve = Reserve(Memory().take)
     reserve.keep("a", MIB)
     held: list[int] = []
+    may_pause: list[bool] = []
 
     def work(attempt: int) -> str:
         held.append(reserve.held_bytes)
+        may_pause.append(pause_of_thread() is not None)
         if not held[-1]:
             return "done"
         raise MemoryError
 
     patience = Patience("cpu", Metrics(), lambda seconds: None, reserve)
-    assert patience("the work", work, "prefix") == "done"
+    with pausing(lambda: False):
+        assert patience("the work", work, "prefix") == "done"
     assert held == [needed(MIB) + SPARE_BYTES, 0]
+    assert may_pause == [True, False], "no guest takes what was given up"
     assert reserve.held_bytes == held[0]
