@@ -18,13 +18,12 @@ from hapi.wire.protocol import ExtractRequest
 from profiler.remote import ServerClient
 
 SIZE, CHANNELS, SAMPLES = 64, 768, 32
-ROOM = 6 * 2**20
-"""Above what the server has mapped once it is warm: half of one of the two tensors of a single sample.
+ROOM = 2 * 2**20
+"""Above what the server has mapped once it is warm: a sixth of one of the two tensors of a single sample.
 
-It is for what is no tensor of a batch: stored objects, input tensors and features on their way, 5 MB by the queues' own
-count, and what the interpreter takes meanwhile. A sample's two tensors fit all the same, because what they take is kept
-back beforehand (storage_server.memory.reserve) and counts as mapped; so do two stacks of threads that may start, where
-they can be had. What tensors left of the heap's memory is there too, mostly in holes a few bytes too small for them.
+It is for what is no tensor of a batch and finds no hole in the heap. A sample's two tensors fit all the same: what they
+take is kept back beforehand (storage_server.memory.reserve) and counts as mapped, and so do, where they can be had, two
+stacks of threads that may start. The heap's own free memory is mostly holes a few bytes too small for a tensor.
 """
 
 
