@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from statistics import median
 from time import perf_counter
 from typing import TypeAlias
 
+from hapi.backoff import QUICK, again
 from hapi.errors import ServerUnreachableError
 from hapi.plan import Link
 
@@ -19,6 +21,8 @@ MAX_BYTES = 2**28
 STREAMS = 4
 """Several connections, as the loader has several requests in flight: one TCP stream often fills no fast link."""
 LATENCY_PROBES = 5
+IN_TURN = replace(QUICK, busy_seconds=120.0)
+"""Patience with a server that others probe: it lets few do so at once, as they would measure one another."""
 
 
 def probe_link(
@@ -61,6 +65,11 @@ def probe_link(
             break
         size = larger
     return Link(bandwidth_bits_per_s=8 * rate, latency_seconds=latency)
+
+
+def probe_in_turn(fetch: Fetch, probe: Callable[[Fetch], Link] = probe_link) -> Link:
+    """The same, anew when the server says so while others probe it; BusyError if that goes on for minutes."""
+    return again(lambda: probe(fetch), IN_TURN)
 
 
 def _transfer(fetch: Fetch, size: int, streams: int, deadline: float, clock: Callable[[], float]) -> int:

@@ -17,7 +17,7 @@ from hapi.plan import Link, Profile
 from hapi.wire.allowed import Allowed
 from profiler.compiled import with_compiled
 from profiler.head import head_seconds
-from profiler.link import probe_link
+from profiler.link import probe_in_turn
 from profiler.loading import DEFAULT_SAMPLES, LoadCost, load_examples, measure_decoding
 from profiler.measurements import Measurements
 from profiler.measuring import measure, measured_with
@@ -98,7 +98,7 @@ def profile_with_server(
     of them made anew. The link is always measured. The server must hold the model. Raises what the server answers.
     """
     kept = _Kept(remembered, refresh)
-    link = link or probe_link(server.link)
+    link = link or probe_in_turn(server.link)
 
     def far_side() -> TierProfile:
         count = max(2, min(samples, dataset.samples))

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from hapi.errors import ServerUnreachableError
+from hapi.errors import BusyError, ServerUnreachableError
 from profiler import probe_link
-from profiler.link import MAX_BYTES
+from profiler.link import MAX_BYTES, probe_in_turn
 
 
 class FakeLink:
@@ -89,3 +89,17 @@ def test_several_connections_share_a_transfer() -> None:
 def test_a_silent_other_side_is_an_error() -> None:
     with pytest.raises(ServerUnreachableError, match="none of the bytes"):
         probe_link(lambda count: iter(()), streams=1)
+
+
+def test_a_server_that_others_probe_is_asked_again() -> None:
+    link = FakeLink(1e7)
+    refusals = [BusyError("4 bandwidth probes are under way.", 0.0)] * 2
+
+    def fetch(count: int) -> Iterator[bytes]:
+        if refusals:
+            raise refusals.pop()
+        return link.fetch(count)
+
+    found = probe_in_turn(fetch, lambda fetch: probe_link(fetch, clock=link.clock, streams=1))
+    assert found.bandwidth_bits_per_s == pytest.approx(8e7, rel=0.01)
+    assert not refusals
