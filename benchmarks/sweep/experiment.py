@@ -25,7 +25,7 @@ from hapi.units import format_bandwidth, parse_bandwidth
 
 MODELS = ("alexnet", "resnet18", "squeezenet1_1", "mobilenet_v2", "shufflenet_v2_x1_0", "resnet50")
 BANDWIDTHS = ("20mbit", "63mbit", "200mbit", "500mbit", "1gbit", "2gbit")
-QUICK_MODELS, QUICK_BANDWIDTHS = ("alexnet", "resnet18"), ("50mbit", "1gbit")
+QUICK_MODELS, QUICK_BANDWIDTHS = ("alexnet",), ("20mbit", "100mbit", "1gbit")
 POLICIES = ("none", "all", "static", "paper", "paper-v1", "single", "mix")
 PHOTOGRAPHS, QUICK_PHOTOGRAPHS = 128, 64
 SECONDS, QUICK_SECONDS = 1.0, 0.5
