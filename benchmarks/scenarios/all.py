@@ -65,14 +65,17 @@ def run_all(
     if unknown := [name for name in scenario or () if name not in runs]:
         raise InputError(f"--scenario {unknown[0]!r}: there are {', '.join(runs)}.")
     with Bench("all", as_json=as_json, columns=COLUMNS, title="All scenarios") as bench:
-        for name, words in runs.items():
-            if scenario and name not in scenario:
-                continue
-            command = ["bench", *words, "--report", str(results / name)]
-            bench.say(f"hapi {shlex.join(command)}")
-            with bench.trial(system=name, command=f"hapi {shlex.join(command)}") as trial:
-                run_scenario(trial, command, results / name, QUICK_MOST_SECONDS if quick else MOST_SECONDS)
-        bench.say(f"wrote {write_index(results)}")
+        try:
+            for name, words in runs.items():
+                if scenario and name not in scenario:
+                    continue
+                command = ["bench", *words, "--report", str(results / name)]
+                bench.say(f"hapi {shlex.join(command)}")
+                with bench.trial(system=name, command=f"hapi {shlex.join(command)}") as trial:
+                    run_scenario(trial, command, results / name, QUICK_MOST_SECONDS if quick else MOST_SECONDS)
+        finally:
+            if bench.rows:
+                bench.say(f"wrote {write_index(results)}")
 
 
 def planned(results: Path, quick: bool) -> dict[str, list[str]]:
