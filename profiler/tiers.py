@@ -24,6 +24,9 @@ from profiler.measuring import measure, measured_with
 from profiler.remote import ServerClient
 from profiler.tier import TierProfile, combine
 
+OBJECT_SECONDS, LEAST_OBJECTS = 2.0, 4
+"""How long objects may cross the link so that decoding them can be measured, and how many do at the least."""
+
 Value = TypeVar("Value")
 
 
@@ -105,7 +108,7 @@ def profile_with_server(
         return server.measure(graph.digest, dataset.digest, transform, count, refresh=refresh, precision=job.precision)
 
     def near_side() -> tuple[TierProfile, float]:
-        objects = _Objects(server, dataset, samples)
+        objects = _Objects(server, dataset, samples, link)
         load = kept.load(objects, transform, workers)
         return kept.graph(graph, load, job, objects, transform), kept.head(graph, job)
 
@@ -120,11 +123,16 @@ def profile_with_server(
 
 
 class _Objects:
-    """Some stored objects, spread over a dataset, that cross the link once, and only if they are needed."""
+    """Some stored objects, spread over a dataset, that cross the link once, and only if they are needed.
 
-    def __init__(self, server: ServerClient, dataset: Listing, samples: int) -> None:
-        count = max(2, min(samples, dataset.samples))
-        self.dataset = dataset
+    At most `samples`; fewer over a slow link, so that planning for it does not cost more than it saves.
+    """
+
+    def __init__(self, server: ServerClient, dataset: Listing, samples: int, link: Link) -> None:
+        seconds_each = 8 * dataset.bytes / max(1, dataset.samples) / max(1.0, link.bandwidth_bits_per_s)
+        in_time = int(OBJECT_SECONDS / seconds_each) if seconds_each > 0 else samples
+        count = max(2, min(samples, max(LEAST_OBJECTS, in_time), dataset.samples))
+        self.dataset, self.asked = dataset, samples
         self.indices = sorted({position * dataset.samples // count for position in range(count)})
         self._server = server
         self._objects: list[bytes] | None = None
@@ -174,7 +182,7 @@ class _Kept:
     def load(self, objects: _Objects, transform: TransformSpec, workers: int | None) -> LoadCost:
         """Decoding; the objects for that need not cross the link again once it is known."""
         dataset = objects.dataset
-        key = {"dataset": dataset.digest, "transform": transform.to_json(), "samples": len(objects.indices)}
+        key = {"dataset": dataset.digest, "transform": transform.to_json(), "samples": objects.asked}
         seconds = self._get(
             {**measured_with("", "cpu"), "what": "decoding", "workers": workers, **key},
             lambda: measure_decoding(objects.get(), transform, workers=workers),
