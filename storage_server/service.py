@@ -113,7 +113,7 @@ class Service:
         stages = Stages.start(settings, self.policy, self.queue, self.kept, self.metrics, self.workspaces, rates)
         self._stages = stages
         self.device, self.loader, self.flights, self.board = stages.device, stages.loader, stages.flights, stages.board
-        self._rehearsals = Rehearsals(self.device, stages.rates, self.remembered)
+        self._rehearsals = Rehearsals(self.device, stages.rates, self.remembered, self.workspaces)
         self.admission = Admission(
             settings.max_requests,
             settings.max_waiting,

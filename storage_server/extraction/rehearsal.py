@@ -13,6 +13,7 @@ from storage_server.extraction.engine import Prefix
 from storage_server.extraction.executor import DeviceExecutor
 from storage_server.extraction.patience import attempt
 from storage_server.extraction.sizing import curve_name, seconds_by_size
+from storage_server.memory.workspaces import Workspaces
 from storage_server.scheduling.fair import Flow
 from storage_server.scheduling.knee import START, power_of_two
 from storage_server.scheduling.rates import Rates
@@ -33,9 +34,12 @@ class Rehearsals:
         device: DeviceExecutor,
         rates: Rates,
         remembered: Remembered,
+        workspaces: Workspaces,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """`workspaces` measures what each size takes: in a job that would have it touch all of its memory anew."""
         self._device, self._rates, self._remembered, self._clock = device, rates, remembered, clock
+        self._workspaces = workspaces
 
     def seconds(self, prefix: Prefix, most: int, cancel: Cancel, flow: Flow) -> float | None:
         """Seconds per sample, at the best of the sizes up to `most`; None if it stays eager, or memory is too short.
@@ -73,5 +77,6 @@ class Rehearsals:
     def _run(self, prefix: Prefix, samples: int) -> float:
         batch = spec_input(prefix.input.shape, prefix.input.dtype, samples)
         started = self._clock()
-        prefix.run(batch)
+        with self._workspaces.observing(prefix, samples):
+            prefix.run(batch)
         return (self._clock() - started) / samples

@@ -14,6 +14,7 @@ from storage_server.extraction.engine import Prefix
 from storage_server.extraction.rehearsal import Rehearsals
 from storage_server.extraction.sizing import KneePolicy, Waiting, curve_name
 from storage_server.memory.budget import MemoryBudget
+from storage_server.memory.workspaces import Workspaces
 from storage_server.scheduling.fair import Flow
 from storage_server.scheduling.rates import Rates
 from storage_server.scheduling.remembered import Remembered
@@ -52,6 +53,14 @@ class FakeEngine:
         return (batch,)
 
 
+class FakeMeter:
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> int:
+        return 1000
+
+
 def prefix_of(archive: Archive, engine: FakeEngine) -> Prefix:
     return Prefix.of(archive.graph, "output", "cpu", archive.digest, lambda program, *, precision: engine)  # type: ignore[arg-type,return-value]
 
@@ -62,7 +71,8 @@ def remembered() -> Remembered:
 
 
 def rehearsed(engine: FakeEngine, prefix: Prefix, remembered: Remembered, most: int = 32) -> float | None:
-    rehearsals = Rehearsals(Inline(), Rates(), remembered, clock=lambda: engine.now)  # type: ignore[arg-type]
+    workspaces = Workspaces("cpu", remembered, FakeMeter())
+    rehearsals = Rehearsals(Inline(), Rates(), remembered, workspaces, lambda: engine.now)  # type: ignore[arg-type]
     return rehearsals.seconds(prefix, most, Cancel(), FLOW)
 
 
@@ -76,6 +86,15 @@ def test_a_compiled_prefix_is_timed_and_its_job_begins_at_the_right_batch(
     policy = KneePolicy(MemoryBudget("cpu", 10**9, free=lambda device: 10**12), 32, remembered)
     decision = policy.decide(prefix, [Waiting("a", prefix, 100, 1, 10**6)])
     assert (decision.samples, decision.reason) == (4, "knee")
+
+
+def test_a_job_need_not_measure_the_memory_of_what_was_rehearsed(archive: Archive, remembered: Remembered) -> None:
+    engine = FakeEngine()
+    prefix = prefix_of(archive, engine)
+    rehearsed(engine, prefix, remembered)
+    later = Workspaces("cpu", remembered)
+    assert later.peak_bytes(prefix) == prefix.memory.weight_bytes + 1000 + 16 * prefix.input.bytes
+    assert later.measured(prefix) == prefix.memory
 
 
 def test_where_larger_batches_gain_they_are_explored_further(archive: Archive, remembered: Remembered) -> None:
