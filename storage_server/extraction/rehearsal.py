@@ -68,6 +68,8 @@ class Rehearsals:
                 found[size] = min(tried.get(), found.get(size, math.inf))
             if turn and self._clock() - began > ENOUGH_SECONDS:  # in the first, memory was touched for the first time
                 break
+        if sizes and most >= 2 * sizes[-1]:  # a job will try it now and then; here only its memory is measured
+            attempt(partial(self._run, prefix, power_of_two(most)))
         for size, seconds in found.items():
             self._rates.learned(prefix.key, size, size * seconds)
         if found:

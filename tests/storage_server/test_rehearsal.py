@@ -82,7 +82,7 @@ def test_a_compiled_prefix_is_timed_and_its_job_begins_at_the_right_batch(
     engine = FakeEngine(overhead=0.01)
     prefix = prefix_of(archive, engine)
     assert rehearsed(engine, prefix, remembered) == pytest.approx(1 + 0.01 / 16)
-    assert engine.sizes == 2 * [4, 8, 16]
+    assert engine.sizes == [*2 * [4, 8, 16], 32]
     policy = KneePolicy(MemoryBudget("cpu", 10**9, free=lambda device: 10**12), 32, remembered)
     decision = policy.decide(prefix, [Waiting("a", prefix, 100, 1, 10**6)])
     assert (decision.samples, decision.reason) == (4, "knee")
@@ -93,7 +93,7 @@ def test_a_job_need_not_measure_the_memory_of_what_was_rehearsed(archive: Archiv
     prefix = prefix_of(archive, engine)
     rehearsed(engine, prefix, remembered)
     later = Workspaces("cpu", remembered)
-    assert later.peak_bytes(prefix) == prefix.memory.weight_bytes + 1000 + 16 * prefix.input.bytes
+    assert later.peak_bytes(prefix) == prefix.memory.weight_bytes + 1000 + 32 * prefix.input.bytes
     assert later.measured(prefix) == prefix.memory
 
 
@@ -111,7 +111,7 @@ def test_what_is_known_is_not_timed_again(archive: Archive, remembered: Remember
     prefix = prefix_of(archive, engine)
     first = rehearsed(engine, prefix, remembered)
     assert rehearsed(engine, prefix, remembered) == first
-    assert (engine.sizes, engine.prepared) == (2 * [4, 8, 16], 1)
+    assert (engine.sizes, engine.prepared) == ([*2 * [4, 8, 16], 32], 1)
 
 
 def test_code_that_was_refused_is_only_tried(archive: Archive, remembered: Remembered) -> None:
