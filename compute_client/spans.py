@@ -98,11 +98,14 @@ def span_size(samples: int, bytes_per_sample: float, *, limit_bytes: int, in_fli
     that takes only a `share` of the samples has smaller ones in proportion, as each of them takes it longer.
     """
     by_bytes = int(limit_bytes // max(bytes_per_sample, 1.0))
-    by_count = math.ceil(share * samples / (4 * in_flight))
+    spans = SPANS_EACH if share >= 1 else SPANS_EACH // 2  # or so little would be under way that servers are idle
+    by_count = math.ceil(share * samples / (spans * in_flight))
     least = max(LEAST_SPAN, math.ceil(share * MIN_SPAN))
     return max(1, min(by_bytes, max(by_count, least), MAX_DEFAULT_SPAN))
 
 
+SPANS_EACH = 4
+"""Of a small dataset, for each request in flight, where all take the same cut."""
 MIN_SPAN = 8
 LEAST_SPAN = 2
 """Of a cut with a small share."""

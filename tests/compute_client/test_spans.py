@@ -76,6 +76,6 @@ def test_span_sizes_respect_bytes_and_small_datasets() -> None:
     assert span_size(10**6, 10**6, limit_bytes=10**7, in_flight=4) == 10
     assert span_size(10**6, 10**12, limit_bytes=10**7, in_flight=4) == 1
     assert span_size(160, 1, limit_bytes=10**9, in_flight=4) == 10
-    assert span_size(160, 1, limit_bytes=10**9, in_flight=4, share=0.3) == 3
+    assert span_size(160, 1, limit_bytes=10**9, in_flight=4, share=0.3) == 6
     assert span_size(10, 1, limit_bytes=10**9, in_flight=4, share=0.01) == 2
     assert span_size(10**6, 1, limit_bytes=10**9, in_flight=4, share=0.01) == MAX_DEFAULT_SPAN
