@@ -26,6 +26,7 @@ class TrainResult:
         peak_rss_bytes: of this process since it began.
         stages: what the run's seconds went to here, validation included: `waiting` of the training loop for batches,
             `suffix` of the compute device, `decode` summed over threads. They overlap.
+        plan, first_plan: the last one, whose history tells what changed, and the one that the run began with.
     """
 
     samples: int
@@ -48,9 +49,10 @@ class TrainResult:
     classes: list[str]
     stages: dict[str, float]
     plan: Plan = field(repr=False)
+    first_plan: Plan = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "plan": self.plan.to_json()}
+        return {**asdict(self), "plan": self.plan.to_json(), "first_plan": self.first_plan.to_json()}
 
 
 def peak_rss_bytes() -> int:

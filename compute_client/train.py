@@ -83,7 +83,8 @@ class HeadTrainer:
         started = time.perf_counter()
         before = loader.stats.to_json()
         loader.warm_up()
-        progress.begins(loader.plan)
+        first_plan = loader.plan
+        progress.begins(first_plan)
         head = build_head(
             self._kind, loader.feature_shape, len(loader.classes), seed=loader.seed, hidden=self._hidden
         ).to(loader.device)
@@ -118,6 +119,7 @@ class HeadTrainer:
             classes=list(loader.classes),
             stages={name: after[f"{name}_seconds"] - before[f"{name}_seconds"] for name in STAGES},
             plan=loader.plan,
+            first_plan=first_plan,
             **{key: after[key] - before[key] for key in COUNTED},
         )
 

@@ -315,6 +315,7 @@ def values(outcome: Outcome) -> dict[str, Any]:
     document = outcome.document
     epoch_seconds = [float(seconds) for seconds in document["epoch_seconds"]]
     plan = document.get("plan") or {}
+    first = document.get("first_plan") or plan  # the limit of a later one counts what was slower than it should be
     return {
         "samples": document["train_samples"],
         "seconds": sum(epoch_seconds),
@@ -327,8 +328,8 @@ def values(outcome: Outcome) -> dict[str, Any]:
         "peak_bytes": document["peak_rss_bytes"],
         "losses": document["losses"],
         "cuts": plan.get("cuts", []),
-        "predicted_seconds": plan.get("predicted_seconds"),
-        "plan_limit_seconds": plan.get("limit_seconds"),
+        "predicted_seconds": first.get("predicted_seconds"),
+        "plan_limit_seconds": first.get("limit_seconds"),
         "reasons": plan.get("reasons", []),
         "client_stages": document.get("stages", {}),
     }

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from compute_client import DataLoader
+from compute_client import DataLoader, HeadTrainer
 from compute_client.replanning import observer, pace, replanner
 from hapi.model import Graph
 from hapi.plan import Plan, Profile, Share
@@ -87,6 +87,15 @@ def test_a_plan_that_changes_does_not_disturb_resuming(
     again = open_loader(server, graph, transform, profile_of_graph(graph, 1e9))
     again.load_state_dict(state)
     assert_same(first + list(again), expected[: len(again)])
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_training_tells_the_first_plan_and_the_last(server: FakeServer, graph: Graph, transform: v2.Compose) -> None:
+    server.work = slow_work
+    loader = open_loader(server, graph, transform, profile_of_graph(graph, 1e9))
+    result = HeadTrainer(loader, epochs=EPOCHS).fit().to_json()
+    assert result["first_plan"] == WHOLE.to_json()
+    assert result["plan"]["history"]
 
 
 @pytest.mark.usefixtures("eager")
