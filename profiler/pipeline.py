@@ -8,6 +8,7 @@ extraction.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -16,8 +17,9 @@ import numpy as np
 from hapi.errors import ProfileError
 from hapi.plan import INPUT, OUTPUT, CutCost, Profile
 
-REQUEST_SAMPLES = 64
-"""Samples that pass through the resources one after the other before all are busy: those of one large request."""
+REQUEST_SAMPLES, LEAST_REQUEST_SAMPLES, REQUESTS = 64, 8, 16
+"""Samples that pass through the resources one after the other before all are busy: those of one request. The loader
+makes requests of at most and at least so many, and between these so many requests of an epoch."""
 RESOURCES = ("the storage server", "the link", "the client")
 
 
@@ -70,7 +72,9 @@ class Pipeline:
     @property
     def first_samples(self) -> int:
         """Samples that pass through the resources one after the other, per epoch."""
-        return min(REQUEST_SAMPLES, self.profile.batch_size, self.profile.samples)
+        samples = self.profile.samples
+        request = min(REQUEST_SAMPLES, max(LEAST_REQUEST_SAMPLES, math.ceil(samples / REQUESTS)))
+        return min(request, self.profile.batch_size, samples)
 
     def busy_seconds(self, shares: np.ndarray) -> np.ndarray:
         """Per resource, its seconds per sample under this mix (shares per column, summing to 1)."""
