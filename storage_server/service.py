@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import psutil
@@ -18,6 +19,7 @@ from hapi.cancel import Cancel
 from hapi.data import Manifest, TransformSpec, open_store
 from hapi.engine import Compiler, Engine, Precision, check_precision
 from hapi.errors import BusyError, InputError, MemoryBudgetError
+from hapi.machine import free_bytes
 from hapi.plan import INPUT, OUTPUT
 from hapi.settings import StoreSettings
 from hapi.wire.protocol import DatasetSummary, ExtractRequest, ProfileRequest, ServerStatus
@@ -44,6 +46,7 @@ from storage_server.library.datasets import DatasetStore
 from storage_server.library.models import Lease, ModelStore
 from storage_server.memory.budget import MemoryBudget
 from storage_server.memory.idle import IdleRelease
+from storage_server.memory.lately import Lately
 from storage_server.memory.workspaces import Workspaces
 from storage_server.metrics import Metrics
 from storage_server.reporting import Report, StatusCollector
@@ -57,6 +60,8 @@ log = logging.getLogger(__name__)
 
 PROFILE_SECONDS = 10.0
 """A profile holds the device for about so long; other requests wait meanwhile."""
+TRANSFORMS = 64
+"""That are remembered, of those that requests named last."""
 CACHE_BYTES = 256 * 2**20
 """Most bytes of finished features that are kept, unless the settings say otherwise."""
 
@@ -91,7 +96,8 @@ class Service:
         self.metrics = Metrics()
         kept_bytes = CACHE_BYTES if settings.feature_cache_bytes is None else settings.feature_cache_bytes
         buffers = settings.queue_bytes + kept_bytes
-        self.budget = budget or MemoryBudget(settings.device, settings.memory_budget, buffers)
+        free = Lately(free_bytes)
+        self.budget = budget or MemoryBudget(settings.device, settings.memory_budget, buffers, free)
         self.metrics.budget_bytes.set(self.budget.total_bytes)
         self.queue = QueueBytes(self.budget.queue_bytes * settings.queue_bytes // buffers)
         check_folder(settings.cache_dir)
@@ -154,7 +160,7 @@ class Service:
             yield from self._run(Job(source_of(), request.indices, None, flow=tenant.flow), cancel)
             return
         assert request.model is not None  # the request's own validation
-        transform = TransformSpec.from_json(list(request.transform or ()))
+        transform = _transform(json.dumps(list(request.transform or ())))
         precision = self._precision(request.precision)
         with self.models.lease(request.model, cancel) as lease:
             prefix = self._fitting(lease, request.cut, precision)
@@ -318,6 +324,12 @@ class Service:
             self.compiler.close()
         self.datasets.close()
         self.remembered.save()
+
+
+@lru_cache(TRANSFORMS)
+def _transform(text: str) -> TransformSpec:
+    """Reads its JSON, once for all requests that have the same; TransformError."""
+    return TransformSpec.from_json(json.loads(text))
 
 
 def summary(manifest: Manifest) -> DatasetSummary:

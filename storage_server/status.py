@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from hapi.wire.protocol import BatchReason
@@ -93,14 +94,16 @@ class Board:
         with self._lock:
             self._prefix(prefix).out_of_memory += 1
 
-    def arrived(self, flow: Flow, *, is_failed: bool, is_shared: bool, waited: float | None = None) -> None:
-        """A sample of a tenant is done; `waited` are its seconds in line for the device."""
+    def arrived(
+        self, flow: Flow, *, done: int = 0, failed: int = 0, shared: int = 0, waits: Iterable[float] = ()
+    ) -> None:
+        """Samples of a tenant are done or failed; `waits` are the seconds of each that stood in line for the device."""
         with self._lock:
             record = self._tenant(flow)
-            record.samples += not is_failed
-            record.failed += is_failed
-            record.shared += is_shared
-            if waited is not None:
+            record.samples += done
+            record.failed += failed
+            record.shared += shared
+            for waited in waits:
                 record.queue_seconds.add(waited)
 
     def spent(self, seconds: dict[Flow, float]) -> None:

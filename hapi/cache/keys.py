@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hapi.data import Manifest, Sample, TransformSpec
 
@@ -48,7 +48,11 @@ class FeatureKeys:
 
     def many(self, indices: Sequence[int]) -> list[bytes]:
         """The keys of several samples, much faster than one by one."""
-        return [self._key(*pair) for pair in zip(indices, self._manifest.samples(indices), strict=True)]
+        return list(self.of_samples(dict(zip(indices, self._manifest.samples(indices), strict=True))).values())
+
+    def of_samples(self, samples: Mapping[int, Sample]) -> dict[int, bytes]:
+        """The keys of samples that are at hand, by index."""
+        return {index: self._key(index, sample) for index, sample in samples.items()}
 
     def _key(self, index: int, sample: Sample) -> bytes:
         key = sample.key.encode()

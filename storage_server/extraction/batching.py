@@ -12,6 +12,7 @@ import torch
 from hapi.cancel import CancelledWork
 from hapi.model.pauses import working_seconds
 from storage_server.extraction.engine import Prefix
+from storage_server.extraction.mail import Letter, Tensors, post
 from storage_server.extraction.patience import Patience, attempt
 from storage_server.extraction.rows import Batch, Row
 from storage_server.extraction.sizing import BatchPolicy
@@ -23,7 +24,6 @@ from storage_server.status import Board
 
 log = logging.getLogger(__name__)
 
-Tensors = tuple[torch.Tensor, ...]
 Finish = Callable[[Callable[[], Any]], Any]
 
 
@@ -122,16 +122,28 @@ class Batches:
         return tensors
 
     def _deliver(self, prefix: Prefix, rows: list[Row], tensors: Tensors) -> None:
-        """Each row gets memory of its own: a slice would keep the whole batch alive for a caller that reads slowly."""
+        """Each row gets memory of its own: a slice would keep the whole batch alive for a caller that reads slowly.
+
+        All who wait are told at once; where memory is short, of those rows that are there before more are tried.
+        """
+        letters: list[Letter] = []
+
+        def take(position: int, attempt: int) -> Tensors:
+            if attempt:
+                post(letters)
+                letters.clear()
+            return _own(tensors, position)
+
         for position, row in enumerate(rows):
             try:
-                take = partial(_own, tensors, position)
-                row.deliver(self._patience(f"{prefix.what}, one row,", take, "copy", row.is_wanted))
+                own = self._patience(f"{prefix.what}, one row,", partial(take, position), "copy", row.is_wanted)
+                letters += row.deliver(own)
             except Exception as error:
-                row.deliver(error)
+                letters += row.deliver(error)
+        post(letters)
 
 
-def _own(tensors: Tensors, position: int, attempt: int) -> Tensors:
+def _own(tensors: Tensors, position: int) -> Tensors:
     return tuple(
         tensor[0] if len(tensor) == 1 else tensor[position].clone(memory_format=torch.contiguous_format)
         for tensor in tensors
@@ -139,5 +151,4 @@ def _own(tensors: Tensors, position: int, attempt: int) -> Tensors:
 
 
 def _fail(rows: list[Row], error: Exception) -> None:
-    for row in rows:
-        row.deliver(error)
+    post([letter for row in rows for letter in row.deliver(error)])

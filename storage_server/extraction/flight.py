@@ -1,53 +1,18 @@
-"""One sample on its way, and the tickets of those who wait for it."""
+"""One sample on its way, with the tickets of those who wait for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any
 
-import torch
-
-from hapi.cancel import Cancel
 from storage_server.extraction.engine import Prefix
 from storage_server.extraction.loading import Source
+from storage_server.extraction.mail import Ticket
 from storage_server.extraction.rows import Row
+from storage_server.extraction.threads import Work
 from storage_server.features.beginnings import Beginning
-from storage_server.scheduling.fair import Flow
-
-Tensors = tuple[torch.Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """One sample that is done, or why not.
-
-    `failed` is this sample's own trouble, and becomes its row's `error`; `error` is trouble that ends the request.
-    `is_shared`: it was computed for somebody else. `waited`: seconds in line for the device, None if it was not there.
-    `read_seconds`, `work_seconds`: of all readers; of all decoders and the device, that it took.
-    """
-
-    index: int
-    tensors: Tensors | None = None
-    data: bytes | None = None
-    failed: str | None = None
-    error: BaseException | None = None
-    is_shared: bool = False
-    waited: float | None = None
-    read_seconds: float = 0.0
-    work_seconds: float = 0.0
-
-
-@dataclass(eq=False)
-class Ticket:
-    """One request's claim to one sample. `deliver` is called at most once, from another thread."""
-
-    index: int
-    flow: Flow
-    cancel: Cancel
-    deliver: Callable[[Arrival], Any]
-    flight: Flight | None = None
+from storage_server.scheduling.fair import Flow, Place
 
 
 class Stage(Enum):
@@ -72,7 +37,11 @@ class Flight:
     beginning: Beginning | None = None
     """Kept features that it begins with instead of the stored object."""
     tickets: dict[Ticket, None] = field(default_factory=dict)
+    flows: Counter[Flow] = field(default_factory=Counter)
+    """Those of its tickets, and how many each has."""
     stage: Stage = Stage.ORDERED
+    place: Place[Work] | None = None
+    """Where its reading or decoding waits for a turn."""
     data: bytes | None = None
     row: Row | None = None
     read_seconds: float = 0.0
@@ -86,7 +55,3 @@ class Flight:
     def lane(self) -> Prefix | None:
         """The prefix, or part of one, for which the device expects a row of it; None: it needs no device."""
         return self.prefix if self.beginning is None else self.beginning.part
-
-    @property
-    def flows(self) -> set[Flow]:
-        return {ticket.flow for ticket in self.tickets}

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 
-from hapi.data import Manifest
 from hapi.model import Cut
 from hapi.plan import INPUT
 from hapi.wire.codecs import get_codec
@@ -29,8 +28,11 @@ class FrameWriter:
     Rows are encoded only when they are taken, so that they are not in memory twice.
     """
 
-    def __init__(self, manifest: Manifest, cut: Cut | None, codec: str, compression: str, frame_bytes: int) -> None:
-        self._manifest = manifest
+    def __init__(
+        self, labels: Mapping[int, int | None], cut: Cut | None, codec: str, compression: str, frame_bytes: int
+    ) -> None:
+        """`labels` has those of all samples whose rows will be taken, by index."""
+        self._labels = labels
         self._shapes = cut.shapes if cut else ()
         self._dtypes = cut.dtypes if cut else ()
         self._frame_bytes = frame_bytes
@@ -147,7 +149,7 @@ class FrameWriter:
         objects: list[bytes] | None = None,
         errors: dict[int, str] | None = None,
     ) -> list[Any]:
-        labels = [self._manifest.sample(index).label for index in indices]
+        labels = [self._labels[index] for index in indices]
         return self._encoder.encode_parts(
             FeatureBatch(
                 indices=np.asarray(indices, np.int64),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -18,8 +19,9 @@ import torch
 from hapi.cancel import CancelledWork
 from storage_server.extraction.engine import Prefix
 from storage_server.extraction.executor import DeviceExecutor
-from storage_server.extraction.flight import Arrival, Flight, Stage, Tensors, Ticket
+from storage_server.extraction.flight import Flight, Stage
 from storage_server.extraction.loading import SampleLoader, SampleTrouble, Source
+from storage_server.extraction.mail import Arrival, Letter, Tensors, Ticket, post
 from storage_server.extraction.patience import attempt
 from storage_server.extraction.rows import Row
 from storage_server.features.beginnings import Beginnings, Kept
@@ -46,22 +48,43 @@ class Flights:
         return len(self._by_key)
 
     def join(
-        self, ticket: Ticket, source: Source, prefix: Prefix | None, key: bytes | None, starts: Sequence[Start] = ()
-    ) -> Arrival | None:
-        """Brings the sample about, or joins those who wait for it. What is kept near by is answered at once.
+        self,
+        tickets: Sequence[Ticket],
+        source: Source,
+        prefix: Prefix | None,
+        keys: Sequence[bytes | None],
+        starts: Sequence[Start] = (),
+    ) -> list[Arrival]:
+        """Brings the samples about, or joins those who wait for them. What is kept near by is answered at once.
 
-        Without a key (stored objects) nothing is shared. `starts` are shallower cuts that it may begin at.
+        Without a key (stored objects) nothing is shared. `starts` are shallower cuts that they may begin at.
         """
+        waiting = list(zip(tickets, keys, strict=True))
+        found: list[Arrival] = []
         for is_last_look in (False, True):
+            near: list[tuple[Ticket, bytes]] = []
+            departed: list[Flight] = []
             with self._lock:
-                flight = self._by_key.get(key) if key is not None else None
-                landed_meanwhile = flight is None and key is not None and not is_last_look and key in self._kept
-                if not landed_meanwhile:
-                    self._board(ticket, flight or self._depart(ticket, source, prefix, key, starts))
-                    return None
-            if key is not None and (tensors := self._kept.get(key)) is not None:
-                return Arrival(ticket.index, tensors, is_shared=True)
-        raise AssertionError("unreachable: the last look boards")
+                for ticket, key in waiting:
+                    flight = self._by_key.get(key) if key is not None else None
+                    if flight is None and key is not None and not is_last_look and key in self._kept:
+                        near.append((ticket, key))
+                        continue
+                    if flight is None:
+                        flight = self._depart(ticket, source, prefix, key, starts)
+                        departed.append(flight)
+                    self._board(ticket, flight)
+                self._expect(departed)
+            waiting = []
+            for ticket, near_key in near:
+                tensors = self._kept.get(near_key)
+                if tensors is None:
+                    waiting.append((ticket, near_key))
+                else:
+                    found.append(Arrival(ticket.index, tensors, is_shared=True))
+            if not waiting:
+                break
+        return found
 
     def leave(self, ticket: Ticket) -> None:
         """The ticket's request no longer waits; what nobody waits for is given up."""
@@ -70,8 +93,11 @@ class Flights:
             if flight is None or ticket not in flight.tickets:
                 return
             del flight.tickets[ticket]
-            if flight.row is not None and ticket.flow not in flight.flows:
-                self._device.unshare(flight.row, ticket.flow)
+            flight.flows[ticket.flow] -= 1
+            if not flight.flows[ticket.flow]:
+                del flight.flows[ticket.flow]
+                if flight.row is not None:
+                    self._device.unshare(flight.row, ticket.flow)
             if not flight.tickets:
                 self._end(flight)
 
@@ -83,31 +109,42 @@ class Flights:
             self._by_key[key] = flight
             if prefix is not None:
                 flight.beginning = self._beginnings.choose(ticket.index, prefix, key, starts)
-        self._expect(flight)
         return flight
 
-    def _expect(self, flight: Flight, count: int = 1) -> None:
-        if flight.lane is not None:
-            self._device.expect(flight.lane, count)
+    def _expect(self, flights: Sequence[Flight], change: int = 1) -> None:
+        """The device is told that their rows are on their way; with -1 that they are not, after all."""
+        lanes = [flight.lane for flight in flights]
+        known = {lane.key: lane for lane in lanes if lane is not None}
+        for key, count in Counter(lane.key for lane in lanes if lane is not None).items():
+            self._device.expect(known[key], count * change)
 
     def _board(self, ticket: Ticket, flight: Flight) -> None:
         """Adds the ticket, and puts the work into its flow's line as well."""
         is_known = ticket.flow in flight.flows
         ticket.flight = flight
         flight.tickets[ticket] = None
-        if not is_known:
-            self._line_up(flight, ticket.flow)
-
-    def _line_up(self, flight: Flight, flow: Flow) -> None:
-        if flight.stage is Stage.ORDERED:
-            self._loader.readers.submit(flow, partial(self._read, flight))
-        elif flight.stage is Stage.READ:
-            self._loader.decoders.submit(flow, partial(self._decode, flight))
+        flight.flows[ticket.flow] += 1
+        if is_known:
+            return
+        if flight.stage is Stage.ORDERED and flight.place is None:
+            self._line_up(flight)
+        elif flight.stage is Stage.ORDERED and flight.place is not None:
+            self._loader.readers.share(flight.place, ticket.flow)
+        elif flight.stage is Stage.READ and flight.place is not None:
+            self._loader.decoders.share(flight.place, ticket.flow)
         elif flight.stage is Stage.READY and flight.row is not None:
-            self._device.share(flight.row, flow)
+            self._device.share(flight.row, ticket.flow)
+
+    def _line_up(self, flight: Flight) -> None:
+        """Reading or decoding waits for its turn, in the lines of all who wait for it."""
+        flow, *others = flight.flows
+        if flight.stage is Stage.ORDERED:
+            flight.place = self._loader.readers.submit(flow, partial(self._read, flight), others)
+        else:
+            flight.place = self._loader.decoders.submit(flow, partial(self._decode, flight), others)
 
     def _read(self, flight: Flight) -> bool:
-        """On a reader's thread. False if there was nothing to do: another line's turn came first, or nobody waits."""
+        """On a reader's thread. False if there was nothing to do: nobody waits."""
         if not self._claim(flight, Stage.ORDERED, Stage.READING):
             return False
         began = time.perf_counter()
@@ -118,17 +155,16 @@ class Flights:
             data = self._loader.read(flight.source, flight.index, flight.is_wanted)
             self._beginnings.read_object(time.perf_counter() - started)
         except BaseException as error:
-            self._land_failed(flight, error)
+            post(self._land_failed(flight, error))
             return True
         flight.read_seconds = (time.perf_counter() - began) / self._loader.read_threads
         if flight.prefix is None:
-            self._land(flight, data=data)
+            post(self._land(flight, data=data))
             return True
         with self._lock:
             if flight.tickets:
                 flight.data, flight.stage = data, Stage.READ
-                for flow in flight.flows:
-                    self._line_up(flight, flow)
+                self._line_up(flight)
         return True
 
     def _begin_with_kept(self, flight: Flight) -> bool:
@@ -141,12 +177,12 @@ class Flights:
         if tensors is None:
             with self._lock:
                 if flight.tickets:
-                    self._expect(flight, -1)
+                    self._expect([flight], -1)
                     flight.beginning = None
-                    self._expect(flight)
+                    self._expect([flight])
             return False
         if beginning.part is None:
-            self._land(flight, tensors=tensors, is_kept=True)
+            post(self._land(flight, tensors=tensors, is_kept=True))
             return True
         self._metrics.continued.inc()
         with self._lock:
@@ -155,7 +191,7 @@ class Flights:
         return True
 
     def _make_ready(self, flight: Flight, prefix: Prefix, tensor: torch.Tensor) -> None:
-        flight.row = Row(prefix, tensor, flight.flows, flight.is_wanted, partial(self._computed, flight))
+        flight.row = Row(prefix, tensor, set(flight.flows), flight.is_wanted, partial(self._computed, flight))
         flight.stage = Stage.READY
         self._device.submit(flight.row)
 
@@ -171,7 +207,7 @@ class Flights:
             with self._loader.occupancy.working(self._payers(flight)):
                 tensor = self._loader.decode(flight.source, flight.index, data, flight.prefix, flight.is_wanted)
         except BaseException as error:
-            self._land_failed(flight, error)
+            post(self._land_failed(flight, error))
             return True
         flight.work_seconds = (time.perf_counter() - began) / self._loader.decode_threads
         del data
@@ -182,16 +218,16 @@ class Flights:
 
     def _payers(self, flight: Flight) -> dict[Flow, float]:
         """Each flow that waits for it, and its part of one of the threads that decode."""
-        flows = flight.flows
+        flows = tuple(flight.flows)
         return {flow: 1 / self._loader.decode_threads / len(flows) for flow in flows}
 
-    def _computed(self, flight: Flight, outcome: Tensors | BaseException) -> None:
+    def _computed(self, flight: Flight, outcome: Tensors | BaseException) -> list[Letter]:
+        """The row has left the device. Answers whom to tell, so that those of a whole batch can be told at once."""
         if isinstance(outcome, BaseException):
-            self._land_failed(flight, outcome)
-            return
+            return self._land_failed(flight, outcome)
         if flight.key is not None:
             self._kept.put(flight.key, outcome)  # before it leaves the table: nobody finds it in neither
-        self._land(flight, tensors=outcome)
+        return self._land(flight, tensors=outcome)
 
     def _claim(self, flight: Flight, before: Stage, after: Stage) -> bool:
         with self._lock:
@@ -200,13 +236,13 @@ class Flights:
             flight.stage = after
             return True
 
-    def _land_failed(self, flight: Flight, error: BaseException) -> None:
+    def _land_failed(self, flight: Flight, error: BaseException) -> list[Letter]:
         if isinstance(error, CancelledWork):
             self._again_if_wanted(flight)
-        elif isinstance(error, SampleTrouble):
-            self._land(flight, failed=str(error))
-        else:
-            self._land(flight, error=error)
+            return []
+        if isinstance(error, SampleTrouble):
+            return self._land(flight, failed=str(error))
+        return self._land(flight, error=error)
 
     def _again_if_wanted(self, flight: Flight) -> None:
         """The work was given up because nobody waited; somebody who came just then has it done from the beginning."""
@@ -215,10 +251,9 @@ class Flights:
                 self._end(flight)
                 return
             if flight.row is not None:
-                self._expect(flight)
+                self._expect([flight])
             flight.stage, flight.row = Stage.ORDERED, None
-            for flow in flight.flows:
-                self._line_up(flight, flow)
+            self._line_up(flight)
 
     def _land(
         self,
@@ -229,23 +264,26 @@ class Flights:
         failed: str | None = None,
         error: BaseException | None = None,
         is_kept: bool = False,
-    ) -> None:
-        """Ends the flight and tells all who wait. `is_kept`: it had been computed before, for another."""
+    ) -> list[Letter]:
+        """Ends the flight; answers what to tell all who wait. `is_kept`: it had been computed before, for another."""
         with self._lock:
             tickets = tuple(flight.tickets)
             waited = flight.row.waited if flight.row is not None else None
             worked = flight.work_seconds + (flight.row.seconds if flight.row is not None else 0.0)
             self._end(flight)
-        for position, ticket in enumerate(tickets):
-            cost = (flight.read_seconds, worked)
-            is_shared = is_kept or position > 0
-            ticket.deliver(Arrival(ticket.index, tensors, data, failed, error, is_shared, waited, *cost))
+        is_shared, letters = is_kept, []
+        for ticket in tickets:
+            told = Arrival(ticket.index, tensors, data, failed, error, is_shared, waited, flight.read_seconds, worked)
+            letters.append((ticket, told))
+            is_shared = True
+        return letters
 
     def _end(self, flight: Flight) -> None:
         if flight.key is not None and self._by_key.get(flight.key) is flight:
             del self._by_key[flight.key]
         if flight.row is None and flight.stage is not Stage.DONE:
-            self._expect(flight, -1)
+            self._expect([flight], -1)
         flight.stage = Stage.DONE
-        flight.data = flight.row = None
+        flight.data = flight.row = flight.place = None
         flight.tickets.clear()
+        flight.flows.clear()

@@ -143,15 +143,13 @@ class Lanes:
 
     def settle(self, batch: Batch, seconds: float) -> dict[Flow, float]:
         """The batch took so long: charges are corrected. Answers the seconds of each flow."""
-        spent: dict[Flow, float] = {}
-        for row in batch.rows:
-            for flow in row.flows:
-                spent[flow] = spent.get(flow, 0.0) + seconds / len(batch.rows) / len(row.flows)
-                self._ledger.charge(flow, (seconds / len(batch.rows) - batch.row_seconds) / len(row.flows))
+        over = seconds - batch.row_seconds * len(batch.rows)
+        for flow, part in batch.parts.items():
+            self._ledger.charge(flow, over * part)
         lane = self._lanes.get(batch.prefix.key)
         if lane is not None:
             lane.decision = None
-        return spent
+        return {flow: seconds * part for flow, part in batch.parts.items()}
 
     def settle_call(self, call: Call, seconds: float) -> None:
         """The call took so long."""
@@ -177,6 +175,7 @@ class Lanes:
                 batch.rows.append(row)
                 for payer in row.flows:
                     self._ledger.charge(payer, row_seconds / len(row.flows))
+        batch.parts = _parts(batch.rows)
         self._drop_if_empty(lane)
         return batch
 
@@ -252,3 +251,12 @@ class Lanes:
         else:
             del self._standing[flow]
             self._ledger.leave(flow)
+
+
+def _parts(rows: Sequence[Row]) -> dict[Flow, float]:
+    """Of a batch of these rows, for each flow that they are for; many tenants mostly want the same rows."""
+    parts: dict[Flow, float] = {}
+    for flows, count in Counter(frozenset(row.flows) for row in rows).items():
+        for flow in flows:
+            parts[flow] = parts.get(flow, 0.0) + count / len(rows) / len(flows)
+    return parts

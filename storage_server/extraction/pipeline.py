@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from hapi.cache import FeatureKeys
 from hapi.cancel import Cancel
+from hapi.data import Sample
 from hapi.units import format_bytes
 from storage_server.extraction.engine import Prefix
 from storage_server.extraction.fitting import queued_bytes
 from storage_server.extraction.frames import FrameWriter
-from storage_server.extraction.inflight import Arrival, Ticket
 from storage_server.extraction.loading import Source
+from storage_server.extraction.mail import Arrival, Ticket
 from storage_server.extraction.sizing import BATCHES_AHEAD, Waiting
 from storage_server.extraction.stages import Stages
 from storage_server.extraction.tally import Tally
@@ -65,10 +66,14 @@ class Extraction:
         self.job = job
         self._stages = stages
         cut = job.prefix.cut if job.prefix else None
-        self._frames = FrameWriter(job.source.manifest, cut, job.codec, job.compression, stages.frame_bytes)
-        self._costs = dict(zip(job.indices, self._cost_of_each(), strict=True))
+        samples = dict(zip(job.indices, job.source.manifest.samples(job.indices), strict=True))
+        labels = {index: sample.label for index, sample in samples.items()}
+        self._frames = FrameWriter(labels, cut, job.codec, job.compression, stages.frame_bytes)
+        self._costs = self._cost_of_each(samples)
+        self._keys = job.keys.of_samples(samples) if job.keys is not None else {}
         self._pending = deque(job.indices)
-        self._mailbox: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()
+        self._mailbox: queue.SimpleQueue[list[Arrival]] = queue.SimpleQueue()
+        self._deliver = self._mailbox.put
         self._tickets: dict[int, Ticket] = {}
         self._unsent = len(job.indices)
         self._tally = Tally(stages.occupancy, job.flow, partial(stages.running.fair_share, job.flow))
@@ -100,7 +105,7 @@ class Extraction:
             with (
                 self._stages.queue.joined(self.job.flow, largest + encode, want + encode, self.cancel) as self._holding,
                 self._stages.running.one(self),
-                self.cancel.calling(lambda: self._mailbox.put(None)),
+                self.cancel.calling(lambda: self._deliver([])),
             ):
                 self._holding.take(encode)  # within its least: it always may
                 while self._unsent:
@@ -154,30 +159,32 @@ class Extraction:
         """Orders samples while the queues have room; always one when it has none."""
         assert self._holding is not None
         ahead = self._ahead() if self._pending else 0  # once: deciding on a batch looks at this machine's memory
+        ordered: list[int] = []
         while self._pending and self._unsent - len(self._pending) < ahead:
-            self.cancel.check()
             cost = self._costs[self._pending[0]]
             if cost > self._stages.queue.total_bytes:
                 self._refuse(self._pending.popleft(), cost)
             elif self._holding.take(cost):
-                self._begin(self._pending.popleft())
+                ordered.append(self._pending.popleft())
             else:
-                return
+                break
+        if ordered:
+            self._begin(ordered)
 
     def _ahead(self) -> int:
-        """Samples that may be on their way at once."""
+        """Samples that may be on their way at once; for all that are left of a small request nothing is decided."""
         prefix, readers = self.job.prefix, 2 * self._stages.loader.read_threads
-        if prefix is None:
+        if prefix is None or self._unsent <= readers:
             return readers
         return max(readers, BATCHES_AHEAD * self._stages.device.decision(prefix).samples)
 
-    def _begin(self, index: int) -> None:
+    def _begin(self, indices: Sequence[int]) -> None:
+        self.cancel.check()
         job = self.job
-        ticket = self._tickets[index] = Ticket(index, job.flow, self.cancel, self._mailbox.put)
-        key = job.keys.of(index) if job.keys is not None else None
-        kept = self._stages.flights.join(ticket, job.source, job.prefix, key, job.starts)
-        if kept is not None:
-            self._accept(kept)
+        tickets = [Ticket(index, job.flow, self.cancel, self._deliver) for index in indices]
+        self._tickets.update(zip(indices, tickets, strict=True))
+        keys = [self._keys.get(index) for index in indices]
+        self._accept(self._stages.flights.join(tickets, job.source, job.prefix, keys, job.starts))
 
     def _refuse(self, index: int, cost: int) -> None:
         """One sample that is more than all queues together fails alone; nothing is held for it."""
@@ -187,32 +194,41 @@ class Extraction:
             f"{self.job.source.manifest.sample(index).key} takes {format_bytes(cost)} between reading and sending, and "
             f"this server's queues have {format_bytes(self._stages.queue.total_bytes)}. Raise HAPI_SERVER_QUEUE_BYTES.",
         )
-        self._count(is_failed=True)
+        self._stages.board.arrived(self.job.flow, failed=1)
+        self._stages.metrics.rows("failed", 1)
 
-    def _accept(self, message: Arrival | None) -> None:
+    def _accept(self, messages: Sequence[Arrival]) -> None:
+        """What came, all at once: of many samples mostly, those of a batch."""
         self.cancel.check()
-        if message is None:
+        if not messages:
             return
-        del self._tickets[message.index]
-        self._tally.arrived(message)
-        if message.error is not None:
-            raise message.error
-        if message.failed is not None:
-            self._frames.add_failed(message.index, message.failed)
-        elif message.data is not None:
-            self._frames.add_object(message.index, message.data)
-        else:
-            assert message.tensors is not None
-            self._frames.add_features(message.index, message.tensors)
-        self._count(is_failed=message.failed is not None, is_shared=message.is_shared, waited=message.waited)
+        failed = shared = 0
+        waits: list[float] = []
+        for message in messages:
+            del self._tickets[message.index]
+            if message.error is not None:
+                raise message.error
+            if message.failed is not None:
+                failed += 1
+                self._frames.add_failed(message.index, message.failed)
+            elif message.data is not None:
+                self._frames.add_object(message.index, message.data)
+            else:
+                assert message.tensors is not None
+                self._frames.add_features(message.index, message.tensors)
+            shared += message.is_shared
+            if message.waited is not None:
+                waits.append(message.waited)
+        self._tally.arrived(messages)
+        done = len(messages) - failed
+        self._stages.board.arrived(self.job.flow, done=done, failed=failed, shared=shared, waits=waits)
+        for outcome, count in (("ok", done), ("failed", failed)):
+            if count:
+                self._stages.metrics.rows(outcome, count)
 
-    def _count(self, *, is_failed: bool, is_shared: bool = False, waited: float | None = None) -> None:
-        self._stages.metrics.rows("failed" if is_failed else "ok", 1)
-        self._stages.board.arrived(self.job.flow, is_failed=is_failed, is_shared=is_shared, waited=waited)
-
-    def _cost_of_each(self) -> list[int]:
+    def _cost_of_each(self, samples: Mapping[int, Sample]) -> dict[int, int]:
         """Most bytes that each sample takes between reading and sending."""
         job = self.job
         computed = queued_bytes(job.prefix) if job.prefix else 0
         continued = max((queued_bytes(start.part) for start in job.starts), default=0)
-        return [max(1, sample.length + computed, continued) for sample in job.source.manifest.samples(job.indices)]
+        return {index: max(1, sample.length + computed, continued) for index, sample in samples.items()}

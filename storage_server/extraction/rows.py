@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from storage_server.extraction.engine import Prefix
+from storage_server.extraction.mail import Letter
 from storage_server.extraction.sizing import Decision
 from storage_server.scheduling.fair import Flow
 
@@ -21,7 +22,8 @@ class Row:
         flows: whom it is for; it stands in the line of each, and each pays its part.
         is_wanted: asked when a batch is formed; rows that nobody wants are not computed.
         deliver: called once, from another thread, with the cut's tensors of this sample or with what went wrong;
-            CancelledWork if it was not computed because nobody wanted it.
+            CancelledWork if it was not computed because nobody wanted it. Answers whom to tell of it: whoever calls
+            it posts these letters, all of a batch together.
         seconds: of the device, its part of its batch.
     """
 
@@ -29,7 +31,7 @@ class Row:
     tensor: torch.Tensor
     flows: set[Flow]
     is_wanted: Callable[[], bool]
-    deliver: Callable[[tuple[torch.Tensor, ...] | BaseException], Any]
+    deliver: Callable[[tuple[torch.Tensor, ...] | BaseException], list[Letter]]
     since: float = 0.0
     waited: float = 0.0
     seconds: float = 0.0
@@ -51,6 +53,8 @@ class Batch:
     rows: list[Row]
     row_seconds: float
     """What each was charged."""
+    parts: dict[Flow, float] = field(default_factory=dict)
+    """Of the batch, for each flow that its rows are for: 1 in all."""
     dropped: list[Row] = field(default_factory=list)
     """Rows that nobody wanted, found on the way."""
     is_small: bool = False

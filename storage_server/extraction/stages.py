@@ -21,7 +21,7 @@ from storage_server.extraction.threads import WorkerThreads
 from storage_server.features.beginnings import Beginnings, Kept
 from storage_server.memory.workspaces import Workspaces
 from storage_server.metrics import Metrics
-from storage_server.scheduling.fair import SERVER, Flow
+from storage_server.scheduling.fair import SERVER
 from storage_server.scheduling.holding import QueueBytes
 from storage_server.scheduling.occupancy import Occupancy
 from storage_server.scheduling.rates import LEAST_SECONDS, Rates
@@ -119,9 +119,5 @@ class Stages:
 
 def _occupied(occupancy: Occupancy, run: Callable[[Batch], T], batch: Batch) -> T:
     """A batch for the flows that its rows are for, each its part."""
-    parts: dict[Flow, float] = {}
-    for row in batch.rows:
-        for flow in tuple(row.flows):
-            parts[flow] = parts.get(flow, 0.0) + 1 / len(batch.rows) / len(row.flows)
-    with occupancy.working(parts):
+    with occupancy.working(batch.parts):
         return run(batch)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from hapi.wire.work import Work
-from storage_server.extraction.flight import Arrival
+from storage_server.extraction.mail import Arrival
 from storage_server.scheduling.fair import Flow
 from storage_server.scheduling.occupancy import Occupancy
 
@@ -28,12 +28,13 @@ class Tally:
         self._last = occupancy.read()
         self._begin()
 
-    def arrived(self, message: Arrival) -> None:
-        """A sample is done."""
-        if message.error is None and message.failed is None and not message.is_shared:
-            self._samples += 1
-            self._read_seconds += message.read_seconds
-            self._work_seconds += message.work_seconds
+    def arrived(self, messages: Iterable[Arrival]) -> None:
+        """Samples are done."""
+        for message in messages:
+            if message.error is None and message.failed is None and not message.is_shared:
+                self._samples += 1
+                self._read_seconds += message.read_seconds
+                self._work_seconds += message.work_seconds
 
     @contextmanager
     def encoding(self) -> Iterator[None]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from storage_server.scheduling.fair import FairQueue, Flow
+from storage_server.scheduling.fair import FairQueue, Flow, Place
 from storage_server.scheduling.rates import Mean
 
 log = logging.getLogger(__name__)
@@ -37,12 +37,24 @@ class WorkerThreads:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, flow: Flow, work: Work) -> None:
-        """Adds work at the end of the flow's line; after `close` it is dropped. Work that answers False did nothing."""
+    def submit(self, flow: Flow, work: Work, others: Iterable[Flow] = ()) -> Place[Work]:
+        """Adds work at the end of the flow's line; after `close` it is dropped. Work that answers False did nothing.
+
+        It stands in the lines of the `others` as well, and is done once: when the first of them has its turn.
+        """
         with self._changed:
-            if not self._closed:
-                self._queue.push(flow, work, self.seconds.value)
-                self._changed.notify()
+            if self._closed:
+                return Place(work, 0.0, [], is_taken=True)
+            place = self._queue.push(flow, work, self.seconds.value)
+            for other in others:
+                self._queue.share(place, other)
+            self._changed.notify()
+        return place
+
+    def share(self, place: Place[Work], flow: Flow) -> None:
+        """Puts submitted work into another flow's line as well, unless its turn has come. Nobody is woken for it."""
+        with self._changed:
+            self._queue.share(place, flow)
 
     def close(self, wait_seconds: float = 5.0) -> None:
         """Drops what has not begun, and waits for what has, but not for longer than `wait_seconds`."""

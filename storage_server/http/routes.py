@@ -69,13 +69,18 @@ def shell_of(request: Request) -> Shell:
     return request.app.state.shell
 
 
-def tenant_of(request: Request, credentials: Credentials) -> Tenant:
+async def room_of(request: Request) -> Shell:
+    """A coroutine, as the tenant is: what is none would be run in a thread."""
+    return shell_of(request)
+
+
+async def tenant_of(request: Request, credentials: Credentials) -> Tenant:
     """Whose request this is; UnauthorizedError."""
     return shell_of(request).service.tokens.tenant(credentials.credentials if credentials else None)
 
 
 Caller = Annotated[Tenant, Depends(tenant_of)]
-Room = Annotated[Shell, Depends(shell_of)]
+Room = Annotated[Shell, Depends(room_of)]
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

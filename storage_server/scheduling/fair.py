@@ -11,7 +11,7 @@ per share differs by no more than one most expensive item of each.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -64,7 +64,11 @@ class Ledger:
     def order(self, flows: Iterable[Flow] | None = None) -> list[Flow]:
         """The waiting flows (of `flows`), the one to be served next first."""
         chosen = self._busy if flows is None else self._busy.intersection(flows)
-        return sorted(chosen, key=lambda flow: (self._tags[flow], flow.name))
+        return sorted(chosen, key=self._rank)
+
+    def first(self) -> Flow | None:
+        """The waiting flow that is to be served next, if any waits."""
+        return min(self._busy, key=self._rank, default=None)
 
     def serve(self, flow: Flow, seconds: float) -> None:
         """Chooses `flow`: virtual time becomes its tag, and it is charged."""
@@ -75,13 +79,30 @@ class Ledger:
         """Seconds per share that count as received."""
         return self._tags.get(flow, self._now)
 
+    def _rank(self, flow: Flow) -> tuple[float, str]:
+        return self._tags[flow], flow.name
+
+
+@dataclass(eq=False)
+class Place(Generic[T]):
+    """An item in the lines of one flow or several, until its turn comes in one of them."""
+
+    item: T
+    seconds: float
+    flows: list[Flow]
+    is_taken: bool = False
+
 
 class FairQueue(Generic[T]):
-    """Items of many flows; first come, first served within a flow. Not thread-safe."""
+    """Items of many flows; first come, first served within a flow. Not thread-safe.
+
+    An item may stand in the lines of several flows. It is taken once, when its turn comes in the first of them, and
+    that one pays.
+    """
 
     def __init__(self) -> None:
         self._ledger = Ledger()
-        self._lines: dict[Flow, deque[tuple[T, float]]] = {}
+        self._lines: dict[Flow, OrderedDict[Place[T], None]] = {}
         self._length = 0
 
     def __len__(self) -> int:
@@ -99,37 +120,37 @@ class FairQueue(Generic[T]):
     @property
     def seconds(self) -> float:
         """Predicted cost of all that waits."""
-        return math.fsum(cost for line in self._lines.values() for _, cost in line)
+        return math.fsum(place.seconds for place in {place for line in self._lines.values() for place in line})
 
-    def push(self, flow: Flow, item: T, seconds: float) -> None:
+    def push(self, flow: Flow, item: T, seconds: float) -> Place[T]:
         """Adds an item that is predicted to cost so much."""
-        self._lines.setdefault(flow, deque()).append((item, seconds))
+        place = Place(item, seconds, [])
         self._length += 1
-        self._ledger.join(flow)
+        self._stand(place, flow)
+        return place
 
-    def pop(self, may: Callable[[Flow], bool] = lambda flow: True) -> tuple[Flow, T] | None:
+    def share(self, place: Place[T], flow: Flow) -> bool:
+        """Puts what waits at the end of another flow's line as well; says whether it still waited."""
+        if not place.is_taken and flow not in place.flows:
+            self._stand(place, flow)
+        return not place.is_taken
+
+    def pop(self, may: Callable[[Flow], bool] | None = None) -> tuple[Flow, T] | None:
         """Takes the next item, of those flows that `may` be served now; None if there is none."""
-        flow = next(filter(may, self._ledger.order()), None)
+        flow = self._ledger.first() if may is None else next(filter(may, self._ledger.order()), None)
         if flow is None:
             return None
-        line = self._lines[flow]
-        item, seconds = line.popleft()
-        self._length -= 1
-        self._ledger.serve(flow, seconds)
-        if not line:
-            self._forget(flow)
-        return flow, item
+        place = next(iter(self._lines[flow]))
+        self._ledger.serve(flow, place.seconds)
+        self._take(place)
+        return flow, place.item
 
     def remove(self, flow: Flow, item: T) -> bool:
         """Takes one item out of the middle of its line; says whether it was there."""
-        line = self._lines.get(flow, deque())
-        found = next((entry for entry in line if entry[0] is item), None)
+        found = next((place for place in self._lines.get(flow, ()) if place.item is item), None)
         if found is None:
             return False
-        line.remove(found)
-        self._length -= 1
-        if not line:
-            self._forget(flow)
+        self._take(found)
         return True
 
     def served(self, flow: Flow, seconds: float) -> None:
@@ -143,9 +164,21 @@ class FairQueue(Generic[T]):
         """What was popped cost so much more (or, negative, less) than predicted."""
         self._ledger.charge(flow, seconds)
 
-    def _forget(self, flow: Flow) -> None:
-        del self._lines[flow]
-        self._ledger.leave(flow)
+    def _stand(self, place: Place[T], flow: Flow) -> None:
+        place.flows.append(flow)
+        self._lines.setdefault(flow, OrderedDict())[place] = None
+        self._ledger.join(flow)
+
+    def _take(self, place: Place[T]) -> None:
+        """Out of all lines."""
+        place.is_taken = True
+        self._length -= 1
+        for flow in place.flows:
+            line = self._lines[flow]
+            del line[place]
+            if not line:
+                del self._lines[flow]
+                self._ledger.leave(flow)
 
 
 def max_min(total: float, wants: dict[Hashable, float], weights: dict[Hashable, float]) -> dict[Hashable, float]:

@@ -123,6 +123,23 @@ def test_an_item_can_leave_the_middle_of_its_line() -> None:
     assert queue.flows == ()
 
 
+def test_what_stands_in_several_lines_is_taken_once_in_the_turn_that_comes_first() -> None:
+    queue: FairQueue[str] = FairQueue()
+    large, small = Flow("large"), Flow("small")
+    first, *_ = [queue.push(large, f"large {number}", 1.0) for number in range(3)]
+    last = queue.push(large, "wanted by both", 1.0)
+    assert queue.share(last, small)
+    assert queue.share(last, small)
+    assert len(queue) == 4
+    assert queue.seconds == 4.0
+    assert queue.pop() == (large, "large 0")
+    assert queue.pop() == (small, "wanted by both")
+    assert not queue.share(first, small)
+    assert queue.flows == (large,)
+    assert [queue.pop() for _ in range(3)] == [(large, "large 1"), (large, "large 2"), None]
+    assert len(queue) == 0
+
+
 def test_flows_of_the_past_are_forgotten() -> None:
     ledger = Ledger()
     for number in range(10 * REMEMBERED):

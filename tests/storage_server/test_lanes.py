@@ -68,7 +68,7 @@ def wanting(prefix: Prefix, **samples: int) -> list[Waiting]:
 
 
 def row(prefix: Prefix, *flows: Flow, wanted: bool = True) -> Row:
-    return Row(prefix, torch.zeros(1), set(flows), lambda: wanted, lambda outcome: None)
+    return Row(prefix, torch.zeros(1), set(flows), lambda: wanted, lambda outcome: [])
 
 
 def batch(lanes: Lanes) -> Batch:

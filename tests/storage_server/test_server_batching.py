@@ -12,12 +12,13 @@ import pytest
 import torch
 from awkward_models import Archive
 
-from hapi.cancel import CancelledWork
+from hapi.cancel import Cancel, CancelledWork
 from hapi.errors import BusyError, MemoryBudgetError
 from profiler.memory import MemoryModel
 from storage_server.extraction.batching import Batches
 from storage_server.extraction.engine import Prefix
 from storage_server.extraction.fitting import check_fits, with_remedy
+from storage_server.extraction.mail import Arrival, Letter, Ticket
 from storage_server.extraction.patience import ATTEMPTS, Patience
 from storage_server.extraction.rows import Batch, Row
 from storage_server.extraction.sizing import RECOVER_AFTER, KneePolicy, Waiting
@@ -71,11 +72,17 @@ class Machine:
         patience = Patience("cpu", self.metrics, self.pauses.append)
         self.batches = Batches(self.policy, Rates(), self.board, self.metrics, patience, lambda work: work())
         self.outcomes: dict[int, Any] = {}
+        self.posts: list[list[Arrival]] = []
 
     def run(self, prefix: Prefix, rows: int, wanted: Callable[[int], bool] = lambda number: True) -> None:
-        def deliver(number: int) -> Callable[[Any], Any]:
-            return lambda outcome: self.outcomes.__setitem__(number, outcome)
+        def deliver(number: int) -> Callable[[Any], list[Letter]]:
+            def told(outcome: Any) -> list[Letter]:
+                self.outcomes[number] = outcome
+                return [(ticket, Arrival(number))]
 
+            return told
+
+        ticket = Ticket(0, A, Cancel(), self.posts.append)
         made = [
             Row(prefix, torch.tensor([float(number)]), {A}, lambda number=number: wanted(number), deliver(number))  # type: ignore[misc]
             for number in range(rows)
@@ -84,6 +91,12 @@ class Machine:
 
     def are_doubled(self, rows: int) -> bool:
         return all(torch.equal(self.outcomes[number][0], torch.tensor([2.0 * number])) for number in range(rows))
+
+
+def test_a_request_is_told_of_a_whole_batch_at_once(archive: Archive) -> None:
+    machine = Machine()
+    machine.run(small_device(archive, fits=8), 8)
+    assert [[arrival.index for arrival in post] for post in machine.posts] == [list(range(8))]
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])

@@ -108,6 +108,6 @@ def test_what_is_not_used_any_longer_is_forgotten(archive: Archive) -> None:
         prefix.key = (str(number), "output")
         board.computed(prefix, 1, 1.0)
     for number in range(TENANTS + 10):
-        board.arrived(Flow(str(number)), is_failed=False, is_shared=False)
+        board.arrived(Flow(str(number)), done=1)
     assert (len(board.prefixes()), len(board.tenants())) == (PREFIXES, TENANTS)
     assert ("0", "output") not in board.prefixes()

@@ -11,7 +11,7 @@ from test_server_routes import upload
 from hapi.data import TransformSpec
 from hapi.wire import read_stream
 from hapi.wire.work import Work
-from storage_server.extraction.flight import Arrival
+from storage_server.extraction.mail import Arrival
 from storage_server.extraction.tally import Tally
 from storage_server.scheduling.fair import Flow
 from storage_server.scheduling.occupancy import Occupancy
@@ -54,8 +54,7 @@ def test_stages_that_share_a_processor_add_up_to_the_time_that_passed() -> None:
     with occupancy.working({MINE: 1.0}), occupancy.working({MINE: 1.0}):  # decoding and the device, at half speed each
         clock.now += 4
     clock.now += 4
-    for index in range(2):
-        tally.arrived(Arrival(index, (torch.zeros(1),), read_seconds=0.1, work_seconds=4.0))
+    tally.arrived([Arrival(index, (torch.zeros(1),), read_seconds=0.1, work_seconds=4.0) for index in range(2)])
     assert tally.take() == Work(2, pytest.approx(0.2 + 4.0), 8.0, 1.0)
     assert tally.take().samples == 0
 
@@ -86,8 +85,8 @@ def test_work_that_goes_on_is_not_taken_for_others() -> None:
 
 def test_what_was_not_done_for_the_answer_does_not_count() -> None:
     tally = Tally(Occupancy(), MINE, lambda: 1.0)
-    tally.arrived(Arrival(0, (torch.zeros(1),), is_shared=True, work_seconds=1.0))
-    tally.arrived(Arrival(1, failed="broken", work_seconds=1.0))
+    shared = Arrival(0, (torch.zeros(1),), is_shared=True, work_seconds=1.0)
+    tally.arrived([shared, Arrival(1, failed="broken", work_seconds=1.0)])
     work = tally.take()
     assert (work.samples, work.seconds) == (0, 0.0)
 
