@@ -84,8 +84,10 @@ class ServerSettings(BaseSettings):
     cache_uri_bytes: Bytes = Field(default=16 * 2**30, ge=MIB)
     """Most bytes of features at `cache_uri`; all servers that share it must be given the same."""
 
-    max_requests: int = Field(default=32, ge=1, le=1024)
-    """Extract and profile requests that run at the same time; each tenant has its part of them."""
+    max_requests: int = Field(default=128, ge=1, le=1024)
+    """Extract and profile requests that run at the same time; each tenant has its part of them. One costs a thread and
+    its part of the queues. Tenants take turns by rows among the requests that run, but by whole requests among those
+    that wait: too few turns make the last of many tenants wait for all that the first asked for."""
     max_waiting: int = Field(default=64, ge=0, le=65536)
     """Requests that may wait for their turn; more are told to come back later (429). A tenant without any there may
     always have one, so that no other can fill the line."""

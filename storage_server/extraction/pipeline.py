@@ -172,11 +172,14 @@ class Extraction:
             self._begin(ordered)
 
     def _ahead(self) -> int:
-        """Samples that may be on their way at once; for all that are left of a small request nothing is decided."""
-        prefix, readers = self.job.prefix, 2 * self._stages.loader.read_threads
-        if prefix is None or self._unsent <= readers:
-            return readers
-        return max(readers, BATCHES_AHEAD * self._stages.device.decision(prefix).samples)
+        """Samples that may be on their way at once: enough for batches, and for all readers with those of others.
+
+        Bytes that are taken are given back only when rows are done: the first of many requests must not take them all.
+        """
+        prefix, part = self.job.prefix, self._stages.reading_ahead
+        if prefix is None or self._unsent <= part:  # all that is left: no batch needs to be decided
+            return part
+        return max(part, BATCHES_AHEAD * self._stages.device.decision(prefix).samples)
 
     def _begin(self, indices: Sequence[int]) -> None:
         self.cancel.check()

@@ -23,6 +23,9 @@ class Running:
         self._lock = threading.Lock()
         self.on_change: Callable[[], object] = lambda: None
 
+    def __len__(self) -> int:
+        return len(self._extractions)
+
     @contextmanager
     def one(self, extraction: Extraction) -> Iterator[None]:
         """It runs for the block."""

@@ -30,8 +30,11 @@ from storage_server.status import Board
 
 T = TypeVar("T")
 FRAMES_PART = 8
-"""Frames are so small that those of as many requests as may run, four times each while they are encoded, take at most
-half of the queues."""
+FEW_REQUESTS = 32
+"""Frames are so small that those of as many requests as run, or of a few, four times each while they are encoded, take
+at most half of the queues. Those that began while fewer ran keep larger ones."""
+LEAST_READING = 2
+"""Samples that each request has on its way at the least: one that is read, one that is decoded."""
 LEAST_FRAME_BYTES = 64 * 1024
 
 
@@ -50,7 +53,7 @@ class Stages:
     patience: Patience
     occupancy: Occupancy
     finisher: WorkerThreads
-    frame_bytes: int
+    most_frame_bytes: int
 
     @classmethod
     def start(
@@ -80,7 +83,6 @@ class Stages:
         large = queue.total_bytes
         loader = SampleLoader(settings.read_threads, settings.workers, metrics, patience, large, occupancy)
         flights = Flights(loader, device, kept, Beginnings(kept, rates, loader), metrics)
-        part = queue.total_bytes // (FRAMES_PART * settings.max_requests)
         return cls(
             loader=loader,
             device=device,
@@ -93,8 +95,19 @@ class Stages:
             patience=patience,
             occupancy=occupancy,
             finisher=finisher,
-            frame_bytes=min(settings.frame_bytes, max(LEAST_FRAME_BYTES, part)),
+            most_frame_bytes=settings.frame_bytes,
         )
+
+    @property
+    def reading_ahead(self) -> int:
+        """Samples that each running request may have on its way for the readers' sake: two for each reader in all."""
+        return max(LEAST_READING, 2 * self.loader.read_threads // max(1, len(self.running)))
+
+    @property
+    def frame_bytes(self) -> int:
+        """Of the frames of one more request."""
+        part = self.queue.total_bytes // (FRAMES_PART * max(FEW_REQUESTS, len(self.running) + 1))
+        return min(self.most_frame_bytes, max(LEAST_FRAME_BYTES, part))
 
     def sample_seconds(self, key: tuple[str, ...] | None) -> float:
         """Predicted seconds of one sample for the prefix with this key, in the stage that is the narrowest for it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,18 @@ def test_batches_are_no_larger_than_allowed(
     value = service.metrics.registry.get_sample_value
     assert value("hapi_batch_samples_sum") == GOOD
     assert value("hapi_batch_samples_bucket", {"le": "4.0"}) == value("hapi_batch_samples_count") >= 3
+
+
+def test_the_first_of_many_requests_orders_no_more_for_the_readers_than_its_part(
+    make_service: Callable[..., Service], manifest: Manifest, archive: Archive, transform: TransformSpec
+) -> None:
+    stages = make_service(read_threads=8)._stages
+    assert stages.reading_ahead == 16
+    with ExitStack() as running:
+        for count, ahead in ((1, 16), (2, 8), (3, 5), (4, 4)):
+            work = Extraction(Job(Source(manifest, gated(manifest)), [0], None), stages)
+            running.enter_context(stages.running.one(work))
+            assert (len(stages.running), stages.reading_ahead) == (count, ahead)
 
 
 def test_answers_come_in_pieces_of_about_a_frame(
