@@ -252,13 +252,18 @@ def test_a_prefix_that_would_fit_in_an_idle_server_is_asked_to_come_back(archive
 def test_a_small_batch_between_others_is_tried_once_and_is_whole_for_later(archive: Archive) -> None:
     prefix, machine = small_device(archive, fits=1), Machine()
     outcomes: dict[int, Any] = {}
+
+    def deliver(number: int, outcome: Any) -> list[Letter]:
+        outcomes[number] = outcome
+        return []
+
     rows = [
         Row(
             prefix,
             torch.tensor([float(number)]),
             {A},
             lambda number=number: number != 1,
-            partial(outcomes.__setitem__, number),
+            partial(deliver, number),
         )  # type: ignore[misc]
         for number in range(3)
     ]
@@ -277,7 +282,7 @@ def test_small_batches_beside_larger_ones_teach_nothing_of_sizes(archive: Archiv
     prefix, machine = small_device(archive, fits=8), Machine()
     learned: list[int] = []
     machine.policy.succeeded = lambda prefix, samples, seconds: learned.append(samples)  # type: ignore[method-assign]
-    rows = [Row(prefix, torch.zeros(1), {A}, lambda: True, lambda outcome: None) for _ in range(4)]
+    rows = [Row(prefix, torch.zeros(1), {A}, lambda: True, lambda outcome: []) for _ in range(4)]
     machine.batches.run(Batch(prefix, rows[:1], 0.0, is_small=True))
     assert machine.batches.run_between(Batch(prefix, rows[:2], 0.0))
     machine.batches.run(Batch(prefix, rows, 0.0))
