@@ -42,7 +42,7 @@ def prefixes(archive: Archive) -> tuple[Prefix, Prefix]:
 
 
 def row(prefix: Prefix, flow: Flow) -> Row:
-    return Row(prefix, torch.zeros(1), {flow}, lambda: True, lambda outcome: None)
+    return Row(prefix, torch.zeros(1), {flow}, lambda: True, lambda outcome: [])
 
 
 def lanes_of(prefixes: Sequence[Prefix], *requests: Waiting) -> Lanes:
