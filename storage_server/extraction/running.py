@@ -26,6 +26,12 @@ class Running:
     def __len__(self) -> int:
         return len(self._extractions)
 
+    @property
+    def different(self) -> int:
+        """Of the running requests, counting those for one prefix once: they mostly want the same samples."""
+        with self._lock:
+            return len({one.job.prefix.key if one.job.prefix else None for one in self._extractions})
+
     @contextmanager
     def one(self, extraction: Extraction) -> Iterator[None]:
         """It runs for the block."""

@@ -33,8 +33,9 @@ FRAMES_PART = 8
 FEW_REQUESTS = 32
 """Frames are so small that those of as many requests as run, or of a few, four times each while they are encoded, take
 at most half of the queues. Those that began while fewer ran keep larger ones."""
-LEAST_READING = 2
-"""Samples that each request has on its way at the least: one that is read, one that is decoded."""
+LEAST_READING = 8
+"""Samples that each request has on its way at the least: fewer at a time make many small messages, each of which costs
+as much as several samples."""
 LEAST_FRAME_BYTES = 64 * 1024
 
 
@@ -101,7 +102,7 @@ class Stages:
     @property
     def reading_ahead(self) -> int:
         """Samples that each running request may have on its way for the readers' sake: two for each reader in all."""
-        return max(LEAST_READING, 2 * self.loader.read_threads // max(1, len(self.running)))
+        return max(LEAST_READING, 2 * self.loader.read_threads // max(1, self.running.different))
 
     @property
     def frame_bytes(self) -> int:

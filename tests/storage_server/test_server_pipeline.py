@@ -167,16 +167,17 @@ def test_batches_are_no_larger_than_allowed(
     assert value("hapi_batch_samples_bucket", {"le": "4.0"}) == value("hapi_batch_samples_count") >= 3
 
 
-def test_the_first_of_many_requests_orders_no_more_for_the_readers_than_its_part(
-    make_service: Callable[..., Service], manifest: Manifest, archive: Archive, transform: TransformSpec
+def test_requests_for_different_prefixes_order_their_part_for_the_readers(
+    make_service: Callable[..., Service], manifest: Manifest, archive: Archive
 ) -> None:
     stages = make_service(read_threads=8)._stages
     assert stages.reading_ahead == 16
+    stem, whole = (Prefix.of(archive.graph, cut, "cpu", archive.digest) for cut in ("stem.2", "output"))
     with ExitStack() as running:
-        for count, ahead in ((1, 16), (2, 8), (3, 5), (4, 4)):
-            work = Extraction(Job(Source(manifest, gated(manifest)), [0], None), stages)
+        for prefix, ahead in ((None, 16), (stem, 8), (stem, 8), (whole, 8)):
+            work = Extraction(Job(Source(manifest, gated(manifest)), [0], prefix), stages)
             running.enter_context(stages.running.one(work))
-            assert (len(stages.running), stages.reading_ahead) == (count, ahead)
+            assert stages.reading_ahead == ahead
 
 
 def test_answers_come_in_pieces_of_about_a_frame(
