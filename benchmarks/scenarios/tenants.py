@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 COUNTS, QUICK_COUNTS = (1, 2, 4, 8, 12, 20, 40), (6,)
 VANISHING, QUICK_VANISHING = 20, 6
 SAME, QUICK_SAME = (4, 20), (20,)
+SAME_SAMPLES, QUICK_SAME_SAMPLES = 384, 192
+SAME_WARM_SAMPLES = 256
+"""Before equal tenants are timed: as many as batch sizes are looked for with, or the first job would pay for that."""
 POLICIES = ("whole", "paper-lp")
 PARTS = ("mixed", "same", "beside", "vanish")
 PHOTOGRAPHS, QUICK_PHOTOGRAPHS = 256, 128
@@ -169,21 +172,22 @@ def _policy(
 
 
 def _same(bench: Bench, settings: _Settings, counts: Sequence[int]) -> None:
+    from benchmarks.bench.photographs import multiplied
     from benchmarks.tenants.jobs import Task
     from benchmarks.tenants.parts import same
     from benchmarks.tenants.servers import tenant_server
 
     network = settings.networks[0]
+    samples = QUICK_SAME_SAMPLES if settings.quick else SAME_SAMPLES
     for tenants in counts:
         # a server of its own for each: a deeper cut would begin at the features kept for the first
         with (
-            tenant_server(
-                settings.folder, [network], settings.names, budget_bytes=settings.budget, cached=True
-            ) as server,
+            multiplied(settings.folder, 2 * samples + SAME_WARM_SAMPLES) as folder,
+            tenant_server(folder, [network], settings.names, budget_bytes=settings.budget, cached=True) as server,
             bench.trial(system="ours", part="same", model=network.graph.name, budget_bytes=settings.budget) as trial,
         ):
             task = Task(network, "output" if tenants == 20 else network.cut_at(0.9).name)
-            trial.measured(**same(server, task, settings.names[:tenants], settings.photographs * 3 // 8))
+            trial.measured(**same(server, task, settings.names[:tenants], samples, SAME_WARM_SAMPLES))
 
 
 def _beside(bench: Bench, settings: _Settings) -> None:

@@ -124,13 +124,13 @@ def _told(one: Alone, outcome: JobOutcome) -> dict[str, Any]:
     }
 
 
-def same(server: TenantServer, task: Task, tenants: Sequence[str], samples: int) -> dict[str, Any]:
+def same(server: TenantServer, task: Task, tenants: Sequence[str], samples: int, warm_samples: int) -> dict[str, Any]:
     """All tenants want the same features of the same photographs, in the same order: against one of them, alone.
 
     The one tenant comes second, on photographs of its own, as many: nothing is kept for it. At last all ask again for
-    what is kept by then.
+    what is kept by then. Batch sizes are found before, with `warm_samples` others.
     """
-    warm = TenantJob(tenants[0], task, tuple(range(2 * samples, 2 * samples + WARM_SAMPLES)))
+    warm = TenantJob(tenants[0], task, tuple(range(2 * samples, 2 * samples + warm_samples)))
     checked(run_together(server.address, [warm]))
     jobs = [TenantJob(tenant, task, tuple(range(samples))) for tenant in tenants]
     before, used = _computed(server, task), [server.counters()["cpu_seconds"]]
