@@ -2,8 +2,8 @@
 
 Each request names the least it needs to go on (its largest sample) and all it could use. Who joins waits, in order,
 until its least is free; from then on that is its own, so that no request can stop another. Beyond it each may hold its
-max-min fair part, by the tenants' shares. A third of a part is left over for whoever comes next: it can begin before a
-slow caller takes what was computed for it.
+max-min fair part, by the tenants' shares; who waits counts as well, so that what is given back is left for it. A third
+of a part is left over for whoever comes next: it can begin before a slow caller takes what was computed for it.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ class QueueBytes:
     def _wait(self, holding: Holding, cancel: Cancel) -> None:
         with self._changed:
             self._line.append(holding)
+            self._divide()
             try:
                 while self._line[0] is not holding or self._reserved() + holding.least > self.total_bytes:
                     self._changed.wait()
@@ -120,11 +121,12 @@ class QueueBytes:
         return sum(member.reserved for member in self._members)
 
     def _divide(self) -> None:
-        """Fair parts for those that are there, and one for the next."""
-        requests = Counter(member.flow for member in self._members)
-        wants: dict[Hashable, float] = {member: member.want for member in self._members}
-        weights: dict[Hashable, float] = {member: member.flow.share / requests[member.flow] for member in self._members}
-        if self._members:
+        """Fair parts for those that are there or wait, and one for the next."""
+        everyone = dict.fromkeys((*self._members, *self._line))
+        requests = Counter(holding.flow for holding in everyone)
+        wants: dict[Hashable, float] = {holding: holding.want for holding in everyone}
+        weights: dict[Hashable, float] = {holding: holding.flow.share / requests[holding.flow] for holding in everyone}
+        if everyone:
             wants["next"], weights["next"] = self.total_bytes, NEXT_PART * sum(weights.values()) / len(weights)
         parts = max_min(self.total_bytes, wants, weights)
         for member in self._members:

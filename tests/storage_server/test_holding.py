@@ -82,6 +82,26 @@ def test_who_does_not_fit_waits_until_others_gave_enough_back() -> None:
     assert joined.is_set()
 
 
+def test_what_is_given_back_is_left_for_who_waits() -> None:
+    queue, joined = QueueBytes(TOTAL), threading.Event()
+
+    def later() -> None:
+        with queue.joined(Flow("b"), 500, 10_000, Cancel()):
+            joined.set()
+
+    with queue.joined(Flow("a"), 10, 10_000, Cancel()) as busy:
+        share = fill(busy)
+        thread = threading.Thread(target=later)
+        thread.start()
+        while busy.share_bytes == share:
+            pass  # until it waits
+        for _ in range(TOTAL // 10):  # as it always has something to take again
+            busy.give(10)
+            busy.take(10)
+        assert joined.wait(30)
+        thread.join(30)
+
+
 def test_who_leaves_the_line_lets_the_next_in() -> None:
     queue, cancel = QueueBytes(TOTAL), Cancel()
     failures: list[BaseException] = []
