@@ -172,10 +172,10 @@ class DeviceExecutor:
 
     def _run(self, batch: Batch) -> float:
         """Computes a batch, and small ones between its operations; answers with the seconds of these."""
-        if self._guests is None:
+        visit = Visit(batch, self._guests) if self._guests is not None else None
+        if visit is None or not visit.may_take:
             self._compute(batch)
             return 0.0
-        visit = Visit(batch, self._guests)
         self._has_news = True
         try:
             with pausing(partial(self._let_in, visit)):

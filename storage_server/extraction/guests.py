@@ -3,7 +3,9 @@
 A batch of a large job takes as long as its size says, and so long whoever wants one image would wait, besides twice or
 four times that while larger batches are tried. The pass pauses for it instead (hapi.model.pauses). Whose turn it is
 decides: a guest is what would be next anyway. All guests of a batch together take at most the part of it that one who
-wants few may ask for, and must fit into memory beside it. Compiled code has no operations to pause between.
+wants few may ask for, and must fit into memory beside it. A batch of so few that this part is none does not pause: it
+is short, and two networks that take turns within it would only push each other out of the processor's caches. Compiled
+code has no operations to pause between.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class Visit:
 
     def __init__(self, host: Batch, guests: Guests) -> None:
         self._host, self._guests = host, guests
-        self._allowed = host.row_seconds * max(1, len(host.rows) // FEW)
+        self._allowed = host.row_seconds * (len(host.rows) // FEW)
         self.seconds = 0.0
         """What guests took."""
         self.left: list[Batch] = []

@@ -108,6 +108,8 @@ class Device:
         self.begun: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.go_on: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.spent: dict[Flow, float] = {}
+        self.short_pauses: list[bool] = []
+        """Of batches of the others, whether they paused."""
         self._run = run
         guests = Guests(self._guest, lambda *batches: True)
         self.executor = DeviceExecutor(lanes, self._compute, on_spent=self.spent.update, guests=guests)
@@ -121,6 +123,8 @@ class Device:
             pause = pause_of_thread()
             assert pause is not None
             pause()
+        else:
+            self.short_pauses.append(pause_of_thread() is not None)
         self.order.append(("batch", len(batch.rows)))
         self.done.put(batch)
 
@@ -160,6 +164,7 @@ def test_a_quarter_of_the_batch_is_for_guests_and_the_rest_wait(prefixes: Sequen
     assert len(device.done.get(timeout=30).rows) == 2, "those that were left, together"
     device.executor.close()
     assert device.order == [("guest", 2), ("batch", SIZE), ("batch", 2)]
+    assert device.short_pauses == [False]
 
 
 def test_a_guest_for_which_memory_was_too_short_is_next(prefixes: Sequence[Prefix]) -> None:
