@@ -53,7 +53,7 @@ def test_losses_and_accuracy_are_those_of_our_trainer(
     assert mine["accuracies"] == result["accuracies"]
     for key in ("samples", "train_samples", "val_samples", "epochs", "classes"):
         assert mine[key] == result[key]
-    ours = {"setup_seconds", "retries", "failed_samples", "cached_samples", "plan", "stages"}
+    ours = {"setup_seconds", "retries", "failed_samples", "cached_samples", "plan", "first_plan", "stages"}
     assert result.keys() - mine.keys() == ours
 
 
