@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import torch
 
 from benchmarks.tenants.jobs import TenantJob
-from compute_client.remote import RemoteJob, RemoteSource, Restorer
+from compute_client.remote import RemoteJob, RemoteSource
+from compute_client.restoring import Restorer
 from compute_client.spans import Span
 from compute_client.stats import LoaderStats
 from compute_client.window import Window

@@ -65,7 +65,8 @@ def leaving() -> Iterator[Leaving]:
 
 def run(url: str, told: dict[str, Any]) -> None:
     """One tenant's job."""
-    from compute_client.remote import RemoteJob, RemoteSource, Restorer
+    from compute_client.remote import RemoteJob, RemoteSource
+    from compute_client.restoring import Restorer
     from compute_client.stats import LoaderStats
     from compute_client.window import Window
     from hapi.cancel import Cancel

@@ -4,8 +4,8 @@ The request is one actor: a generator that a thread of its own drives, and a mai
 the device put what they finished. What is between reading and sending is bounded by one number of bytes, of which each
 running request has a fair part: a sample is charged for its object, its input tensor and its features when it is
 ordered, and the charge ends when its row is encoded. What encoding takes is charged to the request from its beginning
-to its end. So the queues between the stages need no bounds of their own,
-nothing can deadlock on them, and a caller that reads slowly simply stops the ordering.
+to its end. So the queues between the stages need no bounds of their own, nothing can deadlock on them, and a caller
+that reads slowly simply stops the ordering.
 """
 
 from __future__ import annotations

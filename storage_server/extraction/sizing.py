@@ -87,7 +87,7 @@ class _Ceiling:
 
 
 class KneePolicy:
-    """The smallest batch within 5 % of the best throughput, as measured on this device, no larger than fits."""
+    """The smallest batch that is nearly as fast as the fastest, as measured on this device, no larger than fits."""
 
     def __init__(self, budget: MemoryBudget, max_batch: int, remembered: Remembered | None = None) -> None:
         self._budget = budget

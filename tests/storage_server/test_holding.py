@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import ExitStack
 
 import pytest
@@ -93,8 +94,9 @@ def test_what_is_given_back_is_left_for_who_waits() -> None:
         share = fill(busy)
         thread = threading.Thread(target=later)
         thread.start()
+        until = time.monotonic() + 30
         while busy.share_bytes == share:
-            pass  # until it waits
+            assert time.monotonic() < until, "it never waited"
         for _ in range(TOTAL // 10):  # as it always has something to take again
             busy.give(10)
             busy.take(10)
