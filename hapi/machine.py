@@ -20,7 +20,8 @@ def free_bytes(device: str) -> int:
     """Bytes that may still be taken on `device`: free memory, for `cpu` within all control groups as well.
 
     File cache counts as free, mapped files included: who maps files and wants to find them in memory subtracts them.
-    What the C library keeps (hapi.allocator.kept_bytes) counts as taken; what torch keeps on a GPU as free.
+    What the C library keeps (hapi.allocator.kept_bytes) counts as taken; what torch keeps on a GPU as free, and what it
+    was told to leave there (torch.cuda.set_per_process_memory_fraction) as not ours.
     """
     if device == "cpu":
         available = int(psutil.virtual_memory().available)
@@ -28,9 +29,12 @@ def free_bytes(device: str) -> int:
         return available if within is None else min(available, within)
     import torch
 
-    free, _ = torch.cuda.mem_get_info(device)
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free + cached
+    index = torch.device(device).index
+    place = torch.cuda.current_device() if index is None else index
+    free, total = torch.cuda.mem_get_info(place)
+    reserved = torch.cuda.memory_reserved(place)
+    allowed = int(total * torch.cuda.get_per_process_memory_fraction(place)) - reserved
+    return max(0, min(free, allowed)) + reserved - torch.cuda.memory_allocated(place)
 
 
 def cgroup_free_bytes(proc: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -39,16 +39,19 @@ class Workspace:
         return max(slope * batch + fixed for slope, fixed in self.lines)
 
     @classmethod
-    def fit(cls, program: Program, device: torch.device | str = "cpu", batches: tuple[int, int] = (2, 8)) -> Workspace:
-        """Measures a program at two batch sizes: the line that explains both, never negative.
+    def fit(cls, program: Program, device: torch.device | str = "cpu", batches: Sequence[int] = (2, 8)) -> Workspace:
+        """Measures a program at some batch sizes, ascending: the lowest line above all, never negative.
 
-        It may fall: where the tensors alive elsewhere outgrow an operation's workspace, the peak moves there.
+        It may fall: where the tensors alive elsewhere outgrow an operation's workspace, the peak moves there. Not on
+        CUDA: there a library takes another algorithm, with more workspace or less, for one size and the next.
         """
         model = prefix_memory(program)
-        small, large = (measure_peak(program, batch, device) - model.live_bytes(batch) for batch in batches)
-        per_sample = -(-(large - small) // (batches[1] - batches[0]))
-        fixed = max(small - per_sample * batches[0], large - per_sample * batches[1])
-        return cls.of((per_sample, fixed))
+        extra = {batch: measure_peak(program, batch, device) - model.live_bytes(batch) for batch in batches}
+        small, large = min(extra), max(extra)
+        per_sample = -(-(extra[large] - extra[small]) // (large - small))
+        if torch.device(device).type == "cuda":
+            per_sample = max(0, per_sample)
+        return cls.of((per_sample, max(more - per_sample * batch for batch, more in extra.items())))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from hapi.engine import Choice, Precision
@@ -25,6 +25,11 @@ def _bytes(value: Any) -> Any:
 
 def _words(value: Any) -> Any:
     return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+
+
+def _numbered(device: str) -> str:
+    """torch.cuda asks for the number at places, and its string without one means another GPU on another thread."""
+    return "cuda:0" if device == "cuda" else device
 
 
 Bytes = Annotated[int, BeforeValidator(_bytes)]
@@ -50,7 +55,8 @@ class ServerSettings(BaseSettings):
     """TOML file with the tenants, see storage_server.access.auth. Without it the server binds to loopback only."""
     cache_dir: Path = Field(default_factory=default_cache_dir)
 
-    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    device: Annotated[str, AfterValidator(_numbered)] = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    """cpu, or cuda with a number; without one, the first."""
     threads: int | None = Field(default=None, ge=1, le=1024)
     """Threads of one torch operation on the CPU; None is torch's own choice."""
     engine: Choice = "auto"

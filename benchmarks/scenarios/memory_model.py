@@ -32,6 +32,8 @@ MODELS = (
 )
 FITTED, BATCHES = (2, 8), (4, 12)
 """Batches at which the workspace is measured, and others for which it is predicted; libraries take 1 for special."""
+FITTED_ON_CUDA, BATCHES_ON_CUDA = (2, 4, 8), (6, 12)
+"""The same where libraries take another algorithm for each size."""
 COLUMNS = (
     MODEL,
     SYSTEM,
@@ -58,10 +60,11 @@ def memory_model(
     report: options.Report = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Peak bytes of a batch without weights, at an early, a middle and the last cut, for batches of 4 and 12.
+    """Peak bytes of a batch without weights, at an early, a middle and the last cut, for two batches.
 
-    Predicted: tensors alive by liveness, and a workspace measured with batches of 2 and 8. Measured: the allocator's
-    peak. Resident: what the process grew by, the allocator's holes included (CPU). A row fails beyond 15 %.
+    Predicted for batches of 4 and 12 (6 and 12 on CUDA): tensors alive by liveness, and a workspace measured with
+    batches of 2 and 8 (2, 4 and 8). Measured: the allocator's peak. Resident: what the process grew by, the allocator's
+    holes included (CPU). A row fails beyond 15 %.
     """
     with Bench("memory-model", as_json=as_json, report=report, columns=COLUMNS) as bench:
         import torch
@@ -96,10 +99,11 @@ def measured(program: Program, device: str) -> list[tuple[int, dict[str, float]]
     from profiler.memory import Workspace, measure_peak, prefix_memory, spec_input
     from profiler.peaks import peak_meter
 
+    is_cuda = program.device.type == "cuda"
     model = prefix_memory(program)
-    model = model.with_workspace(Workspace.fit(program, device, FITTED))
+    model = model.with_workspace(Workspace.fit(program, device, FITTED_ON_CUDA if is_cuda else FITTED))
     rows = []
-    for batch in BATCHES:
+    for batch in BATCHES_ON_CUDA if is_cuda else BATCHES:
         meter = peak_meter(device)
         inputs = [spec_input(spec.shape, spec.dtype, batch, device) for spec in program.inputs]
         with torch.inference_mode():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hapi.engine.compiler import Compiler
 from hapi.engine.engine import CHOICES, Choice, Engine, shared_compiler
-from hapi.engine.precision import PRECISIONS, TOLERANCE, Precision, check_precision, has_bf16
+from hapi.engine.precision import PRECISIONS, TOLERANCE, Precision, check_precision, exact_sums, has_bf16
 from hapi.engine.shelf import Shelf
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Precision",
     "Shelf",
     "check_precision",
+    "exact_sums",
     "has_bf16",
     "shared_compiler",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from hapi.engine.precision import TOLERANCE, Precision
 from hapi.model import Program
 
 PROBE_BATCH = 3
@@ -49,6 +50,16 @@ def compare(exact: Program, candidate: Run, takes: Program, batch: int = PROBE_B
     inputs = probe(exact, batch)
     with torch.inference_mode():
         return distance(outputs(exact(*inputs)), candidate(*given(inputs, takes)))
+
+
+def allowed(exact: Program, replaced: Program, precision: Precision, batch: int = PROBE_BATCH) -> float:
+    """Most that code which replaces an eager program of this precision may be off, see `compare`.
+
+    In bf16 deep networks are off by more than the tolerance however they are run: then as much as what is replaced.
+    """
+    if precision == "float32":
+        return TOLERANCE[precision]
+    return max(TOLERANCE[precision], compare(exact, lambda *given: outputs(replaced(*given)), replaced, batch))
 
 
 def distance(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> float:

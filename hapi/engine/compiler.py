@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
-from hapi.engine.agreement import Run, compare
+from hapi.engine.agreement import Run, allowed, compare
 from hapi.engine.library import Library
 from hapi.engine.precision import TOLERANCE, Precision, rewritten
 from hapi.engine.shelf import Compiled, Shelf, key_of
 from hapi.errors import InputError
-from hapi.machine import free_bytes
+from hapi.machine import free_bytes, processors
 from hapi.model import Program, save_archive
 from hapi.units import format_bytes
 
@@ -194,7 +194,7 @@ class Compiler:
         source = program if request.precision == "float32" else rewritten(program, request.precision)
         run = self._load(self._shelf.path(key), program.device)
         error = compare(program, run, source, CHECK_BATCH)
-        if not error <= limit:
+        if not error <= limit and not error <= (limit := allowed(program, source, request.precision, CHECK_BATCH)):
             self._shelf.drop(key)
             return Answer(None, _disagrees(error, limit))
         return Answer(run, f"compiled, {compiled.gain:.2f} times as fast", compiled.gain, is_made=True, takes=source)
@@ -221,9 +221,10 @@ class Compiler:
             )
         if "failure" in said:
             return f"compiling failed ({said['failure']})"
+        limit = said.pop("limit", TOLERANCE[request.precision])
         compiled = Compiled(**said)
-        if not compiled.error <= TOLERANCE[request.precision]:
-            return _disagrees(compiled.error, TOLERANCE[request.precision])
+        if not compiled.error <= limit:
+            return _disagrees(compiled.error, limit)
         self._known.append(compiled)
         self._shelf.keep(key, compiled)
         log.info("compiled %s in %.0f s: %.2f times as fast", program.title, compiled.seconds, compiled.gain)
@@ -231,6 +232,8 @@ class Compiler:
 
     def _run_worker(self, job: dict[str, Any]) -> dict[str, Any]:
         """Runs the job in a process of its own and waits; Python's lock is free meanwhile."""
+        helpers = 1 if torch.device(job["device"]).type == "cpu" else processors()  # a GPU's kernels are many files
+        threads = {"TORCHINDUCTOR_COMPILE_THREADS": str(helpers), "OMP_NUM_THREADS": str(job["threads"])}
         with self._lock:
             if self._is_closed:
                 return {"failure": "the process is ending"}
@@ -240,7 +243,7 @@ class Compiler:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
-                env={**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": str(job["threads"])},
+                env={**os.environ, **threads},
             )
             process = self._process
         try:

@@ -131,6 +131,8 @@ class Engine:
                 for result, spec in zip(way.run(*given(tensors, way.takes)), self.program.outputs, strict=True)
             ]
         if not self._is_settled:
+            if self.program.device.type == "cuda":  # which is only told so far what to do
+                torch.cuda.synchronize(self.program.device)
             self._consider(time.perf_counter() - started)
         return results[0] if self.program.is_single else tuple(results)
 

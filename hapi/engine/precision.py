@@ -18,7 +18,10 @@ from hapi.model.node import Argument, Node, Ref, Weight
 Precision = Literal["float32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
 TOLERANCE: Mapping[Precision, float] = {"float32": 1e-5, "bf16": 1e-2}
-"""Most that a compiled program may differ from eager float32: largest difference over the output's largest value."""
+"""Most that a compiled program may differ from eager float32: largest difference over the output's largest value.
+
+See `hapi.engine.agreement.allowed` for networks that are further off in bf16 however they are run.
+"""
 
 _NATIVE = {"avx512_bf16", "amx_bf16", "bf16"}
 """Processor flags, x86 and ARM, of machines that multiply in bfloat16."""
@@ -34,6 +37,13 @@ def check_precision(precision: str, device: torch.device | str) -> None:
             f"precision 'bf16': {device} of this machine does not compute in bfloat16 (AVX512_BF16, AMX or a GPU that "
             "does), and emulating it is slower than float32. Use precision='float32'."
         )
+
+
+def exact_sums() -> None:
+    """Sums are float32 in this process: CUDA's TF32, and sums of bfloat16 in bfloat16, are on unless turned off."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 @cache

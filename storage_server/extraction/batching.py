@@ -11,6 +11,7 @@ import torch
 
 from hapi.cancel import CancelledWork
 from hapi.model.pauses import working_seconds
+from storage_server.extraction.copies import copies_for
 from storage_server.extraction.engine import Prefix
 from storage_server.extraction.mail import Letter, Tensors, post
 from storage_server.extraction.patience import Patience, attempt
@@ -111,7 +112,7 @@ class Batches:
 
     def _pass(self, prefix: Prefix, rows: list[Row]) -> Tensors:
         """The cut's tensors (n, *shape) of n rows."""
-        batch = torch.stack([row.tensor for row in rows])
+        batch = copies_for(prefix.device).gather([row.tensor for row in rows])
         if self._workspaces is None:
             return prefix.run(batch)
         with self._workspaces.observing(prefix, len(rows)):

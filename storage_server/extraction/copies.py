@@ -1,9 +1,11 @@
 """Batches to a GPU and features back, through page-locked memory and beside the work of the GPU.
 
 A copy from ordinary memory is made by the driver in small pieces through a buffer of its own, while the caller waits.
-From page-locked memory the GPU fetches by itself: so a batch is put, piece by piece, into a page-locked buffer, and
-each piece is on its way while the next is put there. Copies run on a stream of their own, and events order them: the
-work waits for the batch, the copy of the features for the work, and the caller for that copy.
+From page-locked memory the GPU fetches by itself. So whoever decodes a sample puts it there, on one of many threads,
+and the device's thread only tells the GPU where the samples of a batch lie. A batch that lies elsewhere is put, piece
+by piece, into a page-locked buffer, and each piece is on its way while the next is put there. Copies run on a stream of
+their own, and events order them: the work waits for the batch, the copy of the features for the work, and the caller
+for that copy.
 
 The device's thread computes one batch at a time and waits for its features, so a batch's copies do not overlap with
 the work of another batch.
@@ -11,6 +13,7 @@ the work of another batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Protocol
 
@@ -25,6 +28,14 @@ Tensors = tuple[torch.Tensor, ...]
 class Copies(Protocol):
     """From host memory to a device and back. For the device's one thread."""
 
+    def lay_ready(self, sample: torch.Tensor) -> torch.Tensor:
+        """The sample where the device gets it easily. For any thread."""
+        ...
+
+    def gather(self, samples: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The samples (*shape) as one batch (n, *shape) on the device, in time like one of `to_device`."""
+        ...
+
     def to_device(self, batch: torch.Tensor) -> torch.Tensor:
         """The batch on the device, in time for whatever is put on its current stream from now on."""
         ...
@@ -36,6 +47,12 @@ class Copies(Protocol):
 
 class HostCopies:
     """Where the device is the host there is nothing to copy."""
+
+    def lay_ready(self, sample: torch.Tensor) -> torch.Tensor:
+        return sample
+
+    def gather(self, samples: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(list(samples))
 
     def to_device(self, batch: torch.Tensor) -> torch.Tensor:
         return batch
@@ -54,8 +71,28 @@ class CudaCopies:
         self._buffer = torch.empty(0, dtype=torch.uint8)
         self._fetched = cuda.Event()
 
+    def lay_ready(self, sample: torch.Tensor) -> torch.Tensor:
+        """See Copies. Torch keeps page-locked memory that is freed for the next sample."""
+        return sample.pin_memory() if self._pinned else sample
+
+    def gather(self, samples: Sequence[torch.Tensor]) -> torch.Tensor:
+        """See Copies. Torch keeps the memory of samples that are let go until the GPU has fetched them."""
+        if self._pinned and not all(sample.is_pinned() for sample in samples):
+            return self.to_device(torch.stack(list(samples)))
+        moved = torch.empty((len(samples), *samples[0].shape), dtype=samples[0].dtype, device=self._device)
+        work = self._cuda.current_stream(self._device)
+        self._stream.wait_stream(work)  # `moved` may be memory that earlier work has not let go yet
+        with self._cuda.stream(self._stream):
+            for place, sample in zip(moved, samples, strict=True):
+                place.copy_(sample, non_blocking=True)
+        work.wait_stream(self._stream)
+        self._hold(moved)
+        return moved
+
     def to_device(self, batch: torch.Tensor) -> torch.Tensor:
-        """See Copies."""
+        """See Copies; a batch that is there stays where it is."""
+        if batch.device.type == self._device.type != "cpu":
+            return batch
         batch = batch.contiguous()
         self._fetched.synchronize()  # the last batch has left the buffer, whatever became of its work
         if self._buffer.numel() < batch.nbytes:

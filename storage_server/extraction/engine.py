@@ -128,7 +128,7 @@ class Prefix:
         return self._engine
 
     def run(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The cut's tensors (n, *shape) in host memory, of a batch (n, *input.shape) in host memory."""
+        """The cut's tensors (n, *shape) in host memory, of a batch (n, *input.shape) there or on the device."""
         engine = self.prepare()
         copies = copies_for(self.device)
         with torch.inference_mode():

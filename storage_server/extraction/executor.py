@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from hapi.cancel import Cancel, CancelledWork
+from hapi.engine import exact_sums
 from hapi.model.pauses import pausing
 from storage_server.extraction.engine import Prefix
 from storage_server.extraction.guests import Guests, Visit
@@ -59,6 +60,7 @@ class DeviceExecutor:
         """`compute` runs a batch and sees to it that every row of it is delivered; `on_spent` learns of its seconds.
 
         Without `guests`, and on a GPU, where operations are ordered long before they run, no batch pauses for another.
+        Raises what setting up the thread raised, as for a device that is not there.
         """
         self.device = device
         self._lanes = lanes
@@ -69,8 +71,15 @@ class DeviceExecutor:
         self._left: deque[Batch] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._loop, args=(threads,), name=f"hapi-{device}", daemon=True)
+        prepared: queue.SimpleQueue[Outcome[None]] = queue.SimpleQueue()
+        self._thread = threading.Thread(
+            target=self._loop, args=(threads, prepared.put), name=f"hapi-{device}", daemon=True
+        )
         self._thread.start()
+        outcome = prepared.get()
+        if outcome.error is not None:
+            self._thread.join()
+        outcome.get()
 
     @property
     def depth(self) -> int:
@@ -138,8 +147,13 @@ class DeviceExecutor:
             self._changed.notify_all()
         self._thread.join()
 
-    def _loop(self, threads: int | None) -> None:
-        _prepare(self.device, threads)
+    def _loop(self, threads: int | None, told: Callable[[Outcome[None]], object]) -> None:
+        try:
+            _prepare(self.device, threads)
+        except Exception as error:
+            told(Outcome(error=error))
+            return
+        told(Outcome(None))
         while self._one():
             pass
 
@@ -240,10 +254,9 @@ def _perform(run: Callable[[], T], cancel: Cancel, deliver: Callable[[Outcome[T]
 
 
 def _prepare(device: str, threads: int | None) -> None:
-    """Sets the thread up. float32 means float32: TF32, which convolutions on CUDA use unasked, is turned off."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    """Sets the thread up. Beside a GPU it has little to compute, and all processors are wanted for decoding."""
+    if threads is not None or device != "cpu":
+        torch.set_num_threads(threads or 1)
     if device != "cpu":
         torch.cuda.set_device(device)
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+        exact_sums()

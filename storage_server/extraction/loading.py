@@ -50,11 +50,13 @@ class SampleLoader:
         patience: Patience,
         large_bytes: int,
         occupancy: Occupancy | None = None,
+        lay_ready: Callable[[torch.Tensor], torch.Tensor] = lambda sample: sample,
     ) -> None:
         """Large pictures take `large_bytes` together while they are decoded, unless one alone takes more.
 
-        `occupancy` is to learn of decoding.
+        `occupancy` is to learn of decoding; `lay_ready` puts a sample where the device gets it easily.
         """
+        self._lay_ready = lay_ready
         self.occupancy = occupancy or Occupancy()
         self._metrics = metrics
         self._patience = patience
@@ -94,7 +96,7 @@ class SampleLoader:
         assert transform is not None
 
         def work(attempt: int) -> torch.Tensor:
-            return load_sample(data, transform, seed=source.seed, epoch=source.epoch, index=index)
+            return self._lay_ready(load_sample(data, transform, seed=source.seed, epoch=source.epoch, index=index))
 
         try:
             with self._metrics.stage("decode"):

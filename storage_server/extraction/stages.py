@@ -8,6 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 from storage_server.extraction.batching import Batches
+from storage_server.extraction.copies import copies_for
 from storage_server.extraction.executor import DeviceExecutor
 from storage_server.extraction.guests import Guests
 from storage_server.extraction.inflight import Flights
@@ -82,7 +83,8 @@ class Stages:
         device = DeviceExecutor(lanes, compute, settings.device, settings.threads, board.spent, guests)
         running.on_change = device.requests_changed
         large = queue.total_bytes
-        loader = SampleLoader(settings.read_threads, settings.workers, metrics, patience, large, occupancy)
+        ready = copies_for(settings.device).lay_ready
+        loader = SampleLoader(settings.read_threads, settings.workers, metrics, patience, large, occupancy, ready)
         flights = Flights(loader, device, kept, Beginnings(kept, rates, loader), metrics)
         return cls(
             loader=loader,

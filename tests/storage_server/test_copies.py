@@ -137,12 +137,23 @@ def test_the_buffer_is_not_written_before_the_last_batch_has_left_it(monkeypatch
     assert torch.equal(second, torch.full((10,), 2.0))
 
 
+def test_samples_of_a_batch_arrive_in_their_order() -> None:
+    both = OnThePlayed()
+    for batch in batches():
+        samples = [both.lay_ready(sample) for sample in batch]
+        moved = both.gather(samples)
+        assert torch.equal(moved, batch)
+        assert both.held[-1] is moved
+
+
 def test_on_the_host_nothing_is_copied(archive: Archive) -> None:
     here = copies_for("cpu")
     assert isinstance(here, HostCopies)
     batch = torch.ones(3)
     assert here.to_device(batch) is batch
     assert here.to_host((batch,))[0] is batch
+    assert here.lay_ready(batch) is batch
+    assert torch.equal(here.gather([batch, 2 * batch]), torch.tensor([[1.0] * 3, [2.0] * 3]))
 
 
 @needs_cuda
@@ -156,6 +167,23 @@ def test_a_real_gpu_gives_back_what_it_got() -> None:
             assert torch.equal(found, batch)
     rows = real.to_host((torch.ones(2, 3, device="cuda"), torch.ones(1, 3, device="cuda")))
     assert [tensor.is_pinned() for tensor in rows] == [True, False]
+
+
+@needs_cuda
+def test_a_real_gpu_gathers_samples_wherever_they_lie() -> None:
+    real = CudaCopies("cuda")
+    for _ in range(5):
+        batch = torch.randn(64, 3, 224, 224)
+        samples = [real.lay_ready(sample) for sample in batch]
+        assert all(sample.is_pinned() for sample in samples)
+        moved = real.gather(samples)
+        assert real.to_device(moved) is moved
+        del samples  # whose memory may be taken for others from now on
+        others = [real.lay_ready(torch.zeros(3, 224, 224)) for _ in range(64)]
+        assert torch.equal(real.to_host((moved,))[0], batch)
+        assert not any(sample.any() for sample in others)
+        (mixed,) = real.to_host((real.gather([others[0], batch[1]]),))
+        assert torch.equal(mixed, torch.stack([others[0], batch[1]]))
 
 
 @needs_cuda

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections import Counter
 from collections.abc import Sequence
 
@@ -295,3 +296,10 @@ def test_a_policy_that_fails_once_does_not_end_the_device(prefixes: Sequence[Pre
     executor.submit(row(prefixes[0], A))
     assert len(done.get(timeout=30).rows) == 1
     executor.close()
+
+
+def test_a_device_that_is_not_there_is_no_endless_wait() -> None:
+    before = threading.active_count()
+    with pytest.raises((RuntimeError, AssertionError)):
+        DeviceExecutor(Lanes(Fixed(1), Rates(), list), print, "cuda:99")
+    assert threading.active_count() == before

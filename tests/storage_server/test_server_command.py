@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from hapi.errors import HapiError
 from storage_server.commands import register
+from storage_server.settings import ServerSettings
 
 SERVE = [sys.executable, "-m", "hapi.cli", "serve"]
 
@@ -83,6 +84,11 @@ def test_what_cannot_work_is_said_before_it_listens(options: list[str], extra: l
 
 def test_without_a_root_it_says_how_to_give_one() -> None:
     assert "--root" in refused("--port", "0")
+
+
+def test_a_gpu_without_a_number_is_the_first(tmp_path: Path) -> None:
+    assert ServerSettings.load(roots=(str(tmp_path),), device="cuda").device == "cuda:0"
+    assert ServerSettings.load(roots=(str(tmp_path),), device="cuda:2").device == "cuda:2"
 
 
 def test_settings_come_from_the_environment_too(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
