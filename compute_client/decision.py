@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from compute_client.pipeline import Finished
@@ -67,9 +67,9 @@ class Decision:
         self.observer = Observer(profile, activity)
         self._replanner = Replanner(plan, profile, policy_of(pushdown), self.observer, probe=lambda: probed(server))
 
-    def dealing(self, default: tuple[str, str]) -> Dealing | None:
-        """What deals spans by the plan of the moment; None for a plan that will not change."""
-        return Dealing(lambda: self.plan, self.reconsider, default) if self.is_followed else None
+    def dealing(self, default: tuple[str, str], sizes: Callable[[Plan], Mapping[str, int]]) -> Dealing | None:
+        """What deals spans of such sizes by the plan of the moment; None for a plan that will not change."""
+        return Dealing(lambda: self.plan, self.reconsider, default, sizes) if self.is_followed else None
 
     def finished(self, finished: Finished) -> None:
         """A span is done."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable
 from dataclasses import replace
@@ -141,19 +142,24 @@ class Execution:
 
     def cutter(self, epoch: int) -> SpanCutter:
         """Deals an epoch's samples to the cuts of the plan."""
-        limit = self._limits.buffer_bytes // (2 * self._limits.in_flight)
         plan = self._decision.plan
-        sizes = {
+        return SpanCutter(Dealer(plan.cuts, self._sizes(plan)), epoch)
+
+    def _sizes(self, plan: Plan) -> dict[str, int]:
+        """Samples in a span of each of a plan's cuts."""
+        limit = self._limits.buffer_bytes // (2 * self._limits.in_flight)
+        seconds, samples = plan.predicted_seconds, self._workload.samples * self._workload.epochs
+        return {
             cut.name: span_size(
                 self.dataset.samples,
                 self._bytes_at(cut.name),
                 limit_bytes=limit,
                 in_flight=self._limits.in_flight,
                 share=cut.share,
+                per_second=samples / seconds if seconds else math.inf,
             )
             for cut in plan.cuts
         }
-        return SpanCutter(Dealer(plan.cuts, sizes), epoch)
 
     def open(self) -> Pipeline:
         """Threads for one iteration."""
@@ -171,7 +177,7 @@ class Execution:
             in_flight=self._limits.in_flight,
             budget_bytes=self._limits.buffer_bytes,
             keep=self._finished,
-            deal=self._decision.dealing(self._allowed.default),
+            deal=self._decision.dealing(self._allowed.default, self._sizes),
         )
 
     @property

@@ -19,10 +19,9 @@ from compute_client.position import Start
 from compute_client.spans import Span, SpanCutter
 from hapi.errors import InputError
 
-LOOKAHEAD_SPANS = 64
-"""Spans whose indices are drawn before they are needed, so that work goes on while the training loop computes."""
 LOOKAHEAD_SAMPLES, LOOKAHEAD_BATCHES = 4096, 2
-"""Samples (at least batches) that are drawn ahead where they are in the cache and make no spans."""
+"""Samples (at least batches) that are drawn before they are needed, so that work goes on while the training loop
+computes."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class EpochRun:
         self._planned: deque[Planned] = deque()
         self._planned_samples = 0
         self._more_batches = True
-        self._outstanding = 0
+        self._outstanding = 0  # samples in spans that were submitted and not taken
         self._assembler = Assembler(self._take, execution.dataset.describe, skip_errors=skip_errors)
         self._cutter: SpanCutter | None = None
         self._pipeline: Pipeline | None = None
@@ -192,33 +191,36 @@ class EpochRun:
 
     def _top_up(self) -> None:
         """Plans batches as far as the lookahead reaches; afterwards one is planned unless the epoch is over."""
+        spans: list[Span | None] = []
         while self._more_batches and (
-            len(self._planned) < LOOKAHEAD_BATCHES
-            or (self._outstanding < LOOKAHEAD_SPANS and self._planned_samples < LOOKAHEAD_SAMPLES)
+            len(self._planned) < LOOKAHEAD_BATCHES or self._planned_samples < LOOKAHEAD_SAMPLES
         ):
             batch = next(self._batches, None)
             if batch is None:
                 self._more_batches = False
-                self._submit(self._cutter.flush() if self._cutter is not None else None)
+                spans.append(self._cutter.flush() if self._cutter is not None else None)
                 break
-            self._plan(batch)
+            spans += self._plan(batch)
+        self._submit(*spans)  # at once: how they are dealt depends on how many there are
         if not self._outstanding and self._cutter is not None:
             self._submit(self._cutter.flush())  # few are missing: they need not wait for more
 
-    def _plan(self, batch: list[int]) -> None:
+    def _plan(self, batch: list[int]) -> list[Span | None]:
+        """Takes over the next batch; answers the spans that are whole now."""
         planned = Planned(batch, None if self._cache is None else self._cache.missing(batch, self._view))
         self._planned.append(planned)
         self._planned_samples += len(batch)
-        if planned.fetched:
-            cutter, _ = self._open()
-            for position in range(len(batch)) if planned.missing is None else planned.missing:
-                self._submit(cutter.add(batch[position]))
+        if not planned.fetched:
+            return []
+        cutter, _ = self._open()
+        return [cutter.add(batch[at]) for at in (range(len(batch)) if planned.missing is None else planned.missing)]
 
-    def _submit(self, span: Span | None) -> None:
-        if span is not None:
+    def _submit(self, *spans: Span | None) -> None:
+        there = [span for span in spans if span is not None]
+        if there:
             assert self._pipeline is not None
-            self._outstanding += 1
-            self._pipeline.submit(span)
+            self._outstanding += sum(map(len, there))
+            self._pipeline.submit(*there)
 
     def _take(self) -> Finished:
         self._top_up()
@@ -226,5 +228,5 @@ class EpochRun:
             self._submit(self._cutter.flush())
         assert self._pipeline is not None
         finished = self._pipeline.take(self._timeout)
-        self._outstanding -= 1
+        self._outstanding -= len(finished.span)
         return finished

@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from compute_client.source import SpanSource, Stage
-from compute_client.spans import Span
+from compute_client.spans import Span, take_first
 from hapi.cancel import Cancel, CancelledWork
 from hapi.errors import BatchTimeoutError
 
@@ -43,21 +43,21 @@ class Finished:
 
 
 class Deal(Protocol):
-    """Chooses the cuts of spans as late as possible."""
+    """Chooses the cuts of spans, and how long they are, as late as possible."""
 
     def consider(self) -> None:
         """Called before a span is begun, without any lock; may block for a while. Must not raise."""
         ...
 
-    def assign(self, span: Span, left: int) -> Span:
-        """The span as it would be begun now, while `left` samples wait, its own among them.
+    def next(self, waiting: Sequence[Span]) -> Span:
+        """The span that would be begun now: the first samples of those that wait, one at least.
 
         Called under the pipeline's lock, perhaps several times.
         """
         ...
 
     def begun(self, span: Span) -> None:
-        """The span, as last assigned, is begun. Called under the pipeline's lock."""
+        """The span, as last answered, is begun. Called under the pipeline's lock."""
         ...
 
     def ended(self, span: Span) -> None:
@@ -101,10 +101,11 @@ class Pipeline:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, span: Span) -> None:
-        """Adds the next span. Spans must come in the order of their numbers, from 0."""
+    def submit(self, *spans: Span) -> None:
+        """Adds the next spans. They must follow one another from number 0, each with the number that comes after the last
+        one's samples."""
         with self._changed:
-            self._waiting.append(span)
+            self._waiting.extend(spans)
             self._changed.notify_all()
 
     def take(self, timeout_seconds: float | None = None) -> Finished:
@@ -117,7 +118,8 @@ class Pipeline:
                 )
             result = self._done.pop(self._next)
             self._held.pop(self._next, None)
-            self._next += 1
+            if isinstance(result, Finished):
+                self._next += len(result.span)
             self._changed.notify_all()
         if isinstance(result, BaseException):
             raise result
@@ -166,7 +168,8 @@ class Pipeline:
             self._changed.wait_for(lambda: self._cancel.is_set or self._admits())
             if self._cancel.is_set:
                 return None
-            span = self._waiting.popleft()
+            span = self._following()
+            take_first(self._waiting, len(span))
             if self._deal is not None:
                 self._deal.begun(span)
             self._held[span.number] = self._span_bytes(span)
@@ -176,11 +179,13 @@ class Pipeline:
     def _admits(self) -> bool:
         if not self._waiting:
             return False
-        if self._deal is not None:
-            self._waiting[0] = self._deal.assign(self._waiting[0], sum(map(len, self._waiting)))
         if self._active == 0 and not self._done:
             return True
-        return sum(self._held.values()) + self._span_bytes(self._waiting[0]) <= self._budget_bytes
+        return sum(self._held.values()) + self._span_bytes(self._following()) <= self._budget_bytes
+
+    def _following(self) -> Span:
+        """The span that is begun next, of those that wait."""
+        return self._waiting[0] if self._deal is None else self._deal.next(self._waiting)
 
     def _finish_spans(self) -> None:
         while True:

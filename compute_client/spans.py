@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from hapi.errors import InputError
 from hapi.plan import Share
@@ -13,7 +14,10 @@ from hapi.wire.protocol import MAX_SPAN
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive samples of an epoch's order that take the same cut; no index appears twice."""
+    """Consecutive samples of an epoch's order that take the same cut; no index appears twice.
+
+    `number` is the place of its first sample among all that come in spans: the next one's is larger by its length.
+    """
 
     number: int
     cut: str
@@ -44,10 +48,6 @@ class Dealer:
         """The next span's cut and how many samples it may have."""
         name = self._furthest_behind(self._sizes)
         return name, self._sizes[name]
-
-    def for_samples(self, samples: int) -> str:
-        """The cut of a next span that has so many samples."""
-        return self._furthest_behind(dict.fromkeys(self._shares, samples))
 
     def dealt(self, cut: str, samples: int) -> None:
         self._dealt[cut] += samples
@@ -84,24 +84,58 @@ class SpanCutter:
         if not self._current:
             return None
         span = Span(self._number, self._cut, self._epoch, tuple(self._current))
-        self._dealer.dealt(self._cut, len(self._current))
-        self._number += 1
+        self._dealer.dealt(self._cut, len(span))
+        self._number += len(span)
         self._cut, self._size = self._dealer.next()
         self._current = {}
         return span
 
 
-def span_size(samples: int, bytes_per_sample: float, *, limit_bytes: int, in_flight: int, share: float = 1.0) -> int:
+def first_of(spans: Iterable[Span], most: int) -> Span:
+    """The first samples of spans that follow one another, `most` of them, as one span with the cut of the first; fewer
+    where there are no more, or before an index that comes again."""
+    whole: Span | None = None
+    taken: dict[int, None] = {}
+    for span in spans:
+        whole = whole or span
+        for index in span.indices:
+            if index in taken or len(taken) == most:
+                return replace(whole, indices=tuple(taken))
+            taken[index] = None
+    assert whole is not None
+    return replace(whole, indices=tuple(taken))
+
+
+def take_first(spans: deque[Span], count: int) -> None:
+    """Takes so many samples away from the beginning."""
+    while count:
+        span = spans.popleft()
+        if len(span) > count:
+            spans.appendleft(replace(span, number=span.number + count, indices=span.indices[count:]))
+            return
+        count -= len(span)
+
+
+def span_size(
+    samples: int,
+    bytes_per_sample: float,
+    *,
+    limit_bytes: int,
+    in_flight: int,
+    share: float = 1.0,
+    per_second: float = math.inf,
+) -> int:
     """Samples per span: many enough spans to spread over cuts and requests, few enough to pay a round trip each.
 
-    At most `limit_bytes` of data; a small dataset still gives each of the requests in flight about four spans. A cut
-    that takes only a `share` of the samples has smaller ones in proportion, as each of them takes it longer.
+    At most `limit_bytes` of data, and about half a second's work where all cuts together do so many samples
+    `per_second`; a small dataset still gives each of the requests in flight about four spans. A cut that takes only a
+    `share` of the samples has smaller ones in proportion, as each of them takes it longer.
     """
     by_bytes = int(limit_bytes // max(bytes_per_sample, 1.0))
     spans = SPANS_EACH if share >= 1 else SPANS_EACH // 2  # or so little would be under way that servers are idle
-    by_count = math.ceil(share * samples / (spans * in_flight))
+    most = min(samples / (spans * in_flight), MAX_DEFAULT_SPAN, max(SPAN_SECONDS * per_second, MIN_SPAN))
     least = max(LEAST_SPAN, math.ceil(share * MIN_SPAN))
-    return max(1, min(by_bytes, max(by_count, least), MAX_DEFAULT_SPAN))
+    return max(1, min(by_bytes, max(math.ceil(share * most), least)))
 
 
 SPANS_EACH = 4
@@ -110,3 +144,6 @@ MIN_SPAN = 8
 LEAST_SPAN = 2
 """Of a cut with a small share."""
 MAX_DEFAULT_SPAN = 64
+SPAN_SECONDS = 0.5
+"""When the link drops to a tenth, what is under way takes ten times as long, and in order as they are yielded all that
+comes after it waits."""

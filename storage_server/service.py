@@ -84,7 +84,7 @@ class Service:
         `budget` takes the place of the one that watches this machine, `rates` of those that are measured.
         """
         store_settings = store_settings or StoreSettings.load()
-        readers = max(store_settings.readers, settings.read_threads)
+        readers = max(store_settings.readers, 2 * settings.read_threads)  # those that decode, and those that send
         self.store_settings = store_settings.model_copy(update={"readers": readers})
         self.settings = settings
         follow = self.store_settings.follow_links

@@ -24,6 +24,7 @@ from storage_server.extraction.loading import SampleLoader, SampleTrouble, Sourc
 from storage_server.extraction.mail import Arrival, Letter, Tensors, Ticket, post
 from storage_server.extraction.patience import attempt
 from storage_server.extraction.rows import Row
+from storage_server.extraction.threads import WorkerThreads
 from storage_server.features.beginnings import Beginnings, Kept
 from storage_server.features.starts import Start
 from storage_server.metrics import Metrics
@@ -129,7 +130,7 @@ class Flights:
         if flight.stage is Stage.ORDERED and flight.place is None:
             self._line_up(flight)
         elif flight.stage is Stage.ORDERED and flight.place is not None:
-            self._loader.readers.share(flight.place, ticket.flow)
+            self._readers(flight).share(flight.place, ticket.flow)
         elif flight.stage is Stage.READ and flight.place is not None:
             self._loader.decoders.share(flight.place, ticket.flow)
         elif flight.stage is Stage.READY and flight.row is not None:
@@ -139,9 +140,12 @@ class Flights:
         """Reading or decoding waits for its turn, in the lines of all who wait for it."""
         flow, *others = flight.flows
         if flight.stage is Stage.ORDERED:
-            flight.place = self._loader.readers.submit(flow, partial(self._read, flight), others)
+            flight.place = self._readers(flight).submit(flow, partial(self._read, flight), others)
         else:
             flight.place = self._loader.decoders.submit(flow, partial(self._decode, flight), others)
+
+    def _readers(self, flight: Flight) -> WorkerThreads:
+        return self._loader.senders if flight.prefix is None else self._loader.readers
 
     def _read(self, flight: Flight) -> bool:
         """On a reader's thread. False if there was nothing to do: nobody waits."""

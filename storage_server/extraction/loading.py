@@ -62,6 +62,8 @@ class SampleLoader:
         self._patience = patience
         self._pictures = LargePictures(large_bytes)
         self.readers = WorkerThreads(read_threads, "hapi-read")
+        self.senders = WorkerThreads(read_threads, "hapi-send")
+        """Readers of what is sent as it is stored: it would keep the link waiting behind all that is to be decoded."""
         self.decoders = WorkerThreads(workers, "hapi-decode", _one_thread)
 
     @property
@@ -75,6 +77,7 @@ class SampleLoader:
     def close(self) -> None:
         """Ends the threads; work that has not begun is dropped."""
         self.readers.close()
+        self.senders.close()
         self.decoders.close()
 
     def read(self, source: Source, index: int, is_wanted: Wanted) -> bytes:

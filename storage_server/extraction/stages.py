@@ -117,10 +117,11 @@ class Stages:
 
         None: it is only read.
         """
-        reading, decoding = (
-            threads.seconds.value / threads.count for threads in (self.loader.readers, self.loader.decoders)
+        reading, decoding, sending = (
+            threads.seconds.value / threads.count
+            for threads in (self.loader.readers, self.loader.decoders, self.loader.senders)
         )
-        return max(LEAST_SECONDS, reading) if key is None else max(reading, decoding, self.rates.seconds(key))
+        return max(LEAST_SECONDS, sending) if key is None else max(reading, decoding, self.rates.seconds(key))
 
     def backlog_seconds(self) -> float:
         """Predicted seconds of all that the running requests still want."""

@@ -48,7 +48,7 @@ class Tally:
         """All of it since the last time.
 
         Stages that share processors slow each other down, so their seconds add up to more than passed; what is told is
-        scaled to the time in which the server was busy. Reading mostly waits, and is told as it is.
+        scaled to the time in which the server was busy. Reading goes on beside it: whichever takes longer sets the pace.
         """
         now = self._occupancy.read()
         passed = now.since(self._last)
@@ -58,7 +58,7 @@ class Tally:
         left = 1 - others * min(1.0, passed.busy / passed.at) if passed.at > 0 else 1.0
         work = Work(
             samples=self._samples,
-            seconds=self._read_seconds + self._work_seconds * overlap,
+            seconds=max(self._read_seconds, self._work_seconds * overlap),
             elapsed=passed.at,
             share=min(1.0, max(self._fair(), left)),
         )

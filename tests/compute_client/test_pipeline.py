@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +12,10 @@ import torch
 
 from compute_client.pipeline import Pipeline
 from compute_client.source import Stage
-from compute_client.spans import Span
+from compute_client.spans import Span, first_of
 from hapi.cancel import Cancel
 
-SPANS = [Span(number, "cut", 0, (3 * number, 3 * number + 1, 3 * number + 2)) for number in range(12)]
+SPANS = [Span(first, "cut", 0, (first, first + 1, first + 2)) for first in range(0, 36, 3)]
 
 
 class Source:
@@ -40,7 +42,7 @@ class Source:
         if span.number in self.failing:
             raise KeyError(span.number)
         values = torch.tensor(span.indices, dtype=torch.float32).view(-1, 1)
-        return Stage(np.array(span.indices), np.arange(3), (values,))
+        return Stage(np.array(span.indices), np.arange(len(span)), (values,))
 
     def close(self) -> None:
         self.closed = True
@@ -64,8 +66,8 @@ def start(source: Source, *, in_flight: int = 3, budget: int = 10**6, span_bytes
 def test_spans_come_in_order_whatever_order_they_arrive_in() -> None:
     source = Source(gated=True)
     pipeline = start(source)
-    source.wait_until_begun({0, 1, 2})
-    for number in (2, 1, 0, *range(3, 12)):
+    source.wait_until_begun({0, 3, 6})
+    for number in (6, 3, 0, *range(9, 36, 3)):
         source.gates[number].set()
     for span in SPANS:
         finished = pipeline.take(30)
@@ -79,19 +81,19 @@ def test_spans_come_in_order_whatever_order_they_arrive_in() -> None:
 def test_no_more_is_begun_than_the_budget_holds() -> None:
     source = Source(gated=True)
     pipeline = start(source, in_flight=8, budget=25)
-    source.wait_until_begun({0, 1})
+    source.wait_until_begun({0, 3})
     assert pipeline.held_bytes == 20
-    source.gates[1].set()  # arrives early and waits: its features (12 bytes) are held, and the first span's 10
+    source.gates[3].set()  # arrives early and waits: its features (12 bytes) are held, and the first span's 10
     source.gates[0].set()
     assert pipeline.take(30).span.number == 0
-    source.wait_until_begun({2})
-    assert source.begun <= {0, 1, 2, 3}
+    source.wait_until_begun({6})
+    assert source.begun <= {0, 3, 6, 9}
     pipeline.close()
 
 
 def test_a_span_larger_than_the_budget_still_comes() -> None:
     pipeline = start(Source(), budget=1)
-    assert [pipeline.take(30).span.number for _ in SPANS] == list(range(12))
+    assert [pipeline.take(30).span.number for _ in SPANS] == list(range(0, 36, 3))
     pipeline.close()
 
 
@@ -105,19 +107,51 @@ def test_an_error_comes_at_its_place(where: str) -> None:
         return tensors
 
     if where == "fetch":
-        source.failing.add(2)
+        source.failing.add(6)
     pipeline = start(source, finish=finish)
-    assert [pipeline.take(30).span.number for _ in range(2)] == [0, 1]
+    assert [pipeline.take(30).span.number for _ in range(2)] == [0, 3]
     with pytest.raises(KeyError):
         pipeline.take(30)
+    pipeline.close()
+
+
+class Pairs:
+    """Deals two samples at a time, to a cut of its own."""
+
+    def __init__(self) -> None:
+        self.under_way: set[int] = set()
+
+    def consider(self) -> None:
+        pass
+
+    def next(self, waiting: Sequence[Span]) -> Span:
+        return replace(first_of(waiting, 2), cut="pairs")
+
+    def begun(self, span: Span) -> None:
+        self.under_way.add(span.number)
+
+    def ended(self, span: Span) -> None:
+        self.under_way.remove(span.number)
+
+
+def test_spans_are_cut_anew_when_they_are_dealt() -> None:
+    source, deal = Source(), Pairs()
+    source.gates = {first: source.gates[0] for first in range(0, 36, 2)}
+    pipeline = Pipeline(source, double, len, in_flight=3, budget_bytes=10**6, deal=deal)
+    pipeline.submit(*SPANS)
+    found = [pipeline.take(30) for _ in range(18)]
+    assert [finished.span.indices for finished in found] == [(first, first + 1) for first in range(0, 36, 2)]
+    assert {finished.span.cut for finished in found} == {"pairs"}
+    assert pipeline.held_bytes == 0
+    assert not deal.under_way
     pipeline.close()
 
 
 def test_closing_wakes_what_blocks() -> None:
     source = Source(gated=True)
     pipeline = start(source)
-    source.wait_until_begun({0, 1, 2})
+    source.wait_until_begun({0, 3, 6})
     pipeline.close()
     pipeline.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("hapi-fetch", "hapi-finish"))]
-    assert source.begun == {0, 1, 2}
+    assert source.begun == {0, 3, 6}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compute_client.spans import MAX_DEFAULT_SPAN, Dealer, Span, SpanCutter, span_size
+from compute_client.spans import MAX_DEFAULT_SPAN, Dealer, Span, SpanCutter, first_of, span_size, take_first
 from hapi.errors import InputError
 from hapi.plan import Share
 
@@ -32,7 +33,7 @@ def test_spans_are_the_order_and_repeat_no_index(order: list[int], weights: list
     shares = [Share(f"cut{number}", weight) for number, weight in enumerate(weights)]
     found = list(spans(order, Dealer(shares, {share.name: size for share in shares}), 3))
     assert [index for span in found for index in span.indices] == order
-    assert [span.number for span in found] == list(range(len(found)))
+    assert [span.number for span in found] == [sum(map(len, found[:place])) for place in range(len(found))]
     assert all(len(set(span.indices)) == len(span) <= size and span.epoch == 3 for span in found)
 
 
@@ -78,4 +79,27 @@ def test_span_sizes_respect_bytes_and_small_datasets() -> None:
     assert span_size(160, 1, limit_bytes=10**9, in_flight=4) == 10
     assert span_size(160, 1, limit_bytes=10**9, in_flight=4, share=0.3) == 6
     assert span_size(10, 1, limit_bytes=10**9, in_flight=4, share=0.01) == 2
-    assert span_size(10**6, 1, limit_bytes=10**9, in_flight=4, share=0.01) == MAX_DEFAULT_SPAN
+    assert span_size(10**6, 1, limit_bytes=10**9, in_flight=4, share=0.5) == MAX_DEFAULT_SPAN // 2
+    assert span_size(10**6, 1, limit_bytes=10**9, in_flight=4, share=0.01) == 2
+    assert span_size(10**6, 1, limit_bytes=10**9, in_flight=4, per_second=40.0) == 20
+    assert span_size(10**6, 1, limit_bytes=10**9, in_flight=4, share=0.5, per_second=40.0) == 10
+    assert span_size(10**6, 1, limit_bytes=10**9, in_flight=4, per_second=0.1) == 8
+
+
+@given(ORDERS, SHARES, st.integers(1, 20), st.lists(st.integers(1, 30), min_size=1))
+def test_spans_can_be_cut_anew(order: list[int], weights: list[float], size: int, lengths: list[int]) -> None:
+    shares = [Share(f"cut{number}", weight) for number, weight in enumerate(weights)]
+    waiting = deque(spans(order, Dealer(shares, {share.name: size for share in shares}), 0))
+    found = list[int]()
+    for length in itertools.cycle(lengths):
+        if not waiting:
+            break
+        span = first_of(waiting, length)
+        assert span.number == len(found)
+        assert 1 <= len(span) <= length
+        assert len(set(span.indices)) == len(span)
+        take_first(waiting, len(span))
+        is_last = len(found) + len(span) == len(order)
+        assert len(span) == length or is_last or order[len(found) + len(span)] in span.indices
+        found += span.indices
+    assert found == order

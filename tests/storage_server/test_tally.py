@@ -55,8 +55,14 @@ def test_stages_that_share_a_processor_add_up_to_the_time_that_passed() -> None:
         clock.now += 4
     clock.now += 4
     tally.arrived([Arrival(index, (torch.zeros(1),), read_seconds=0.1, work_seconds=4.0) for index in range(2)])
-    assert tally.take() == Work(2, pytest.approx(0.2 + 4.0), 8.0, 1.0)
+    assert tally.take() == Work(2, pytest.approx(4.0), 8.0, 1.0)
     assert tally.take().samples == 0
+
+
+def test_reading_counts_where_it_takes_longer_than_the_work_beside_it() -> None:
+    tally = Tally(Occupancy(), MINE, lambda: 1.0)
+    tally.arrived([Arrival(index, (torch.zeros(1),), read_seconds=0.5, work_seconds=0.1) for index in range(4)])
+    assert tally.take().seconds == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(

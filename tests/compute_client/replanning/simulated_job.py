@@ -16,13 +16,12 @@ from compute_client.replanning.activity import Activity
 from compute_client.replanning.dealing import Dealing
 from compute_client.replanning.observer import Answer, Observer
 from compute_client.replanning.replanner import Replanner
-from compute_client.spans import Span
+from compute_client.spans import Span, span_size, take_first
 from hapi.plan import Link, Plan, Profile
 from hapi.wire.work import Work
 from profiler.planner import plan
 
-IN_FLIGHT, BUFFERED, SPAN, MESSAGE = 4, 10, 48, 16
-ENDLESS = 10**9
+IN_FLIGHT, BUFFERED, SPAN, MESSAGE, AHEAD = 4, 10, 64, 16, 16
 CHUNK = 16_384
 
 
@@ -70,7 +69,7 @@ class SimulatedJob:
             made, profile, "mix", self.observer, probe=self._probe, clock=self.clock, wall_clock=self.clock
         )
         consider = self.replanner.consider if replan else lambda: None
-        self._dealing = Dealing(lambda: self.replanner.plan, consider, ("float32", "none"))
+        self._dealing = Dealing(lambda: self.replanner.plan, consider, ("float32", "none"), self._sizes)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._numbers = count()
@@ -78,6 +77,7 @@ class SimulatedJob:
         self._in_flight = self._buffered = 0
         self._sending: deque[Message] = deque()
         self._waiting: deque[Span] = deque()
+        self._pending: deque[Span] = deque()
         self._server_busy = self._link_busy = self._client_busy = False
         self._begin_spans()
 
@@ -127,15 +127,29 @@ class SimulatedJob:
     def _noisy(self, seconds: float) -> float:
         return seconds * self._random.uniform(1 - self._noise, 1 + self._noise)
 
+    def _sizes(self, made: Plan) -> dict[str, int]:
+        """As a loader has them."""
+        assert made.predicted_seconds is not None
+        pace = (self.profile.samples or 1) / made.predicted_seconds
+        return {
+            cut.name: span_size(
+                self.profile.samples, 1.0, limit_bytes=10**9, in_flight=IN_FLIGHT, share=cut.share, per_second=pace
+            )
+            for cut in made.cuts
+        }
+
     def _begin_spans(self) -> None:
         while self._in_flight < IN_FLIGHT and self._in_flight + self._buffered < BUFFERED:
             self._dealing.consider()
-            number = next(self._numbers)
-            span = self._dealing.assign(Span(number, "", 0, tuple(range(number * SPAN, (number + 1) * SPAN))), ENDLESS)
+            while len(self._pending) < AHEAD:
+                number = next(self._numbers) * SPAN
+                self._pending.append(Span(number, "", 0, tuple(range(number, number + SPAN))))
+            span = self._dealing.next(self._pending)
+            take_first(self._pending, len(span))
             self._dealing.begun(span)
             self._in_flight += 1
             self.begun += 1
-            self._requests.append(Request(span, self.observer.answer(span.cut, span.way), SPAN, told_at=self.now))
+            self._requests.append(Request(span, self.observer.answer(span.cut, span.way), len(span), told_at=self.now))
         self._serve()
 
     def _serve(self) -> None:
@@ -190,7 +204,7 @@ class SimulatedJob:
         request.answer.completed(work if self._reports else None)
         request.unsent -= 1
         request.arrived += work.samples
-        if request.arrived == SPAN:
+        if request.arrived == len(request.span):
             self._in_flight -= 1
             self._buffered += 1
             self._waiting.append(request.span)
@@ -204,15 +218,15 @@ class SimulatedJob:
         span = self._waiting.popleft()
         self._client_busy = True
         self._activity.trains(True)
-        cost = SPAN * self.profile.cut(span.cut).client_seconds * self.world.client_slowness
+        cost = len(span) * self.profile.cut(span.cut).client_seconds * self.world.client_slowness
         self._at(self._noisy(cost), lambda: self._finished(span))
 
     def _finished(self, span: Span) -> None:
         self._client_busy = False
         self._dealing.ended(span)
         self._activity.trains(False)
-        self.observer.finished(span.cut, span.way, SPAN)
-        self.finished.append((self.now, SPAN))
+        self.observer.finished(span.cut, span.way, len(span))
+        self.finished.append((self.now, len(span)))
         self._buffered -= 1
         self._finish()
         self._begin_spans()
