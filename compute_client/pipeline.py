@@ -102,8 +102,8 @@ class Pipeline:
             thread.start()
 
     def submit(self, *spans: Span) -> None:
-        """Adds the next spans. They must follow one another from number 0, each with the number that comes after the last
-        one's samples."""
+        """Adds the next spans. They must follow one another from number 0, each with the number that comes after those
+        of the last one's samples."""
         with self._changed:
             self._waiting.extend(spans)
             self._changed.notify_all()

@@ -48,7 +48,7 @@ class Tally:
         """All of it since the last time.
 
         Stages that share processors slow each other down, so their seconds add up to more than passed; what is told is
-        scaled to the time in which the server was busy. Reading goes on beside it: whichever takes longer sets the pace.
+        scaled to the time in which the server was busy. Reading goes on beside it: what takes longer sets the pace.
         """
         now = self._occupancy.read()
         passed = now.since(self._last)

@@ -136,7 +136,7 @@ class Pairs:
 
 def test_spans_are_cut_anew_when_they_are_dealt() -> None:
     source, deal = Source(), Pairs()
-    source.gates = {first: source.gates[0] for first in range(0, 36, 2)}
+    source.gates = dict.fromkeys(range(0, 36, 2), source.gates[0])
     pipeline = Pipeline(source, double, len, in_flight=3, budget_bytes=10**6, deal=deal)
     pipeline.submit(*SPANS)
     found = [pipeline.take(30) for _ in range(18)]
