@@ -47,7 +47,7 @@ class StoreSettings(BaseSettings):
     readers: int = Field(default=32, ge=1, le=1024)
     """Most requests in flight from one process; the connection pool is as large."""
     attempts: int = Field(default=5, ge=1, le=20)
-    """Most tries of one request, the first included."""
+    """Most tries of one request by botocore, the first included; a read may be tried once before, without it."""
     retry_mode: Literal["standard", "adaptive"] = "standard"
     connect_timeout_seconds: float = Field(default=5.0, gt=0, le=600)
     read_timeout_seconds: float = Field(default=30.0, gt=0, le=3600)

@@ -13,9 +13,11 @@ import boto3
 import stamina
 from botocore import UNSIGNED
 from botocore.config import Config
+from botocore.credentials import Credentials
 from botocore.exceptions import HTTPClientError, IncompleteReadError
 
 from hapi.data.stores.base import ObjectInfo, check_key, check_range
+from hapi.data.stores.s3_direct import DirectReads
 from hapi.data.stores.s3_errors import translated
 from hapi.errors import ObjectNotFoundError, StoreError, StoreUnavailableError
 from hapi.settings import StoreSettings
@@ -42,6 +44,7 @@ class S3Store:
         self._settings = settings
         self._page_size = page_size
         self._client: S3Client | None = None
+        self._direct: DirectReads | None = None
         self._owner = 0
         self._lock = threading.Lock()
 
@@ -57,7 +60,7 @@ class S3Store:
         return f"S3Store({self.uri!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_client": None, "_owner": 0, "_lock": None}
+        return {**self.__dict__, "_client": None, "_direct": None, "_owner": 0, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
@@ -87,10 +90,29 @@ class S3Store:
         what = f"{self.uri}/{check_key(key, self.uri)}"
         if length == 0:
             return b""
-        request: dict[str, Any] = {"Bucket": self._bucket, "Key": self._prefix + key, **self._payer()}
+        span = None
         if offset or length is not None:
-            request["Range"] = f"bytes={offset}-" if length is None else f"bytes={offset}-{offset + length - 1}"
+            span = f"bytes={offset}-" if length is None else f"bytes={offset}-{offset + length - 1}"
         client = self._connected(what)
+        direct = self._direct
+        with translated(what, self._endpoint()):
+            data = None if direct is None else direct.read(self._prefix + key, span)
+        if data is None:
+            data = self._read(client, what, key, span)
+            if direct is not None:
+                direct.learn(self._prefix + key)
+        if length is not None and len(data) != length:
+            raise StoreError(
+                f"{what}: {length} bytes from {offset} were asked for, the object holds {len(data)} of them. "
+                "It changed since it was listed; list the dataset again."
+            )
+        return data
+
+    def _read(self, client: S3Client, what: str, key: str, span: str | None) -> bytes:
+        """The bytes by way of botocore, with all its patience."""
+        request: dict[str, Any] = {"Bucket": self._bucket, "Key": self._prefix + key, **self._payer()}
+        if span is not None:
+            request["Range"] = span
         try:
             # botocore retries the request; a body that breaks off is ours to ask for again
             for attempt in stamina.retry_context(
@@ -105,11 +127,6 @@ class S3Store:
                 f"{what}: the answer broke off {self._settings.attempts} times ({error}). "
                 "Check the network and the store."
             ) from error
-        if length is not None and len(data) != length:
-            raise StoreError(
-                f"{what}: {length} bytes from {offset} were asked for, the object holds {len(data)} of them. "
-                "It changed since it was listed; list the dataset again."
-            )
         return data
 
     def put(self, key: str, data: bytes) -> None:
@@ -150,8 +167,11 @@ class S3Store:
     def close(self) -> None:
         with self._lock:
             client, self._client = self._client, None
+            direct, self._direct = self._direct, None
             if client is not None and self._owner == os.getpid():
                 client.close()
+                if direct is not None:
+                    direct.close()
 
     def _payer(self) -> Any:
         return {"RequestPayer": "requester"} if self._settings.requester_pays else {}
@@ -163,13 +183,31 @@ class S3Store:
         if self._client is None or self._owner != os.getpid():
             with self._lock, translated(what, self._settings.endpoint or "S3"):
                 if self._client is None or self._owner != os.getpid():
-                    self._client, self._owner = make_client(self._settings), os.getpid()
+                    session = make_session(self._settings)
+                    client = make_client(self._settings, session)
+                    self._direct = direct_reads(self._settings, session, client)
+                    self._client, self._owner = client, os.getpid()
         return self._client
 
 
-def make_client(settings: StoreSettings) -> S3Client:
-    """A boto3 client as the settings say; a session of its own, since boto3's default one is not thread-safe."""
-    session = boto3.Session(profile_name=settings.profile, region_name=settings.region)
+def make_session(settings: StoreSettings) -> boto3.Session:
+    """A session of its own, since boto3's default one is not thread-safe."""
+    return boto3.Session(profile_name=settings.profile, region_name=settings.region)
+
+
+def direct_reads(settings: StoreSettings, session: boto3.Session, client: S3Client) -> DirectReads:
+    """Reads with the credentials and certificates of a client of that session."""
+    credentials: Any = None if settings.unsigned else session.get_credentials()
+    if settings.access_key is not None and settings.secret_key is not None:
+        token = settings.session_token.get_secret_value() if settings.session_token else None
+        credentials = Credentials(settings.access_key.get_secret_value(), settings.secret_key.get_secret_value(), token)
+    bundle = str(settings.ca_bundle) if settings.ca_bundle else session._session.get_config_variable("ca_bundle")
+    return DirectReads(client, credentials, settings, bundle)
+
+
+def make_client(settings: StoreSettings, session: boto3.Session | None = None) -> S3Client:
+    """A boto3 client as the settings say."""
+    session = session or make_session(settings)
     configured = session._session.get_scoped_config().get("endpoint_url")
     environment = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     endpoint = settings.endpoint or environment or configured
