@@ -141,7 +141,7 @@ class DataLoader:
         precision: Precision = "float32",
         on_error: Literal["raise", "skip"] = "raise",
         epochs: int = 1,
-        requests_in_flight: int = 4,
+        requests_in_flight: int = 6,
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,
         retry_seconds: float = 120.0,
         fallback: Where = False,

@@ -26,7 +26,7 @@ CODEC = typer.Option(
 COMPRESSION = typer.Option("auto", help="Of features on the wire, lossless: none, lz4, zstd, or auto: if it pays.")
 DEVICE = typer.Option(None, help="Where the rest runs, as in cpu or cuda; default: a GPU if there is one.")
 WORKERS = typer.Option(0, "--workers", min=0, help="Threads that decode here; 0 is one per processor, at most 8.")
-IN_FLIGHT = typer.Option(4, "--in-flight", min=1, max=256, help="Requests to the server at once.")
+IN_FLIGHT = typer.Option(6, "--in-flight", min=1, max=256, help="Requests to the server at once.")
 BUFFER = typer.Option("256MiB", "--buffer", help="Most bytes that are under way at once.")
 BANDWIDTH = typer.Option(None, help="Of the link, as in 300mbit; default: measured when a plan needs it.")
 RETRY_SECONDS = typer.Option(120.0, min=0, help="How long the server may be away before the command fails.")
@@ -61,7 +61,7 @@ def open_loader(
     cache_bytes: str | None = None,
     disk_cache_bytes: str = "16GiB",
     skip_errors: bool = False,
-    in_flight: int = 4,
+    in_flight: int = 6,
     workers: int = 0,
     codec: str = "float32",
     **options: Any,

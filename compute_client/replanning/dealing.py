@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from compute_client.spans import Span, first_of
+from compute_client.spans import LEAST_SPAN, Span, first_of
 from hapi.plan import Plan
 
 LAST_PART = 0.5
@@ -15,8 +15,6 @@ LAST_PART = 0.5
 busy long after the others."""
 ABOUT_FIRST = 1.5
 """Cuts whose spans would be done within so many times the shortest time count as equal: some have a longer way."""
-LEAST_LAST = 4
-"""Samples of the last ones."""
 
 
 class Dealing:
@@ -25,8 +23,9 @@ class Dealing:
     A cut with a share s takes s of the samples that are finished in any time, so k samples on its way are done when
     k / s are done of all. The next span goes where it would be done about first by that rule: so each cut has work
     under way at any time, and with it server, link and client, and one that is faster or slower than the plan says is
-    given more or less at once, before anything was measured. Where that says little, the cut that is furthest behind
-    its share is next. One with so small a share that it would never be first has its turn when it is behind by a span.
+    given more or less at once, before anything was measured. Where that says little, and all would be done before the
+    last sample is, the cut that is furthest behind its share is next. One with so small a share that it would never be
+    first has its turn when it is behind by a span.
     """
 
     def __init__(
@@ -59,7 +58,8 @@ class Dealing:
         name = next((cut for cut in self._shares if self._is_owed(cut, lengths[cut], left)), None)
         if name is None:
             done = {cut: (self._under_way[cut] + lengths[cut]) / share for cut, share in self._shares.items()}
-            soon = (cut for cut in done if done[cut] <= ABOUT_FIRST * min(done.values()))
+            first = min(done.values())
+            soon = (cut for cut in done if done[cut] <= max(first, min(ABOUT_FIRST * first, left)))
             name = min(soon, key=lambda cut: (self._dealt[cut] + lengths[cut]) / self._shares[cut])
         return replace(first_of(waiting, lengths[name]), cut=name, way=self._ways[name])
 
@@ -77,7 +77,7 @@ class Dealing:
     def _length(self, cut: str, left: int) -> int:
         """Samples of its next span, while so many of all cuts are not finished."""
         part = LAST_PART * (self._shares[cut] * left - self._under_way[cut])
-        return min(self._sizes[cut], max(LEAST_LAST, math.ceil(part)))
+        return min(self._sizes[cut], max(LEAST_SPAN, math.ceil(part)))
 
     def _is_owed(self, cut: str, length: int, left: int) -> bool:
         """Whether nothing is on its way to a cut that is a span behind its share, and would take part until the end."""

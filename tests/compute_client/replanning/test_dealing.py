@@ -98,7 +98,8 @@ def test_a_span_that_took_another_way_is_counted_where_it_was_begun() -> None:
 
 def test_a_span_ends_before_an_index_that_comes_again() -> None:
     dealing = dealing_of(plan_of(layer=1.0), 1000)
-    assert dealing.next([Span(0, "", 0, (1, 2, 3)), Span(3, "", 0, (4, 2, 5))]).indices == (1, 2, 3, 4)
+    waiting = [Span(0, "", 0, (1, 2, 3)), Span(3, "", 0, (4, 2, 5)), Span(6, "", 0, tuple(range(10, 60)))]
+    assert dealing.next(waiting).indices == (1, 2, 3, 4)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.5])
