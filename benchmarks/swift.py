@@ -24,10 +24,7 @@ SERVERS = ("object", "container", "account", "proxy")
 MEMCACHED = "memcached"
 """Every deployed Swift has it: its proxy remembers accounts, buckets and tokens there, instead of asking each time."""
 
-_PIPELINE = (
-    "catch_errors gatekeeper healthcheck cache listing_formats bulk s3api tempauth copy slo dlo versioned_writes "
-    "symlink proxy-server"
-)
+_PIPELINE = "catch_errors gatekeeper healthcheck cache listing_formats bulk s3api tempauth copy slo proxy-server"
 _EGGS = {"cache": "memcache"}
 _RING = """
 import sys
@@ -179,7 +176,7 @@ def _proxy(host: str, ports: Mapping[str, int], access_key: str, secret_key: str
 
 
 def _backend(kind: str, port: int, data: Path, common: str) -> str:
-    large = "keep_cache_size = 1073741824\nkeep_cache_private = true\n"
+    large = "keep_cache_size = 1073741824\nkeep_cache_private = true\nlog_requests = false\n"
     chunks = "disk_chunk_size = 1048576\nnetwork_chunk_size = 1048576\n"
     return (
         f"[DEFAULT]\nbind_ip = 127.0.0.1\nbind_port = {port}\nworkers = 0\ndevices = {data}\nmount_check = false\n"
