@@ -127,7 +127,7 @@ def span_size(
 ) -> int:
     """Samples per span: many enough spans to spread over cuts and requests, few enough to pay a round trip each.
 
-    At most `limit_bytes` of data, and about half a second's work where all cuts together do so many samples
+    At most `limit_bytes` of data, and about a quarter of a second's work where all cuts together do so many samples
     `per_second`; a small dataset still gives each of the requests in flight about four spans. A cut that takes only a
     `share` of the samples has smaller ones in proportion, as each of them takes it longer.
     """
@@ -141,9 +141,9 @@ def span_size(
 SPANS_EACH = 4
 """Of a small dataset, for each request in flight, where all take the same cut."""
 MIN_SPAN = 8
-LEAST_SPAN = 2
+LEAST_SPAN = 4
 """Of a cut with a small share."""
 MAX_DEFAULT_SPAN = 64
-SPAN_SECONDS = 0.5
-"""When the link drops to a tenth, what is under way takes ten times as long, and in order as they are yielded all that
-comes after it waits."""
+SPAN_SECONDS = 0.25
+"""Spans that are under way together arrive together: of long ones the client has nothing to do, and then too much. When
+the link drops to a tenth they take ten times as long, and all that comes after them waits."""

@@ -71,6 +71,7 @@ class Observer:
         self._last_byte = clock()
         self._client_seconds = activity.seconds
         self._begin_window()
+        self._begin_computing()
 
     def rates(self) -> Rates | None:
         """The present estimates; None while the server has said nothing (an older one never does)."""
@@ -129,13 +130,27 @@ class Observer:
             if work is None:
                 return
             self._reports += 1
-            if work.samples and answer.cut != INPUT:  # reading says little of how fast it computes
-                predicted = work.samples * self._cost(answer.cut, answer.way).server_seconds
-                self._server.add(work.samples, work.seconds, predicted)
-                self._unseen_samples = 0
+            predicted = work.samples * self._cost(answer.cut, answer.way).server_seconds
+            if answer.cut == INPUT:  # reading says little of how fast it computes
+                self._sent_seconds += predicted
+            elif work.samples:
+                self._computed(work, predicted)
             self._share.add(work.share * work.elapsed, work.elapsed)
             self._own_seconds += work.seconds
             self._look()
+
+    def _computed(self, work: Work, predicted: float) -> None:
+        """The server has computed; reading what it sent as stored meanwhile has taken of its time as well."""
+        self._unseen_samples = 0
+        self._computed_samples += work.samples
+        self._computed_seconds += work.seconds
+        self._predicted_seconds += predicted
+        if self._computed_samples < SERVER_SAMPLES:
+            return
+        part = min(1.0, self._computed_seconds / max(self._clock() - self._computing_since, 1e-9))
+        predicted = self._predicted_seconds + part * self._sent_seconds
+        self._server.add(self._computed_samples, self._computed_seconds, predicted)
+        self._begin_computing()
 
     def finished(self, cut: str, way: tuple[str, str] | None, samples: int) -> None:
         """A span is finished here."""
@@ -157,6 +172,7 @@ class Observer:
             self._server.forget()
             self._share.forget()
             self._unseen_samples = 0
+            self._begin_computing()
 
     def _look(self) -> None:
         """Closes a window that is long enough, when a message is there: what the server says belongs to its bytes."""
@@ -172,6 +188,11 @@ class Observer:
             else:
                 self._link.seen(self._bytes, self._flowing)
         self._begin_window()
+
+    def _begin_computing(self) -> None:
+        self._computing_since = self._clock()
+        self._computed_samples, self._computed_seconds = 0, 0.0
+        self._predicted_seconds, self._sent_seconds = 0.0, 0.0
 
     def _begin_window(self) -> None:
         self._window_began = self._clock()

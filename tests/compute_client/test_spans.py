@@ -78,11 +78,11 @@ def test_span_sizes_respect_bytes_and_small_datasets() -> None:
     assert span_size(10**6, 10**12, limit_bytes=10**7, in_flight=4) == 1
     assert span_size(160, 1, limit_bytes=10**9, in_flight=4) == 10
     assert span_size(160, 1, limit_bytes=10**9, in_flight=4, share=0.3) == 6
-    assert span_size(10, 1, limit_bytes=10**9, in_flight=4, share=0.01) == 2
+    assert span_size(10, 1, limit_bytes=10**9, in_flight=4, share=0.01) == 4
     assert span_size(10**6, 1, limit_bytes=10**9, in_flight=4, share=0.5) == MAX_DEFAULT_SPAN // 2
-    assert span_size(10**6, 1, limit_bytes=10**9, in_flight=4, share=0.01) == 2
-    assert span_size(10**6, 1, limit_bytes=10**9, in_flight=4, per_second=40.0) == 20
-    assert span_size(10**6, 1, limit_bytes=10**9, in_flight=4, share=0.5, per_second=40.0) == 10
+    assert span_size(10**6, 1, limit_bytes=10**9, in_flight=4, share=0.01) == 4
+    assert span_size(10**6, 1, limit_bytes=10**9, in_flight=4, per_second=80.0) == 20
+    assert span_size(10**6, 1, limit_bytes=10**9, in_flight=4, share=0.5, per_second=80.0) == 10
     assert span_size(10**6, 1, limit_bytes=10**9, in_flight=4, per_second=0.1) == 8
 
 

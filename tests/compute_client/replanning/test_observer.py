@@ -96,6 +96,17 @@ def test_a_link_that_waits_for_a_tier_gives_at_least_what_arrives(busy: dict[str
     assert not seen.observer.is_link_full
 
 
+@pytest.mark.parametrize(("sent", "passed", "scale"), [(0, 1.6, 1.0), (160, 1.6, 0.5), (160, 3.2, 2 / 3)])
+def test_reading_what_is_sent_as_stored_takes_of_the_servers_time(sent: int, passed: float, scale: float) -> None:
+    seen = Seen()
+    for _ in range(3 * 3):  # of 16 samples at 10 ms each; those that are sent take 1 ms
+        if sent:
+            seen.worked("input", Work(sent, 0.0, passed / 10, 1.0))
+        seen.now += passed / 10
+        seen.worked("cut1", Work(16, 0.16, passed / 10, 1.0))
+    assert seen.rates.server_scale == pytest.approx(scale, rel=0.01)
+
+
 def test_pauses_are_not_the_links() -> None:
     seen = Seen()
     for _ in range(5):
