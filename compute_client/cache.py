@@ -121,16 +121,19 @@ class LoaderCache:
         here = self._table.has(numbers)
         if here.all():
             return np.arange(len(chosen)), self._table.gather(numbers), torch.from_numpy(self._labels[chosen])
-        away = np.flatnonzero(~here)
-        rows, features = self._read(numbers[away])
+        there, features = self._read(numbers, np.flatnonzero(~here))
         if not here.any():
-            where = away[rows]
-            return where, features, torch.from_numpy(self._labels[chosen[where]])
-        where = np.concatenate([np.flatnonzero(here), away[rows]])
-        order = np.argsort(where)
-        parts = [part for part in (self._table.gather(numbers[here]), features) if part]
-        joined = tuple(torch.cat(column)[torch.from_numpy(order)] for column in zip(*parts, strict=True))
-        return where[order], joined, torch.from_numpy(self._labels[chosen[where[order]]])
+            return there, _rows(features, there), torch.from_numpy(self._labels[chosen[there]])
+        kept = np.flatnonzero(here)
+        if not features:  # the disk has nothing of it
+            return kept, self._table.gather(numbers[here]), torch.from_numpy(self._labels[chosen[kept]])
+        self._table.fill(numbers[here], kept, features)
+        where = np.sort(np.concatenate([kept, there]))
+        return where, _rows(features, where), torch.from_numpy(self._labels[chosen[where]])
+
+    def is_on_disk(self, indices: Sequence[int], view: int) -> bool:
+        """Whether some of these are not in memory, so that `gather` has to read."""
+        return self._disk is not None and not self._table.has(self._numbers(np.asarray(indices, np.int64), view)).all()
 
     def put(self, finished: Finished) -> None:
         """Keeps what a span brought; its epoch is the view."""
@@ -183,14 +186,16 @@ class LoaderCache:
         found = self._places[numbers] >= 0
         if found.any() and not self._table.is_full:
             positions = np.flatnonzero(found)
-            rows, features = self._read(numbers[positions])
-            found[np.delete(positions, rows)] = False
-            self._table.put(numbers[positions[rows]], features)
+            rows, features = self._read(numbers, positions)
+            found[:] = False
+            found[rows] = True
+            self._table.put(numbers[rows], _rows(features, rows))
         return found
 
-    def _read(self, numbers: np.ndarray) -> tuple[np.ndarray, Tensors]:
-        """What the disk still has of samples that lie there: which of them, and their features (n, *shape)."""
-        disk = self._disk
+    def _read(self, all_numbers: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, Tensors]:
+        """What the disk still has of samples that lie there, those at these places among all: at which, ascending, and
+        features (n, *shape) with a row for each of all. None at all if nothing is known of them."""
+        disk, numbers = self._disk, all_numbers[places]
         if disk is None or not len(numbers):
             return np.zeros(0, np.int64), ()
         keys = self._keys[numbers]
@@ -201,15 +206,12 @@ class LoaderCache:
                 return np.zeros(0, np.int64), ()
             self._description = layout.describe(first)
         kinds = layout.allocate(self._description)
-        room = tuple(torch.empty((len(numbers), *kind.shape), dtype=kind.dtype) for kind in kinds)
-        sizes = [kind.nbytes for kind in kinds]
-        filled = disk.read_rows(self._places[numbers], keys, self._description, layout.buffers(room), sizes)
-        rows = np.flatnonzero(filled)
-        self._stats.add(disk_samples=len(rows))
-        if len(rows) == len(numbers):
-            return rows, room
+        room = tuple(torch.empty((len(all_numbers), *kind.shape), dtype=kind.dtype) for kind in kinds)
+        sizes, buffers = [kind.nbytes for kind in kinds], layout.buffers(room)
+        filled = disk.read_rows(self._places[numbers], keys, self._description, buffers, sizes, places)
+        self._stats.add(disk_samples=int(filled.sum()))
         self._places[numbers[~filled]] = -1
-        return rows, tuple(column[torch.from_numpy(rows)] for column in room)
+        return places[filled], room
 
     def _know_keys(self, numbers: np.ndarray, view: int) -> bool:
         """Sees to it that `_keys` has those of these samples; False if they can have none."""
@@ -230,3 +232,10 @@ class LoaderCache:
         if makers and self._dataset.listing.labels is not None:
             self._labels[:] = self._dataset.listing.labels
         return makers
+
+
+def _rows(columns: Tensors, rows: np.ndarray) -> Tensors:
+    """These rows of columns, ascending; the columns themselves if they are all."""
+    if not columns or len(rows) == len(columns[0]):
+        return columns
+    return tuple(column[torch.from_numpy(rows)] for column in columns)

@@ -7,10 +7,12 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 
+from compute_client.ahead import ReadAhead
 from compute_client.batches import EMPTY, Assembler, Batch, merge
 from compute_client.execution import Execution
 from compute_client.order import EpochOrder
@@ -35,6 +37,16 @@ class Planned:
     def fetched(self) -> int:
         """How many of its samples come in spans."""
         return len(self.indices) if self.missing is None else len(self.missing)
+
+    @cached_property
+    def kept(self) -> tuple[list[int], list[int]]:
+        """The samples that are in the cache: positions in the batch, and indices."""
+        if self.missing is None:
+            return [], []
+        if not self.fetched:
+            return list(range(len(self.indices))), self.indices
+        positions = np.delete(np.arange(len(self.indices)), self.missing).tolist()
+        return positions, [self.indices[position] for position in positions]
 
 
 class LoaderIterator:
@@ -83,6 +95,7 @@ class EpochRun:
         self._skip(start.skip, start.expected_order)
         self._cache = execution.cache
         self._view = execution.begin(start.progress.epoch)
+        self._ahead = ReadAhead(self._cache, self._view) if self._cache is not None else None
         self._planned: deque[Planned] = deque()
         self._planned_samples = 0
         self._more_batches = True
@@ -106,6 +119,8 @@ class EpochRun:
             samples = self._complete(batch)
             self._execution.stats.add(waiting_seconds=time.perf_counter() - started)
             self._top_up()
+            if self._ahead is not None and self._planned and self._planned[0].kept[1]:
+                self._ahead.begin(self._planned[0].kept[1])
             self._yielded(batch.indices, len(samples))
             if len(samples):
                 made = self._make(samples)
@@ -116,6 +131,8 @@ class EpochRun:
         self._execution.activity.trains(False)
         if self._pipeline is not None:
             self._pipeline.close()
+        if self._ahead is not None:
+            self._ahead.close()
 
     def _skip(self, count: int, expected_order: str) -> None:
         for done in range(count):
@@ -145,15 +162,11 @@ class EpochRun:
     def _complete(self, batch: Planned) -> Batch:
         """The batch's samples: what came in spans, and what was kept."""
         fresh = self._assembler.next(batch.fetched) if batch.fetched else EMPTY
-        if self._cache is None or batch.missing is None:
+        kept, indices = batch.kept
+        if self._ahead is None or not indices:
             return fresh
         device = self._execution.device
-        whole = range(len(batch.indices))
-        kept = whole if not batch.fetched else np.delete(whole, batch.missing).tolist()
-        indices = batch.indices if not batch.fetched else [batch.indices[position] for position in kept]
-        if not indices:
-            return fresh
-        there, features, labels = self._cache.gather(indices, self._view)
+        there, features, labels = self._ahead.gather(indices)
         self._execution.stats.add(cached_samples=len(there))
         if not batch.fetched and len(there) == len(indices):
             return Batch(batch.indices, tuple(feature.to(device) for feature in features), labels, there)
@@ -174,8 +187,7 @@ class EpochRun:
             indices = [batch.indices[position] for position in lost]
             spans = [span for index in indices if (span := cutter.add(index)) is not None]
             spans += [span for span in [cutter.flush()] if span is not None]
-            for span in spans:
-                pipeline.submit(span)
+            pipeline.submit(*spans)
             assembler = self._assembler.over(lambda: pipeline.take(self._timeout))
             found = assembler.next(len(indices))
         finally:

@@ -116,13 +116,15 @@ class DiskCache:
         description: bytes,
         columns: Sequence[memoryview],
         row_bytes: Sequence[int],
+        rows: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Reads entries that `locate` found straight into rows of columns; answers which rows it filled, bool (n,).
+        """Reads entries that `locate` found straight into rows of columns; answers which it read, bool (n,).
 
         The others are not there any more, or are described otherwise; what stands in their rows means nothing.
-        `row_bytes`: of a row in each column.
+        `row_bytes`: of a row in each column. `rows`, int64 (n,): where each goes; without them, in order.
         """
         wanted = _words(keys)
+        into = np.arange(len(places)) if rows is None else rows
         found = np.zeros(len(places), bool)
         packs = places >> _PACK_SHIFT
         with self._lock:
@@ -130,15 +132,15 @@ class DiskCache:
                 pack = self._numbered[which] if which >= 0 else None
                 if pack is None:
                     continue
-                rows = np.flatnonzero(packs == which)
-                numbers = places[rows] & _ENTRY_MASK
+                chosen = np.flatnonzero(packs == which)
+                numbers = places[chosen] & _ENTRY_MASK
                 try:
                     good, damaged = self._mapped(pack).fill(
-                        numbers, wanted[rows], description, rows, columns, row_bytes
+                        numbers, wanted[chosen], description, into[chosen], columns, row_bytes
                     )
                 except OSError:  # the others may still be there
                     continue
-                found[rows] = good
+                found[chosen] = good
                 for number in damaged:
                     self._drop(pack, number, DamagedEntryError("wrong checksum or length"))
                 self._used(pack, int(good.sum()))

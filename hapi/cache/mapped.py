@@ -50,7 +50,7 @@ class MappedPack:
         columns: Sequence[memoryview],
         row_bytes: Sequence[int],
     ) -> tuple[np.ndarray, list[int]]:
-        """Writes the values of the entries with these numbers into rows of the columns; OSError.
+        """Writes the values of the entries with these numbers into these rows of the columns; OSError.
 
         `keys` (n, 4) uint64 and `description` are what an entry must have. `row_bytes`: of a row in each column.
         Answers for which it did, bool (n,), and the numbers of entries that are damaged.
@@ -61,13 +61,22 @@ class MappedPack:
         good &= records["length"] == len(description) + sum(row_bytes)
         self._map_until(int((records["offset"] + records["length"])[good].max(initial=0)))
         damaged = self._check(numbers, records, good)
-        starts = records["offset"][good] + len(description)
+        starts = (records["offset"][good] + len(description)).astype(np.int64)
+        is_whole = len(starts) == len(rows) and np.array_equal(rows, np.arange(len(rows)))
         for column, size in zip(columns, row_bytes, strict=True):
-            source = self._bytes
-            for row, start in zip((rows[good] * size).tolist(), starts.tolist(), strict=True):
-                column[row : row + size] = source[start : start + size]
+            if size and len(starts):
+                values = np.frombuffer(column, f"V{size}")
+                taken = self._windows(size)[starts]
+                if is_whole and len(values) == len(rows):
+                    values[:] = taken
+                else:
+                    values[rows[good]] = taken
             starts += size
         return good, damaged
+
+    def _windows(self, size: int) -> np.ndarray:
+        """So many bytes from each place of the map on, as one value: many of them are taken at once."""
+        return np.ndarray((len(self._bytes) - size + 1,), f"V{size}", self._bytes, strides=(1,))
 
     def _look(self, description: bytes) -> None:
         """Takes over what was added to the pack; another description than last time makes all checks anew."""

@@ -194,7 +194,7 @@ def test_only_missing_samples_are_asked_for_again(
     server: FakeServer, graph: Graph, transform: v2.Compose, expected: list
 ) -> None:
     server.cut_off = lambda number: 1 if number < 6 else None
-    loader = open_loader(server, graph, transform)
+    loader = open_loader(server, graph, transform, requests_in_flight=4)
     assert_same(list(loader), expected[:9])
     # what was sent in full is not sent again; only the message that broke off may have been prepared twice
     assert all(count == 1 for count in server.sent.values())

@@ -304,6 +304,13 @@ def test_reading_rows_takes_what_is_described_alike_only(tmp_path: Path) -> None
     assert read(1, 2, described=alike) == [False, False]
     assert read(1, 2) == [True, True]
     assert read() == []
+    keys = keys_of(5, 98, 6)
+    found = cache.read_rows(
+        cache.locate(keys), keys, description, layout.buffers(room), sizes, np.array([3, 2, 0], np.int64)
+    )
+    assert found.tolist() == [True, False, True]
+    assert same(tuple(column[3] for column in room), 5)
+    assert same(tuple(column[0] for column in room), 6)
     places = cache.locate(keys_of(1, 99))
     assert (places >= 0).tolist() == [True, False]
     stale = cache.read_rows(places, keys_of(2, 99), description, layout.buffers(room), sizes)

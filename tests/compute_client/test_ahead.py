@@ -1,0 +1,75 @@
+"""The next batch is read on another thread, once, and only where it is not in memory."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from compute_client.ahead import NAME, ReadAhead
+
+
+class Cache:
+    """Of which the samples from 10 on lie on disk."""
+
+    def __init__(self) -> None:
+        self.read: list[tuple[list[int], str]] = []
+
+    def is_on_disk(self, indices: list[int], view: int) -> bool:
+        return max(indices) >= 10
+
+    def gather(self, indices: list[int], view: int) -> Any:
+        self.read.append((indices, threading.current_thread().name.rpartition("_")[0]))
+        if 99 in indices:
+            raise OSError("the disk is gone")
+        return np.arange(len(indices)), (torch.tensor(indices) + view,), torch.zeros(len(indices))
+
+
+@pytest.fixture
+def cache() -> Cache:
+    return Cache()
+
+
+def threads() -> int:
+    return sum(thread.name.startswith(NAME) for thread in threading.enumerate())
+
+
+def test_what_was_begun_is_answered(cache: Cache) -> None:
+    ahead = ReadAhead(cache, 100)  # type: ignore[arg-type]
+    for first in (10, 20, 30):
+        ahead.begin([first, first + 1])
+        ahead.begin([90])  # one batch at a time
+        _, (features,), _ = ahead.gather([first, first + 1])
+        assert features.tolist() == [first + 100, first + 101]
+    assert cache.read == [([first, first + 1], NAME) for first in (10, 20, 30)]
+    assert threads() == 1
+    ahead.close()
+    assert threads() == 0
+
+
+def test_what_is_in_memory_needs_no_thread(cache: Cache) -> None:
+    ahead = ReadAhead(cache, 0)  # type: ignore[arg-type]
+    ahead.begin([1, 2])
+    ahead.gather([1, 2])
+    assert cache.read == [([1, 2], "")]
+    assert threads() == 0
+    ahead.close()
+
+
+def test_other_samples_than_were_begun_are_read_at_once(cache: Cache) -> None:
+    ahead = ReadAhead(cache, 0)  # type: ignore[arg-type]
+    ahead.begin([10])
+    _, (features,), _ = ahead.gather([11, 12])
+    assert features.tolist() == [11, 12]
+    ahead.close()
+
+
+def test_what_goes_wrong_there_is_raised_here(cache: Cache) -> None:
+    ahead = ReadAhead(cache, 0)  # type: ignore[arg-type]
+    ahead.begin([99])
+    with pytest.raises(OSError, match="the disk is gone"):
+        ahead.gather([99])
+    ahead.close()
