@@ -45,6 +45,9 @@ from hapi.plan import INPUT, Link, Plan
 from hapi.wire import Allowed
 from profiler.remote import ServerClient
 
+MOST_TOGETHER = 64
+"""Samples of spans that are finished at once, and at most a training batch, as memory has room for that."""
+
 
 class Execution:
     """Everything between sample indices and finished features. What can be checked is checked at construction."""
@@ -177,6 +180,7 @@ class Execution:
             in_flight=self._limits.in_flight,
             budget_bytes=self._limits.buffer_bytes,
             keep=self._finished,
+            together=min(self._workload.batch_size, MOST_TOGETHER),
             deal=self._decision.dealing(self._allowed.default, self._sizes),
         )
 

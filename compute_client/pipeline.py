@@ -78,9 +78,12 @@ class Pipeline:
         budget_bytes: int,
         keep: Callable[[Finished], None] | None = None,
         deal: Deal | None = None,
+        together: int = 0,
     ) -> None:
         """`keep` sees every finished span, on the thread that finishes, before it is handed out. Without a `deal`,
-        spans have the cuts that they are submitted with."""
+        spans have the cuts that they are submitted with. Spans that wait are finished at once, up to so many samples
+        `together`."""
+        self._together = together
         self._deal = deal
         self._source, self._finish, self._span_bytes, self._keep = source, finish, span_bytes, keep
         self._budget_bytes = budget_bytes
@@ -193,20 +196,52 @@ class Pipeline:
                 self._changed.wait_for(lambda: self._cancel.is_set or self._fetched)
                 if self._cancel.is_set:
                     return
-                # the consumer waits for the lowest number
-                span, stage = min(self._fetched, key=lambda item: item[0].number)
-                self._fetched.remove((span, stage))
+                group = self._next_group()
+            self._finish_group(group)
+            del group
+
+    def _next_group(self) -> list[tuple[Span, Stage]]:
+        """The span that the consumer waits for, and with it those behind it that are computed alike."""
+        ordered = sorted(self._fetched, key=lambda item: item[0].number)
+        first, rows = ordered[0], 0
+        group = []
+        for item in ordered:
+            if item is first or (_alike(item, first) and rows + len(item[1].rows) <= self._together):
+                group.append(item)
+                rows += len(item[1].rows)
+        for item in group:
+            self._fetched.remove(item)
+        return group
+
+    def _finish_group(self, group: list[tuple[Span, Stage]]) -> None:
+        """At once, which takes less time than one after the other; if that fails, to see which of them it is."""
+        if len(group) > 1:
             try:
+                columns = zip(*(stage.tensors for _, stage in group), strict=True)
+                features = self._finish(group[0][0].cut, tuple(map(torch.cat, columns)))
+                parts = zip(
+                    *(column.split([len(stage.rows) for _, stage in group]) for column in features), strict=True
+                )
+                found: list[tuple[torch.Tensor, ...] | None] = list(parts)
+            except Exception:
+                found = [None] * len(group)
+        else:
+            found = [None]
+        for (span, stage), own in zip(group, found, strict=True):
+            self._finish_one(span, stage, own)
+
+    def _finish_one(self, span: Span, stage: Stage, features: tuple[torch.Tensor, ...] | None) -> None:
+        """Hands a span out, once it is computed."""
+        try:
+            if features is None:
                 features = self._finish(span.cut, stage.tensors) if len(stage.rows) else ()
-                finished = Finished(span, stage.labels, stage.rows, features, stage.errors)
-                if self._keep is not None:
-                    self._keep(finished)
-            except BaseException as error:
-                self._complete(span, error)
-            else:
-                self._complete(span, finished)
-                del finished
-            del stage
+            finished = Finished(span, stage.labels, stage.rows, features, stage.errors)
+            if self._keep is not None:
+                self._keep(finished)
+        except BaseException as error:
+            self._complete(span, error)
+        else:
+            self._complete(span, finished)
 
     def _complete(self, span: Span, result: Finished | BaseException) -> None:
         with self._changed:
@@ -221,6 +256,12 @@ class Pipeline:
                 self._waiting.clear()  # nothing after a failure will be handed out
             self._held[span.number] = held
             self._changed.notify_all()
+
+
+def _alike(one: tuple[Span, Stage], other: tuple[Span, Stage]) -> bool:
+    """Whether both can be finished at once."""
+    kinds = [[(tensor.shape[1:], tensor.dtype) for tensor in stage.tensors] for _, stage in (one, other)]
+    return one[0].cut == other[0].cut and len(one[1].rows) > 0 and len(other[1].rows) > 0 and kinds[0] == kinds[1]
 
 
 _running: weakref.WeakSet[Pipeline] = weakref.WeakSet()

@@ -29,7 +29,7 @@ PARTS = {"before": 1.0, "dropped": 2.0, "restored": 1.5}
 """
 WARM_SAMPLES = 128
 """Yielded before the first phase begins."""
-IN_FLIGHT, BUFFER_BYTES = 4, 2**26
+IN_FLIGHT, BUFFER_BYTES = 6, 2**26
 """Of the client. With more bytes under way a job lives longer on what it had asked for before the link changed, and the
 phases would have to be as much longer."""
 ENGINE = "eager"
@@ -100,10 +100,11 @@ class Hosts:
     server: Server
     client_caches: Mapping[str, str]
 
-    @property
-    def span(self) -> int:
-        """Samples that are asked for at once, as the loader has it for all but huge ones."""
-        return span_size(self.store.samples, 1.0, limit_bytes=BUFFER_BYTES, in_flight=IN_FLIGHT)
+    def span(self, samples_per_s: float) -> int:
+        """Samples that are asked for at once, as the loader has it for all but huge ones, at this pace."""
+        return span_size(
+            self.store.samples, 1.0, limit_bytes=BUFFER_BYTES, in_flight=IN_FLIGHT, per_second=samples_per_s
+        )
 
     def run(self, settings: Settings, words: Sequence[str], seconds: float) -> Outcome:
         """The client on the compute host."""
@@ -139,9 +140,10 @@ def _measure(system: str, settings: Settings, bench: Bench, hosts: Hosts, profil
                 raise error
         return
     history = outcome.document["plan"].get("history", [])
+    span = hosts.span(limit(settings, profile, PHASES[0]))
     for phase, begin, end in zip(PHASES, moments, moments[1:], strict=False):
         with bench.trial(**keys, phase=phase, bandwidth_bits_per_s=settings.rate(phase)) as trial:
-            found, most = reached(batches, begin, end, hosts.span, IN_FLIGHT), limit(settings, profile, phase)
+            found, most = reached(batches, begin, end, span, IN_FLIGHT), limit(settings, profile, phase)
             if found is None:
                 found = unsettled(batches, begin, end)
                 trial.measured(note="it had not settled when the phase ended: all that came in it is counted")

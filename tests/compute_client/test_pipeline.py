@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,8 +58,12 @@ def double(cut: str, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, .
     return tuple(2 * tensor for tensor in tensors)
 
 
-def start(source: Source, *, in_flight: int = 3, budget: int = 10**6, span_bytes: int = 10, finish=double) -> Pipeline:
-    pipeline = Pipeline(source, finish, lambda span: span_bytes, in_flight=in_flight, budget_bytes=budget)
+def start(
+    source: Source, *, in_flight: int = 3, budget: int = 10**6, span_bytes: int = 10, finish=double, together: int = 0
+) -> Pipeline:
+    pipeline = Pipeline(
+        source, finish, lambda span: span_bytes, in_flight=in_flight, budget_bytes=budget, together=together
+    )
     for span in SPANS:
         pipeline.submit(span)
     return pipeline
@@ -97,8 +103,9 @@ def test_a_span_larger_than_the_budget_still_comes() -> None:
     pipeline.close()
 
 
+@pytest.mark.parametrize("together", [0, 64])
 @pytest.mark.parametrize("where", ["fetch", "finish"])
-def test_an_error_comes_at_its_place(where: str) -> None:
+def test_an_error_comes_at_its_place(where: str, together: int) -> None:
     source = Source()
 
     def finish(cut: str, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -108,10 +115,54 @@ def test_an_error_comes_at_its_place(where: str) -> None:
 
     if where == "fetch":
         source.failing.add(6)
-    pipeline = start(source, finish=finish)
+    pipeline = start(source, finish=finish, together=together)
     assert [pipeline.take(30).span.number for _ in range(2)] == [0, 3]
     with pytest.raises(KeyError):
         pipeline.take(30)
+    pipeline.close()
+
+
+class Counted(deque[Any]):
+    """Tells how many came."""
+
+    def __init__(self, arrived: threading.Semaphore) -> None:
+        super().__init__()
+        self._arrived = arrived
+
+    def append(self, item: Any) -> None:
+        super().append(item)
+        self._arrived.release()
+
+
+@pytest.mark.parametrize(("together", "most"), [(0, 3), (7, 6), (64, 36)])
+def test_spans_that_wait_are_finished_at_once(together: int, most: int) -> None:
+    counts: list[int] = []
+    begun, go = threading.Event(), threading.Event()
+
+    def finish(cut: str, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        if not counts:
+            begun.set()
+            assert go.wait(30)
+        counts.append(len(tensors[0]))
+        return double(cut, tensors)
+
+    arrived = threading.Semaphore(0)
+    source = Source()
+    pipeline = Pipeline(source, finish, len, in_flight=3, budget_bytes=10**6, together=together)
+    pipeline._fetched = Counted(arrived)
+    pipeline.submit(*SPANS)
+    for _ in SPANS:
+        assert arrived.acquire(timeout=30)
+    assert begun.wait(30)
+    go.set()
+    found = [pipeline.take(30) for _ in SPANS]
+    assert [finished.span for finished in found] == SPANS
+    for finished in found:
+        assert finished.features[0].flatten().tolist() == [2.0 * index for index in finished.span.indices]
+    assert max(counts) <= most
+    assert sum(counts) == 36
+    assert len(counts) <= 2 + 33 // max(3, most)
+    assert pipeline.held_bytes == 0
     pipeline.close()
 
 
