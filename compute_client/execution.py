@@ -46,7 +46,8 @@ from hapi.wire import Allowed
 from profiler.remote import ServerClient
 
 MOST_TOGETHER = 64
-"""Samples of spans that are finished at once, and at most a training batch, as memory has room for that."""
+"""Samples of spans that are finished at once, and at most a training batch, as memory has room for that. By a plan that
+does not change no two are: the same samples are then always computed together, and give the same to the last bit."""
 
 
 class Execution:
@@ -180,7 +181,7 @@ class Execution:
             in_flight=self._limits.in_flight,
             budget_bytes=self._limits.buffer_bytes,
             keep=self._finished,
-            together=min(self._workload.batch_size, MOST_TOGETHER),
+            together=min(self._workload.batch_size, MOST_TOGETHER) if self._decision.is_followed else 0,
             deal=self._decision.dealing(self._allowed.default, self._sizes),
         )
 
