@@ -7,6 +7,7 @@ to be handed out. The span that the consumer waits for is always begun, so the b
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 import time
@@ -23,6 +24,8 @@ from compute_client.source import SpanSource, Stage
 from compute_client.spans import Span, take_first
 from hapi.cancel import Cancel, CancelledWork
 from hapi.errors import BatchTimeoutError
+
+log = logging.getLogger(__name__)
 
 JOIN_SECONDS = 10.0
 """How long closing waits for a thread that is inside a computation or a system call."""
@@ -215,18 +218,16 @@ class Pipeline:
 
     def _finish_group(self, group: list[tuple[Span, Stage]]) -> None:
         """At once, which takes less time than one after the other; if that fails, to see which of them it is."""
+        found: list[tuple[torch.Tensor, ...] | None] = [None] * len(group)
         if len(group) > 1:
+            counts = [len(stage.rows) for _, stage in group]
             try:
                 columns = zip(*(stage.tensors for _, stage in group), strict=True)
                 features = self._finish(group[0][0].cut, tuple(map(torch.cat, columns)))
-                parts = zip(
-                    *(column.split([len(stage.rows) for _, stage in group]) for column in features), strict=True
-                )
-                found: list[tuple[torch.Tensor, ...] | None] = list(parts)
+                parts = (torch.split(column, counts) for column in features)  # type: ignore[no-untyped-call]
+                found = list(zip(*parts, strict=True))
             except Exception:
-                found = [None] * len(group)
-        else:
-            found = [None]
+                log.debug("spans could not be finished together", exc_info=True)
         for (span, stage), own in zip(group, found, strict=True):
             self._finish_one(span, stage, own)
 
