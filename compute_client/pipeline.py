@@ -224,7 +224,7 @@ class Pipeline:
             try:
                 columns = zip(*(stage.tensors for _, stage in group), strict=True)
                 features = self._finish(group[0][0].cut, tuple(map(torch.cat, columns)))
-                parts = (torch.split(column, counts) for column in features)  # type: ignore[no-untyped-call]
+                parts = (torch.split(column, counts) for column in features)
                 found = list(zip(*parts, strict=True))
             except Exception:
                 log.debug("spans could not be finished together", exc_info=True)
