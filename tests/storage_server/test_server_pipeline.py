@@ -203,9 +203,10 @@ def test_a_narrow_codec_is_cast_here(
 
 def wait_for_readers(service: Service) -> None:
     """Returns when everything that was ordered from the readers before has been done or dropped."""
-    barrier = threading.Barrier(service.loader.read_threads + 1)
+    barrier = threading.Barrier(2 * service.loader.read_threads + 1)
     for _ in range(service.loader.read_threads):
         service.loader.readers.submit(SERVER, lambda: barrier.wait(60))
+        service.loader.senders.submit(SERVER, lambda: barrier.wait(60))
     barrier.wait(60)
 
 
@@ -245,6 +246,21 @@ def test_a_caller_that_left_costs_nothing_more(
     value = service.metrics.registry.get_sample_value
     assert value("hapi_batch_samples_count") == 0
     assert (value("hapi_stage_seconds_total", {"stage": "prefix"}) or 0) == 0
+
+
+def test_what_is_sent_as_stored_does_not_wait_behind_what_is_to_be_decoded(
+    make_service: Callable[..., Service], manifest: Manifest, archive: Archive, transform: TransformSpec
+) -> None:
+    service = make_service(read_threads=1)
+    store = gated(manifest, free=0)
+    slow = extraction(service, manifest, store, archive, transform)
+    thread, _ = drive(slow)
+    assert store.waiting.acquire(timeout=30)  # the reader hangs in the store, and others wait for it
+    sent = extraction(service, manifest, gated(manifest), None, None)
+    assert sum(len(batch) for batch in read_stream(sent.chunks())) == 13
+    slow.cancel.set("the caller left")
+    store.open_gate()
+    thread.join(30)
 
 
 def test_batches_that_wait_for_the_device_are_dropped_when_the_caller_leaves(
