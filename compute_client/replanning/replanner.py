@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from compute_client.replanning.observer import Observer
 from compute_client.replanning.rates import Rates
-from hapi.plan import Change, Plan, Profile, Share, WireCost
+from hapi.plan import INPUT, OUTPUT, Change, Plan, Profile, Share, WireCost
 from profiler.pipeline import Pipeline
 
 GAIN = 1.1
-"""Least predicted gain for which a plan is changed: each change costs the server another prefix."""
+"""Least predicted gain for which a plan is changed."""
+NEW_GAIN = 1.15
+"""Least predicted gain over the best of the cuts that were used before, for which others are taken: the server has to
+make each of them ready, about a second in which all requests wait."""
 LEAST_SECONDS = 0.25
 """Between two looks."""
 PROBE_SECONDS, MOST_PROBE_SECONDS = 1.0, 8.0
@@ -88,7 +91,8 @@ class Replanner:
 
     def _better(self, rates: Rates) -> Plan | None:
         """Another plan, if it is clearly faster than the present one at these rates."""
-        new, old = self._solved(rates), self.plan
+        old = self.plan
+        new = self._familiar(rates, self._solved(rates))
         pace, old_pace = self._pace(rates, new.cuts), self._pace(rates, old.cuts)
         if old_pace < GAIN * pace:
             return None
@@ -106,11 +110,27 @@ class Replanner:
             history=(*old.history, change)[-MOST_CHANGES:],
         )
 
-    def _solved(self, rates: Rates) -> Plan:
-        """The best plan for a pipeline that is full: samples that are under way already fill it."""
+    def _solved(self, rates: Rates, among: Container[str] | None = None) -> Plan:
+        """The best plan for a pipeline that is full: samples that are under way already fill it. `among` these cuts,
+        and those without which there is no profile."""
         from profiler.planner import plan  # scipy is slow to import
 
-        return plan(self._steady(rates), self._policy, server_share=rates.server_share)
+        profile = self._steady(rates)
+        if among is not None:
+            always = (INPUT, OUTPUT, profile.server_fits_to)
+            profile = replace(
+                profile, cuts=tuple(cut for cut in profile.cuts if cut.name in always or cut.name in among)
+            )
+        return plan(profile, self._policy, server_share=rates.server_share)
+
+    def _familiar(self, rates: Rates, best: Plan) -> Plan:
+        """Nearly the best plan, of cuts that were used before, if there is one."""
+        used = {share.name for share in (*self.plan.cuts, *(cut for past in self.plan.history for cut in past.before))}
+        if all(share.name in used for share in best.cuts):
+            return best
+        usual = self._solved(rates, used)
+        is_nearly = self._pace(rates, usual.cuts) < NEW_GAIN * self._pace(rates, best.cuts)
+        return replace(usual, limit_seconds=best.limit_seconds) if is_nearly else best
 
     def _steady(self, rates: Rates) -> Profile:
         return replace(rates.applied(self._profile), samples=0, epochs=1)

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from compute_client.replanning.rates import Rates
+from compute_client.replanning.replanner import NEW_GAIN
 from hapi.plan import Profile
 from tests.compute_client.replanning.simulated_job import SimulatedJob, shares
 from tests.profiler.example_profiles import profile_of
@@ -107,6 +109,20 @@ def test_a_server_that_says_nothing_leaves_the_plan_as_it_is() -> None:
     job.run(60)
     assert not job.plan.history
     assert job.probes == 0
+
+
+@pytest.mark.parametrize("bits_per_s", [2e6, 5e6, 10e6, 30e6, 60e6, 90e6])
+def test_cuts_that_were_used_are_taken_where_they_are_nearly_as_good(bits_per_s: float) -> None:
+    replanner = SimulatedJob(profile()).replanner
+    used = {*shares(replanner.plan), "input", "output"}
+    rates = Rates(bits_per_s)
+    best = replanner._solved(rates)
+    found = replanner._familiar(rates, best)
+    pace, best_pace = replanner._pace(rates, found.cuts), replanner._pace(rates, best.cuts)
+    assert pace <= NEW_GAIN * best_pace
+    assert found.limit_seconds == best.limit_seconds
+    if not set(shares(found)) <= used:
+        assert replanner._pace(rates, replanner._solved(rates, used).cuts) >= NEW_GAIN * best_pace
 
 
 def test_the_link_is_probed_only_where_more_of_it_would_help() -> None:
