@@ -29,6 +29,10 @@ def sweep(
     device: options.Device = "cpu",
     testbed: options.TestbedKind = "auto",
     quick: options.Quick = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Keep the rows that the report's folder has, and measure only other networks."),
+    ] = False,
     report: options.Report = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -39,6 +43,10 @@ def sweep(
     others is looked up among the measured cuts. The last rows sum up: in how many of the cases (network and bandwidth)
     a policy is within 5 % of the best cut measured, and of the limit, the planner's linear program. Rows `cut:NAME`
     are in the JSON only. `mix` and `single` shall be within 5 % of the best in 95 % of the cases: `holds` says so.
+    `noise` is by how much two readings of one stream differ, less nine times of ten: no share is known better than so.
+
+    The whole takes about half an hour, a network about five minutes. An interrupted run keeps its rows; with --resume
+    it goes on, or `--model NAME --resume --report DIR` adds one network at a time to one page.
     """
     from benchmarks.sweep.experiment import Settings, run
 
@@ -56,6 +64,7 @@ def sweep(
             device=device,
             testbed=testbed,
             quick=quick,
+            resume=resume,
         ),
         report=report,
         as_json=as_json,

@@ -8,6 +8,7 @@ DataLoader, head training included, and tells its pace.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -33,11 +34,12 @@ from profiler.remote import ServerClient
 from profiler.tiers import Job, profile_with_server
 
 IN_FLIGHT = 4
-BUFFER_BYTES = 256 * 2**20
+AHEAD = IN_FLIGHT
+"""Requests under way, and those whose samples may wait beside them until they are taken. A loader may keep many more:
+where the client sets the pace it then decodes hundreds of photographs ahead at first, instead of what is timed."""
+SPAN_BYTES = 32 * 2**20
+"""Most bytes of one request."""
 IDLE_SECONDS = 30.0
-SURE = 2.0
-"""Times as long as its requests in flight would take at the pace at which it is given up, a stream is watched: even if
-all of them were done but for their last bytes, its pace is then two thirds of that at best."""
 PROFILED_SAMPLES = 32
 PROFILE_REPEATS = 5
 
@@ -92,10 +94,10 @@ class Client:
         It is given up after `most_seconds`, or when it is clear that its pace is no better than `give_up`.
         """
         loader = self._loader(shares)
-        fill = self.fill_samples(shares)
-        most = most_seconds if give_up is None else min(most_seconds, seconds + SURE * fill * give_up)
-        loader.timeout = most
-        rule = Rule(fill, seconds, most)
+        fill, together = self.fill_samples(shares), self._together(shares)
+        # a batch that does not come at all ends the stream as well, when it is slower for certain
+        loader.timeout = most_seconds if give_up is None else min(most_seconds, max(seconds, 2 * fill * give_up))
+        rule = Rule(together, fill, seconds, most_seconds, give_up)
         before, busy = loader.stats.to_json(), time.process_time()
         with closing(iter(loader)) as batches:
             pace = watch(self._trained(batches), rule, time.perf_counter)
@@ -114,14 +116,29 @@ class Client:
         }
 
     def fill_samples(self, shares: tuple[tuple[str, float], ...]) -> int:
-        """Samples of the requests in flight, of the cut with the largest."""
-        return IN_FLIGHT * max(self._span(name) for name, _ in shares)
+        """Samples of the requests under way; of those that may wait too, where they are decoded or wait for others."""
+        waits = len(shares) > 1 or shares[0][0] == INPUT
+        return self._together(shares) * (IN_FLIGHT + AHEAD * waits) // IN_FLIGHT
 
-    def _span(self, cut: str) -> int:
-        stored = self.dataset.bytes / self.dataset.samples + sum(spec.bytes for spec in self.graph.inputs)
-        size = stored if cut == INPUT else 2.0 * self.graph.cut(cut).bytes_per_sample
-        limit = BUFFER_BYTES // (2 * IN_FLIGHT)
-        return span_size(self.dataset.samples, size, limit_bytes=limit, in_flight=IN_FLIGHT)
+    def buffer_bytes(self, shares: tuple[tuple[str, float], ...]) -> int:
+        """What so many requests hold, of the cut with the largest."""
+        sizes = (math.ceil(self._span(name, share) * self._sample_bytes(name)) for name, share in shares)
+        return (IN_FLIGHT + AHEAD) * max(sizes)
+
+    def _together(self, shares: tuple[tuple[str, float], ...]) -> int:
+        """Samples of the requests under way, of the cut with the largest."""
+        return IN_FLIGHT * max(self._span(name, share) for name, share in shares)
+
+    def _span(self, cut: str, share: float) -> int:
+        """Samples of a request, as the loader makes them."""
+        size = self._sample_bytes(cut)
+        return span_size(self.dataset.samples, size, limit_bytes=SPAN_BYTES, in_flight=IN_FLIGHT, share=share)
+
+    def _sample_bytes(self, cut: str) -> float:
+        """As the loader counts what is under way."""
+        if cut == INPUT:
+            return self.dataset.bytes / self.dataset.samples + sum(spec.bytes for spec in self.graph.inputs)
+        return 2.0 * self.graph.cut(cut).bytes_per_sample
 
     def _trained(self, batches: Iterator[Any]) -> Iterator[int]:
         """Trains the head on each batch, and says how many samples it had."""
@@ -148,7 +165,7 @@ class Client:
                 device=self._device,
                 engine=self._engine,  # type: ignore[arg-type]
                 requests_in_flight=IN_FLIGHT,
-                buffer_bytes=BUFFER_BYTES,
+                buffer_bytes=self.buffer_bytes(shares),
                 cache_bytes=0,
             )
             self._loaders[shares].warm_up()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from statistics import fmean
 
 from benchmarks.bench.rows import Row
@@ -33,6 +35,7 @@ COLUMNS = (
     Column("within_5_of_limit", "within 5 % of limit", share),
     Column("mean_ratio", "mean of best", times),
     Column("worst_ratio", "worst", times),
+    Column("noise", "noise", share),
     Column("holds", "holds", is_text=True),
     Column("best_cut", "best cut", is_text=True),
     Column("cuts", "chosen", cuts_text, is_text=True),
@@ -49,7 +52,26 @@ def judged(rows: list[Row]) -> list[Row]:
     rows = [_judge(row) for row in rows]
     cases = [row for row in rows if is_shown(row) and not row.failed]
     systems = list(dict.fromkeys(row.system for row in cases))
-    return [*rows, *(_sum_up(system, [row for row in cases if row.system == system]) for system in systems)]
+    noise = quantile(differences(rows), 0.9)
+    summed = (_sum_up(system, [row for row in cases if row.system == system]) for system in systems)
+    return [*rows, *(row.filled(noise=noise) for row in summed)]
+
+
+def differences(rows: Iterable[Row]) -> list[float]:
+    """By how much two readings of one stream over one link differ, as a part of their mean; each and the next."""
+    found = []
+    for row in rows:
+        if row.get("is_carried") or row.get("is_bound"):  # those are a faster link's, or none
+            continue
+        seconds = [one["seconds_per_sample"] for one in row.get("readings") or () if not one["is_bound"]]
+        found += [2 * abs(one - other) / (one + other) for one, other in pairwise(seconds)]
+    return found
+
+
+def quantile(values: Sequence[float], part: float) -> float | None:
+    """The least value that so large a part of them does not exceed; None for none."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(part * len(ordered)) - 1)] if ordered else None
 
 
 def sentences(rows: list[Row]) -> list[str]:
@@ -61,6 +83,12 @@ def sentences(rows: list[Row]) -> list[str]:
             near = f"{100 * best:.0f} % of {row.get('cases')} cases within 5 % of the best cut measured"
             most = "" if limit is None else f", {100 * limit:.0f} % within 5 % of the limit"
             found.append(f"{row.system}: {near}{most}.")
+    if noise := differences(rows):
+        middle, most_times = (100 * (quantile(noise, part) or 0.0) for part in (0.5, 0.9))
+        found.append(
+            f"Two readings of one stream differ by {middle:.1f} % (median of {len(noise)} pairs), nine of ten by no "
+            f"more than {most_times:.1f} %: shares within 5 % are as uncertain."
+        )
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 
 from hapi.errors import BatchTimeoutError
 
-LEAST_ARRIVALS = 6
-"""Batches after the pipeline has filled, below which nothing is said of a pace."""
+LEAST_ROUNDS = 2
+"""Rounds after the pipeline has filled, below which nothing is said of a pace. Samples arrive in bursts: requests that
+are under way together share server and link, and end at nearly the same time."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,19 @@ class Rule:
     """How long a stream is watched.
 
     Attributes:
-        fill_samples: those of the requests in flight: until they are through, the tiers do not all work at once.
+        round_samples: those of the requests under way together, one of each.
+        fill_samples: all that is under way or waits to be taken: until so many are through, the tiers do not yet work
+            as in the middle of a long epoch.
         seconds: to watch after that.
         most_seconds: after which the stream is given up, from its beginning.
+        give_up: seconds per sample; a stream that is slower for certain is given up at once. None: none is.
     """
 
+    round_samples: int
     fill_samples: int
     seconds: float
     most_seconds: float
+    give_up: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,8 @@ class Pace:
 def watch(batches: Iterable[int], rule: Rule, clock: Callable[[], float]) -> Pace:
     """Takes batches (their numbers of samples) until the rule is satisfied.
 
-    The pace is the slope of a line through the moments at which batches were done: unlike the time between the first
-    and the last, it depends little on where in a burst (samples of one request arrive together) watching ends.
+    The pace is taken over whole rounds, from every moment in them, so that it does not matter where in a burst watching
+    ends.
     A BatchTimeoutError of `batches` counts as giving up.
     """
     began = clock()
@@ -65,9 +71,12 @@ def watch(batches: Iterable[int], rule: Rule, clock: Callable[[], float]) -> Pac
             if total >= rule.fill_samples:
                 arrivals.append((total, now))
                 filled_at = now if filled_at is None else filled_at
-                if now - filled_at >= rule.seconds and len(arrivals) >= LEAST_ARRIVALS:
-                    return Pace(slope(arrivals), total, now)
-            if now > rule.most_seconds:
+                rounds = (total - arrivals[0][0]) / rule.round_samples
+                if now - filled_at >= rule.seconds and rounds >= LEAST_ROUNDS:
+                    return Pace(pace_of(arrivals, rule.round_samples), total, now)
+            # all that is under way may be done but for its last bytes: no more than that was made meanwhile
+            is_slower = rule.give_up is not None and now > rule.give_up * (total + rule.fill_samples)
+            if is_slower or now > rule.most_seconds:
                 break
     except BatchTimeoutError:
         pass
@@ -75,8 +84,16 @@ def watch(batches: Iterable[int], rule: Rule, clock: Callable[[], float]) -> Pac
     return Pace(elapsed / (total + rule.fill_samples), total, elapsed, is_bound=True)
 
 
-def slope(arrivals: Iterable[tuple[int, float]]) -> float:
-    """Seconds per sample of the least-squares line through (samples so far, seconds)."""
-    samples, seconds = np.array(list(arrivals), dtype=np.float64).T
-    samples = samples - samples.mean()
-    return float(samples @ seconds / (samples @ samples))
+def pace_of(arrivals: Sequence[tuple[int, float]], round_samples: int) -> float:
+    """Seconds per sample from (samples so far, seconds), which cover a round or more.
+
+    The mean over all pairs of moments that lie the same number of whole rounds apart: two thirds of what was watched,
+    one round at least.
+    """
+    samples, seconds = np.array(arrivals, dtype=np.float64).T
+    span = samples[-1] - samples[0]
+    apart = round_samples * max(1, int(2 / 3 * span / round_samples))
+    later = np.searchsorted(samples, samples + apart)
+    first = np.flatnonzero(later < len(samples))
+    last = later[first]
+    return float(np.mean((seconds[last] - seconds[first]) / (samples[last] - samples[first])))

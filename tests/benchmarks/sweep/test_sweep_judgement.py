@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.bench.report import draw
 from benchmarks.bench.rows import Row
-from benchmarks.sweep.judgement import EVERY, is_shown, judged, sentences
+from benchmarks.sweep.judgement import EVERY, differences, is_shown, judged, quantile, sentences
 from benchmarks.sweep.plots import plots
 
 
@@ -55,6 +55,27 @@ def test_shares_are_said_in_words() -> None:
     assert said[1] == "single: 100 % of 2 cases within 5 % of the best cut measured, 50 % within 5 % of the limit."
     assert len(said) == 3
     assert sentences([]) == []
+
+
+def read(*paces: float, bound: float | None = None) -> list[dict[str, Any]]:
+    ended = [{"seconds_per_sample": pace, "is_bound": False} for pace in paces]
+    return ended + ([] if bound is None else [{"seconds_per_sample": bound, "is_bound": True}])
+
+
+def test_the_noise_of_readings_is_told_beside_the_shares() -> None:
+    noisy = [
+        cut("input", 1e8, 0.01).filled(readings=read(0.010, 0.011, 0.010, bound=0.002)),
+        cut("b", 1e8, 0.01).filled(readings=read(0.010)),
+        cut("output", 1e8, 0.01).filled(readings=read(0.010, 0.020), is_carried=True),
+    ]
+    assert differences(noisy) == [pytest.approx(0.0952, abs=1e-4)] * 2
+    assert {row.get("noise") for row in judged([*ROWS, *noisy]) if row.model == EVERY} == {differences(noisy)[0]}
+    assert sentences([*ROWS, *noisy])[-1].startswith("Two readings of one stream differ by 9.5 % (median of 2 pairs)")
+
+
+def test_a_quantile_is_one_of_the_values() -> None:
+    assert quantile([], 0.9) is None
+    assert [quantile([3.0, 1.0, 2.0], part) for part in (0.0, 0.5, 0.9)] == [1.0, 2.0, 3.0]
 
 
 def test_cuts_are_in_the_document_but_not_in_the_table() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.sweep.pace import Rule, slope, watch
+from benchmarks.sweep.pace import Rule, pace_of, watch
 from hapi.errors import BatchTimeoutError
 
 
@@ -28,27 +28,43 @@ class Clock:
 
 def test_the_filling_of_the_pipeline_does_not_count() -> None:
     clock = Clock()
-    pace = watch(clock.batches(5.0, *[0.4] * 100), Rule(16, 2.0, 60.0), clock)
+    pace = watch(clock.batches(5.0, *[0.4] * 100), Rule(8, 16, 2.0, 60.0), clock)
     assert pace.seconds_per_sample == pytest.approx(0.05)
     assert not pace.is_bound
     assert pace.samples == 8 * 7  # two to fill, five for two seconds
     assert pace.seconds == pytest.approx(5.0 + 6 * 0.4)
 
 
-def test_bursts_do_not_disturb_the_slope_much() -> None:
+def test_a_stream_is_watched_for_two_rounds_at_least() -> None:
     clock = Clock()
-    burst = (0.8, 0.0, 0.0, 0.0)
-    pace = watch(clock.batches(*burst * 50), Rule(32, 8.0, 60.0), clock)
-    assert pace.seconds_per_sample == pytest.approx(0.025, rel=0.1)
+    pace = watch(clock.batches(*[0.4] * 100), Rule(32, 16, 0.1, 60.0), clock)
+    assert pace.samples == 16 + 2 * 32
+
+
+@pytest.mark.parametrize("start", range(4))
+def test_bursts_do_not_disturb_the_pace(start: int) -> None:
+    clock = Clock()
+    burst = [0.8, 0.0, 0.0, 0.0]
+    waits = [*burst[start:], *burst * 50]
+    pace = watch(clock.batches(*waits), Rule(32, 32, 1.0, 60.0), clock)
+    assert pace.seconds_per_sample == pytest.approx(0.025)
 
 
 def test_a_stream_that_is_too_slow_is_given_up_and_bounded() -> None:
     clock = Clock()
-    pace = watch(clock.batches(*[4.0] * 100), Rule(16, 2.0, 7.0), clock)
+    pace = watch(clock.batches(*[4.0] * 100), Rule(16, 16, 2.0, 7.0), clock)
     assert pace.is_bound
     assert pace.samples == 16
     assert pace.seconds_per_sample == pytest.approx(8.0 / 32)
     assert pace.seconds_per_sample <= 4.0 / 8
+
+
+def test_a_stream_that_is_slower_for_certain_is_given_up_at_once() -> None:
+    clock = Clock()
+    pace = watch(clock.batches(*[0.8] * 100), Rule(16, 16, 9.0, 60.0, give_up=0.05), clock)
+    assert pace.is_bound
+    assert pace.samples == 24  # 2.4 s: 40 samples, all that can be done by then, should have taken 2.0 s
+    assert 0.05 < pace.seconds_per_sample <= 0.1
 
 
 def test_a_batch_that_does_not_come_in_time_gives_it_up_as_well() -> None:
@@ -59,10 +75,11 @@ def test_a_batch_that_does_not_come_in_time_gives_it_up_as_well() -> None:
         clock.now += 6.0
         raise BatchTimeoutError("no batch within 6 s")
 
-    pace = watch(batches(), Rule(16, 2.0, 7.0), clock)
+    pace = watch(batches(), Rule(16, 16, 2.0, 7.0), clock)
     assert pace.is_bound
     assert pace.seconds_per_sample == pytest.approx(7.0 / 24)
 
 
-def test_a_slope_is_that_of_the_line() -> None:
-    assert slope([(8, 1.0), (16, 1.8), (24, 2.6)]) == pytest.approx(0.1)
+def test_a_pace_is_taken_over_whole_rounds() -> None:
+    assert pace_of([(8, 1.0), (16, 1.8), (24, 2.6)], 16) == pytest.approx(0.1)
+    assert pace_of([(8, 1.0), (16, 1.1), (24, 2.0), (32, 2.1), (40, 3.0)], 16) == pytest.approx(1.0 / 16)

@@ -1,0 +1,87 @@
+"""What others do on the processors of a testbed while something is measured there: how far a reading can be trusted."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from benchmarks.testbed.testbed import Testbed
+
+Read = Callable[[], Sequence[float]]
+"""Seconds that each processor has worked so far."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Of one stretch of time.
+
+    Attributes:
+        storage_seconds, compute_seconds: of processors, by the processes of either host.
+        others: part of a host's processors that everybody else had, of the host where that was more; 0 to 1. Work at a
+            low priority does not count: it gives way.
+    """
+
+    storage_seconds: float
+    compute_seconds: float
+    others: float
+
+
+@dataclass(frozen=True)
+class _Moment:
+    at: float
+    worked: Sequence[float]
+    storage: float
+    compute: float
+
+
+class Watcher:
+    """Tells what happened on the processors of a testbed since a moment."""
+
+    def __init__(self, bed: Testbed, *, read: Read | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._bed, self._read, self._clock = bed, read or worked_seconds, clock
+
+    def now(self) -> _Moment:
+        """A moment to look back to."""
+        storage, compute = self._of_hosts()
+        return _Moment(self._clock(), self._read(), storage, compute)  # ours first: others never get too much of it
+
+    def since(self, before: _Moment) -> Usage:
+        """What happened from then to now."""
+        worked, at = self._read(), self._clock()
+        storage, compute = self._of_hosts()
+        elapsed = max(1e-9, at - before.at)
+        seconds = [now - then for now, then in zip(worked, before.worked, strict=True)]
+        ours = {"storage": storage - before.storage, "compute": compute - before.compute}
+        return Usage(ours["storage"], ours["compute"], _others(self._parts(ours, len(seconds)), seconds, elapsed))
+
+    def _of_hosts(self) -> tuple[float, float]:
+        return self._bed.cpu_seconds(self._bed.storage), self._bed.cpu_seconds(self._bed.compute)
+
+    def _parts(self, ours: Mapping[str, float], count: int) -> list[tuple[Sequence[int], float]]:
+        """Processors that belong together, and what was ours on them; hosts that share all are one."""
+        bed = self._bed
+        if not bed.storage.cpus or not bed.compute.cpus:
+            return [(range(count), sum(ours.values()))]
+        return [(bed.storage.cpus, ours["storage"]), (bed.compute.cpus, ours["compute"])]
+
+
+def worked_seconds() -> list[float]:
+    """Of each processor, since the machine started, at ordinary priority: in programs, in the kernel for them, and in
+    other virtual machines on the same hardware. Where this process has a low priority itself, such work counts too.
+    """
+    is_low = hasattr(os, "nice") and os.nice(0) > 0
+    return [
+        times.user + times.system + getattr(times, "steal", 0.0) + (getattr(times, "nice", 0.0) if is_low else 0.0)
+        for times in psutil.cpu_times(percpu=True)
+    ]
+
+
+def _others(parts: Sequence[tuple[Sequence[int], float]], seconds: Sequence[float], elapsed: float) -> float:
+    shares = [
+        (sum(seconds[cpu] for cpu in cpus if cpu < len(seconds)) - ours) / (len(cpus) * elapsed) for cpus, ours in parts
+    ]
+    return min(1.0, max([0.0, *shares]))

@@ -1,0 +1,63 @@
+"""What others do on the testbed's processors, told from what is ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from benchmarks.testbed.host import Host
+from benchmarks.testbed.links import RelayLink
+from benchmarks.testbed.others import Watcher, worked_seconds
+from benchmarks.testbed.testbed import Testbed as Hosts
+
+
+class Bed(Hosts):
+    """Two hosts whose processes have worked as long as the test says."""
+
+    worked: dict[str, float]
+    __test__ = False
+
+    def cpu_seconds(self, host: Host) -> float:
+        return self.worked[host.name]
+
+
+def bed(storage: Sequence[int], compute: Sequence[int]) -> Bed:
+    hosts = Host("storage", "", cpus=tuple(storage)), Host("compute", "", cpus=tuple(compute))
+    made = Bed("relay", *hosts, RelayLink(), Path(), "mark")
+    object.__setattr__(made, "worked", {"storage": 10.0, "compute": 20.0})
+    return made
+
+
+def usage(made: Bed, busy: Sequence[float], ours: tuple[float, float], seconds: float = 2.0) -> tuple[float, ...]:
+    """After `seconds` in which the processors were busy for so long, and the hosts' processes worked so long."""
+    readings, clock = iter([[100.0] * len(busy), [100.0 + one for one in busy]]), iter([0.0, seconds])
+    watcher = Watcher(made, read=lambda: next(readings), clock=lambda: next(clock))
+    before = watcher.now()
+    object.__setattr__(made, "worked", {"storage": 10.0 + ours[0], "compute": 20.0 + ours[1]})
+    found = watcher.since(before)
+    return found.storage_seconds, found.compute_seconds, found.others
+
+
+def test_what_is_ours_does_not_count() -> None:
+    assert usage(bed([0], [1]), [2.0, 1.0], (2.0, 1.0)) == pytest.approx((2.0, 1.0, 0.0))
+
+
+def test_of_the_host_where_others_had_more() -> None:
+    assert usage(bed([0], [1]), [2.0, 2.0], (1.8, 0.6))[2] == pytest.approx(0.7)
+    assert usage(bed([0, 1], [2]), [2.0, 2.0, 0.0], (3.0, 0.0))[2] == pytest.approx(0.25)
+
+
+def test_hosts_that_share_all_processors_are_one() -> None:
+    assert usage(bed([], []), [1.0, 1.0], (0.5, 0.5))[2] == pytest.approx(0.25)
+
+
+def test_it_is_a_part() -> None:
+    assert usage(bed([0], [1]), [0.0, 0.0], (1.0, 1.0))[2] == 0.0  # clocks differ a little
+    assert usage(bed([0], [1]), [2.2, 0.0], (0.0, 0.0))[2] == 1.0
+
+
+def test_every_processor_has_worked_since_the_machine_started() -> None:
+    assert worked_seconds()
+    assert min(worked_seconds()) > 0
