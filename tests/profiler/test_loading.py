@@ -52,6 +52,14 @@ def test_it_reads_and_decodes_evenly_spread_samples(folder: Path) -> None:
     assert len(store.read) == 1 + 5 + 5  # to warm up, to read, to load
 
 
+def test_the_fastest_of_a_few_passes_counts() -> None:
+    objects = [jpeg(1), jpeg(2)]
+    moments = iter([0.0, 0.2, 1.0, 1.1, 2.0, 2.4])
+    assert measure_decoding(objects, TRANSFORM, clock=lambda: next(moments)) == pytest.approx(0.05)
+    moments = iter([0.0, 0.6])
+    assert measure_decoding(objects, TRANSFORM, clock=lambda: next(moments)) == pytest.approx(0.3)
+
+
 def test_broken_samples_are_counted(folder: Path) -> None:
     (folder / "cat" / "0.jpg").write_bytes(b"no image")
     manifest = build_manifest(folder)
