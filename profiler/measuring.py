@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 
 from hapi.engine import Choice, Precision
@@ -15,19 +13,19 @@ from hapi.engine.precision import rewritten
 from hapi.machine import processors
 from hapi.model import Cut, Graph, Program
 from hapi.plan import INPUT, OUTPUT
-from hapi.wire import Codec, FeatureBatch, StreamEncoder, get_codec, read_stream
+from hapi.wire import Codec, get_codec
 from hapi.wire.allowed import Allowed
 from profiler.flops import count_flops
 from profiler.memory import prefix_memory
 from profiler.tier import TierProfile, TierRow, TierWay
 from profiler.timing import time_nodes
 from profiler.ways import compress_seconds, measure_ways
+from profiler.wire import wire_seconds_per_byte
 
 CPU_BATCH, DEVICE_BATCH = 8, 64
 """Batch sizes at which CPUs and accelerators are past the steep part of their throughput, and that most models fit."""
-MEASUREMENT_FORMAT = 1
+MEASUREMENT_FORMAT = 2
 """Counted up when what is measured, or how, changes: what was remembered before is then measured anew."""
-_WIRE_VALUES = 2**20
 
 
 def measure(
@@ -143,22 +141,3 @@ def cut_bytes(cut: Cut, codec: Codec) -> int:
     if cut.name == INPUT:
         return cut.bytes_per_sample
     return sum(codec.bytes_per_row(shape, dtype) for shape, dtype in zip(cut.shapes, cut.dtypes, strict=True))
-
-
-def wire_seconds_per_byte(codec: Codec, repeats: int = 3) -> tuple[float, float]:
-    """(encode, decode) seconds per byte on the wire, the best of a few turns with 4 MiB of float32 features."""
-    values = torch.randn(16, _WIRE_VALUES // 16)
-    batch = FeatureBatch(np.arange(16), np.zeros(16, np.int64), (values,))
-    shipped = len(values) * codec.bytes_per_row(values.shape[1:])
-    encoder = StreamEncoder([values.shape[1:]], [torch.float32], codec.name)
-    encode, decode = [], []
-    for _ in range(repeats):
-        started = perf_counter()
-        body = encoder.encode(batch)
-        encode.append(perf_counter() - started)
-        chunks = [encoder.header(), body, StreamEncoder([values.shape[1:]], [torch.float32], codec.name).end()]
-        started = perf_counter()
-        for _got in read_stream(chunks):
-            pass
-        decode.append(perf_counter() - started)
-    return min(encode) / shipped, min(decode) / shipped

@@ -13,10 +13,8 @@ from torch import nn
 from hapi.errors import ProfileError
 from hapi.model import Graph, capture
 from hapi.plan import Link, Profile
-from hapi.wire import get_codec
 from profiler import Pipeline, TierProfile, TierRow, combine, measure
 from profiler.flops import count_flops
-from profiler.measuring import wire_seconds_per_byte
 from profiler.timing import time_nodes
 
 
@@ -91,13 +89,6 @@ def test_narrow_codecs_ship_less(graph: Graph, tier: TierProfile) -> None:
     narrow = measure(graph, batch_size=1, repeats=1, codec="bfloat16")
     assert [2 * row.out_bytes for row in narrow.rows[1:]] == [row.out_bytes for row in tier.rows[1:]]
     assert narrow.rows[0].out_bytes == tier.rows[0].out_bytes
-
-
-def test_wire_costs_are_positive() -> None:
-    for name in ("float32", "float16"):
-        encode, decode = wire_seconds_per_byte(get_codec(name), repeats=1)
-        assert 0 < encode < 1e-6
-        assert 0 < decode < 1e-6
 
 
 def test_json_there_and_back(tier: TierProfile) -> None:
