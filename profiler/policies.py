@@ -15,8 +15,9 @@ from profiler.pipeline import Pipeline
 
 TINY_SHARE = 0.01
 """Cuts that would get less than this part of the samples are not worth another prefix on the server."""
-
-
+LEAST_GAIN = 0.03
+"""Part of the best single cut's time that a mix must save: costs are not known any better than that, and a mix needs
+another prefix on the server."""
 HOPELESS = 1e6
 """A cut so many times slower than the best one can take less than a millionth of the samples: it is left out, since
 coefficients that far apart are beyond a solver's precision."""
@@ -39,7 +40,7 @@ def choose_single(pipeline: Pipeline) -> Choice:
 
 
 def choose_mix(pipeline: Pipeline) -> Choice:
-    """The mix of cuts with the least predicted time; never worse than the best single cut, so never worse than none.
+    """The mix of cuts with the least predicted time; the best single cut, so never worse than none, unless it gains.
 
     A cut's features travel in one way only: where the optimum has a cut in two, the one with the larger share stays.
     """
@@ -51,8 +52,7 @@ def choose_mix(pipeline: Pipeline) -> Choice:
         exact = solve(pipeline, candidates, first_samples=pipeline.first_samples)
     kept = np.where(exact >= TINY_SHARE, exact, 0.0)
     mixed = Choice(kept / kept.sum())
-    # the same time with one cut is the better plan: rounding is not a gain
-    gains = pipeline.seconds(mixed.shares) < pipeline.seconds(best.shares) * (1 - 1e-6)
+    gains = pipeline.seconds(mixed.shares) < pipeline.seconds(best.shares) * (1 - LEAST_GAIN)
     return mixed if gains else best
 
 

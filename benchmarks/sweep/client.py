@@ -63,8 +63,8 @@ class Client:
         self._optimizer = torch.optim.SGD(self._head.parameters(), lr=rate, momentum=MOMENTUM)
         self._loaders: dict[tuple[tuple[str, float], ...], DataLoader] = {}
 
-    def profile(self) -> dict[str, Any]:
-        """Both tiers as the planner sees them; the link is known to whoever plans."""
+    def profile(self, refresh: bool = False) -> dict[str, Any]:
+        """Both tiers as the planner sees them; the link is known to whoever plans. `refresh`: nothing is remembered."""
         job = Job(
             samples=self.dataset.samples,
             batch_size=self._batch_size,
@@ -84,6 +84,7 @@ class Client:
             link=link,
             samples=PROFILED_SAMPLES,
             workers=torch.get_num_threads(),
+            refresh=refresh,
         ).to_json()
 
     def watch(
@@ -199,7 +200,7 @@ class Commands:
         if self._client is None:
             raise InputError(f"command {name!r}: `open` comes first.")
         if name == "profile":
-            return self._client.profile()
+            return self._client.profile(bool(command.get("refresh")))
         if name == "watch":
             shares = tuple((str(cut["name"]), float(cut["share"])) for cut in command["cuts"])
             return self._client.watch(shares, command["seconds"], command["most_seconds"], command.get("give_up"))

@@ -105,6 +105,16 @@ def test_tiny_shares_are_dropped() -> None:
     assert mix.limit_seconds == pytest.approx(0.2 / 201, rel=1e-6)
 
 
+@pytest.mark.parametrize(("client_seconds", "cuts"), [(0.040, ["output"]), (0.010, ["input", "output"])])
+def test_a_mix_must_gain_more_than_costs_are_known_to(client_seconds: float, cuts: list[str]) -> None:
+    profile = profile_of((1.0, 0.0, client_seconds), (1.0, 0.001 * 0.99, 0.0), samples=0)
+    mix = plan(profile)  # of rates that differ by 40 times a fortieth is gained, of 10 a tenth
+    assert [cut.name for cut in mix.cuts] == cuts
+    assert mix.limit_seconds is not None
+    assert mix.predicted_seconds is not None
+    assert mix.limit_seconds <= mix.predicted_seconds <= 1.03 * mix.limit_seconds + 1e-9
+
+
 def test_prediction_by_hand() -> None:
     # server 2 ms, link 1000 bytes at 8 Mbit/s = 1 ms, client 3 ms; 2 epochs of 100 samples; requests of 8
     profile = profile_of(
