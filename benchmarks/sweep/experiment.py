@@ -226,7 +226,7 @@ class Network:
         before = self._watcher.now()
         answer = self._talk.ask(command, MOST_SECONDS + seconds + SPARE_SECONDS)
         usage = self._watcher.since(before)
-        return {**answer, "storage_cpu_seconds": usage.storage_seconds, "others": usage.others}
+        return {**answer, "storage_cpu_seconds": usage.storage_seconds, "others": usage.others, "low": usage.low}
 
     def _streams(self, job: Profile, plans: Mapping[str, Plan], payload: float) -> dict[str, Stream]:
         """Every cut by its name, and every plan of several cuts by its policy's."""
@@ -294,7 +294,7 @@ def _remarks(settings: Settings, bed: Testbed) -> list[str]:
         "and choices known to be 3 times slower: they are at least so slow",
         f"where others had more than {100 * DISTURBED:.0f} % of a host's processors a stream was watched again, and a "
         f"network profiled again, {TRIES} times at most: the least disturbed try counts, and `others` of a reading in "
-        "the JSON tells",
+        "the JSON tells, `low` of work at a low priority, which was let be",
         "a cut that no policy chose, and whose bytes the link carries in a third of the time that the cut took over a "
         "faster link, counts as measured there, unless that is near the best: then it was watched at this link, too",
     ]

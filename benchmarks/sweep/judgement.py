@@ -89,6 +89,9 @@ def sentences(rows: list[Row]) -> list[str]:
             f"Two readings of one stream differ by {middle:.1f} % (median of {len(noise)} pairs), nine of ten by no "
             f"more than {most_times:.1f} %: shares within 5 % are as uncertain."
         )
+    readings = [reading for row in rows for reading in row.get("readings") or () if not row.get("is_carried")]
+    if others := quantile([reading.get("others", 0.0) + reading.get("low", 0.0) for reading in readings], 0.5):
+        found.append(f"Beside them other work had {100 * others:.0f} % of the processors (median).")
     return found
 
 

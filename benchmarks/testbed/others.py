@@ -11,9 +11,6 @@ import psutil
 
 from benchmarks.testbed.testbed import Testbed
 
-Read = Callable[[], Sequence[float]]
-"""Seconds that each processor has worked so far."""
-
 
 @dataclass(frozen=True)
 class Usage:
@@ -23,17 +20,28 @@ class Usage:
         storage_seconds, compute_seconds: of processors, by the processes of either host.
         others: part of a host's processors that everybody else had, of the host where that was more; 0 to 1. Work at a
             low priority does not count: it gives way.
+        low: part of all processors that went to work at a low priority. It gives way, but not at once, and takes
+            memory's time and caches: it may disturb as well. 0 where this process has such a priority itself.
     """
 
     storage_seconds: float
     compute_seconds: float
     others: float
+    low: float = 0.0
+
+
+@dataclass(frozen=True)
+class Worked:
+    """Seconds that processors have worked so far: each at ordinary priority, and all at a low one."""
+
+    ordinary: Sequence[float]
+    low: float = 0.0
 
 
 @dataclass(frozen=True)
 class _Moment:
     at: float
-    worked: Sequence[float]
+    worked: Worked
     storage: float
     compute: float
 
@@ -41,7 +49,9 @@ class _Moment:
 class Watcher:
     """Tells what happened on the processors of a testbed since a moment."""
 
-    def __init__(self, bed: Testbed, *, read: Read | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, bed: Testbed, *, read: Callable[[], Worked] | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._bed, self._read, self._clock = bed, read or worked_seconds, clock
 
     def now(self) -> _Moment:
@@ -54,9 +64,11 @@ class Watcher:
         worked, at = self._read(), self._clock()
         storage, compute = self._of_hosts()
         elapsed = max(1e-9, at - before.at)
-        seconds = [now - then for now, then in zip(worked, before.worked, strict=True)]
+        seconds = [now - then for now, then in zip(worked.ordinary, before.worked.ordinary, strict=True)]
         ours = {"storage": storage - before.storage, "compute": compute - before.compute}
-        return Usage(ours["storage"], ours["compute"], _others(self._parts(ours, len(seconds)), seconds, elapsed))
+        others = _others(self._parts(ours, len(seconds)), seconds, elapsed)
+        low = (worked.low - before.worked.low) / (len(seconds) * elapsed)
+        return Usage(ours["storage"], ours["compute"], others, min(1.0, max(0.0, low)))
 
     def _of_hosts(self) -> tuple[float, float]:
         return self._bed.cpu_seconds(self._bed.storage), self._bed.cpu_seconds(self._bed.compute)
@@ -69,15 +81,18 @@ class Watcher:
         return [(bed.storage.cpus, ours["storage"]), (bed.compute.cpus, ours["compute"])]
 
 
-def worked_seconds() -> list[float]:
-    """Of each processor, since the machine started, at ordinary priority: in programs, in the kernel for them, and in
-    other virtual machines on the same hardware. Where this process has a low priority itself, such work counts too.
+def worked_seconds() -> Worked:
+    """Since the machine started: in programs, in the kernel for them, and in other virtual machines beside this one.
+
+    Where this process has a low priority itself, such work counts as ordinary.
     """
     is_low = hasattr(os, "nice") and os.nice(0) > 0
-    return [
-        times.user + times.system + getattr(times, "steal", 0.0) + (getattr(times, "nice", 0.0) if is_low else 0.0)
-        for times in psutil.cpu_times(percpu=True)
-    ]
+    times = psutil.cpu_times(percpu=True)
+    low = [getattr(one, "nice", 0.0) for one in times]
+    ordinary = [one.user + one.system + getattr(one, "steal", 0.0) for one in times]
+    if is_low:
+        return Worked([sum(pair) for pair in zip(ordinary, low, strict=True)])
+    return Worked(ordinary, sum(low))
 
 
 def _others(parts: Sequence[tuple[Sequence[int], float]], seconds: Sequence[float], elapsed: float) -> float:

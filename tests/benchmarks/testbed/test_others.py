@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.testbed.host import Host
 from benchmarks.testbed.links import RelayLink
-from benchmarks.testbed.others import Watcher, worked_seconds
+from benchmarks.testbed.others import Watcher, Worked, worked_seconds
 from benchmarks.testbed.testbed import Testbed as Hosts
 
 
@@ -30,18 +30,19 @@ def bed(storage: Sequence[int], compute: Sequence[int]) -> Bed:
     return made
 
 
-def usage(made: Bed, busy: Sequence[float], ours: tuple[float, float], seconds: float = 2.0) -> tuple[float, ...]:
-    """After `seconds` in which the processors were busy for so long, and the hosts' processes worked so long."""
-    readings, clock = iter([[100.0] * len(busy), [100.0 + one for one in busy]]), iter([0.0, seconds])
+def usage(made: Bed, busy: Sequence[float], ours: tuple[float, float], low: float = 0.0) -> tuple[float, ...]:
+    """After two seconds in which the processors were busy for so long, and the hosts' processes worked so long."""
+    worked = Worked([100.0] * len(busy), 50.0), Worked([100.0 + one for one in busy], 50.0 + low)
+    readings, clock = iter(worked), iter([0.0, 2.0])
     watcher = Watcher(made, read=lambda: next(readings), clock=lambda: next(clock))
     before = watcher.now()
     object.__setattr__(made, "worked", {"storage": 10.0 + ours[0], "compute": 20.0 + ours[1]})
     found = watcher.since(before)
-    return found.storage_seconds, found.compute_seconds, found.others
+    return found.storage_seconds, found.compute_seconds, found.others, found.low
 
 
 def test_what_is_ours_does_not_count() -> None:
-    assert usage(bed([0], [1]), [2.0, 1.0], (2.0, 1.0)) == pytest.approx((2.0, 1.0, 0.0))
+    assert usage(bed([0], [1]), [2.0, 1.0], (2.0, 1.0)) == pytest.approx((2.0, 1.0, 0.0, 0.0))
 
 
 def test_of_the_host_where_others_had_more() -> None:
@@ -58,6 +59,10 @@ def test_it_is_a_part() -> None:
     assert usage(bed([0], [1]), [2.2, 0.0], (0.0, 0.0))[2] == 1.0
 
 
+def test_work_at_a_low_priority_is_told_apart() -> None:
+    assert usage(bed([0], [1]), [1.0, 1.0], (1.0, 1.0), low=1.0)[2:] == pytest.approx((0.0, 0.25))
+
+
 def test_every_processor_has_worked_since_the_machine_started() -> None:
-    assert worked_seconds()
-    assert min(worked_seconds()) > 0
+    assert min(worked_seconds().ordinary) > 0
+    assert worked_seconds().low >= 0
