@@ -58,7 +58,7 @@ def measure_loading(
     count = min(samples, len(manifest), MAX_SAMPLES)
     if count < 1:
         raise ManifestError(f"dataset {manifest.uri}: there is no sample to measure.")
-    chosen = [manifest.sample(position * len(manifest) // count) for position in range(count)]
+    chosen = [manifest.sample(index) for index in spread(len(manifest), count)]
 
     def read(sample: Sample) -> bytes:
         return read_sample(store, sample)
@@ -82,6 +82,12 @@ def measure_loading(
         input_bytes=manifest.total_bytes / len(manifest),
         failed=decoded.count(False),
     )
+
+
+def spread(samples: int, count: int) -> list[int]:
+    """At most `count` indices of a dataset, evenly spread over it."""
+    count = min(samples, count)
+    return [position * samples // count for position in range(count)]
 
 
 def measure_decoding(

@@ -25,6 +25,7 @@ from hapi.settings import StoreSettings
 from hapi.wire.protocol import DatasetSummary, ExtractRequest, ProfileRequest, ServerStatus
 from profiler import TierProfile, measure, measure_loading
 from profiler.compiled import with_compiled
+from profiler.loading import DEFAULT_SAMPLES, spread
 from profiler.measurements import Measurements
 from profiler.measuring import CPU_BATCH, DEVICE_BATCH, measured_with
 from storage_server.access.auth import Tenant, check_binding, load_tokens
@@ -37,6 +38,7 @@ from storage_server.extraction.pipeline import Extraction, Job
 from storage_server.extraction.rehearsal import Rehearsals
 from storage_server.extraction.sizing import BatchPolicy, KneePolicy
 from storage_server.extraction.stages import Stages
+from storage_server.extraction.trial import as_run, seconds_per_sample
 from storage_server.features.opening import open_features
 from storage_server.features.served import ServedCuts
 from storage_server.features.starts import Start, starts_of
@@ -222,7 +224,7 @@ class Service:
         """Measures a model on this server's device, and reading and decoding samples of a dataset.
 
         The model's part is remembered; reading and decoding are measured each time. A model that does not fit whole is
-        measured to its deepest cut that does; MemoryBudgetError if there is none.
+        measured to its deepest cut that does; MemoryBudgetError if there is none. Loading is as small requests show it.
         """
         manifest = self.datasets.manifest(request.dataset, tenant)
         transform = TransformSpec.from_json(list(request.transform))
@@ -256,6 +258,9 @@ class Service:
                 threads = self.settings.threads or torch.get_num_threads()
                 timed = partial(self._rehearsed, lease, precision, fits, cancel, tenant)
                 tier = with_compiled(tier, lease.graph, self.compiler, precision, threads, timed)
+            samples = min(request.samples, DEFAULT_SAMPLES)
+            tried = partial(self._tried, lease, precision, manifest, transform, samples, cancel, tenant)
+            load = as_run(load, tier, tried)
         return replace(
             tier,
             load_seconds=load.load_seconds,
@@ -274,6 +279,27 @@ class Service:
         except MemoryBudgetError:  # deeper than what fits here
             return None
         return self._rehearsals.seconds(prefix, min(most, self.settings.batch_limit), cancel, tenant.flow)
+
+    def _tried(
+        self,
+        lease: Lease,
+        precision: Precision,
+        manifest: Manifest,
+        transform: TransformSpec,
+        samples: int,
+        cancel: Cancel,
+        tenant: Tenant,
+        cut: str,
+    ) -> float | None:
+        """Seconds per sample of a request that is run here; None for a prefix that there is no memory for."""
+        try:
+            part = None if cut == INPUT else self._fitting(lease, cut, precision)
+        except MemoryBudgetError:  # an early cut may take more in the queues than the deepest
+            return None
+        source = Source(manifest, self.datasets.store(manifest), None if part is None else transform)
+        indices, own = spread(len(manifest), samples), Cancel()  # each request ends with a cancel of its own
+        with cancel.calling(partial(own.set, "the profile is not wanted any more")):
+            return seconds_per_sample(self._run(Job(source, indices, part, flow=tenant.flow), own), len(indices))
 
     def _deepest(self, lease: Lease, precision: Precision) -> Prefix:
         """The whole model, or as much of it as fits here."""
