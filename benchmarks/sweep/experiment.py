@@ -17,7 +17,7 @@ from benchmarks.sweep.earlier import Earlier
 from benchmarks.sweep.judgement import COLUMNS, CUT, is_shown, judged, sentences
 from benchmarks.sweep.plots import plots
 from benchmarks.testbed.dialogue import Dialogue, dialogue
-from benchmarks.testbed.others import Watcher
+from benchmarks.testbed.others import DISTURBED, TRIES, Watcher, least_disturbed
 from benchmarks.testbed.processes import ProgramFailedError
 from benchmarks.testbed.services import Store, start_server, start_store
 from benchmarks.testbed.testbed import Testbed, open_testbed
@@ -33,9 +33,6 @@ PHOTOGRAPHS, QUICK_PHOTOGRAPHS = 128, 64
 SECONDS, QUICK_SECONDS = 1.0, 0.5
 PLANNED_SAMPLES = 50_000
 """Of the job that is planned: so many that its beginning does not count, as in what is measured."""
-DISTURBED, TRIES = 0.1, 3
-"""A reading is made again, so often at most, where others had so much of a host's processors; the least disturbed one
-counts."""
 OPEN_SECONDS, PROFILE_SECONDS, MOST_SECONDS = 180.0, 180.0, 30.0
 SPARE_SECONDS = 60.0
 SETTLE_SECONDS, QUICK_SETTLE_SECONDS = 1.0, 0.5
@@ -167,13 +164,13 @@ class Network:
         job = {"data": store.uri, "model": model, "server": url, "weights": settings.weights, "engine": "eager"}
         more = {"batch_size": settings.batch_size, "device": settings.device}
         talk.ask({"do": "open", **job, **more}, OPEN_SECONDS)
-        watcher, found = Watcher(bed), list[tuple[float, dict[str, Any]]]()
-        while len(found) < TRIES and (not found or found[-1][0] > DISTURBED):
-            before = watcher.now()
-            document = talk.ask({"do": "profile", "refresh": bool(found)}, PROFILE_SECONDS)
-            found.append((watcher.since(before).others, document))
-        profile = Profile.from_json(min(found, key=lambda one: one[0])[1])
-        return cls(settings, bed, talk, model, profile)
+        again = iter([False, *[True] * TRIES])  # the server remembers what it measured
+
+        def profile() -> dict[str, Any]:
+            return talk.ask({"do": "profile", "refresh": next(again)}, PROFILE_SECONDS)
+
+        document, _, _ = least_disturbed(Watcher(bed), profile)
+        return cls(settings, bed, talk, model, Profile.from_json(document))
 
     def settle(self) -> None:
         """Runs each cut for a moment: the server places its prefix, and finds the batch size that suits it."""
@@ -213,20 +210,12 @@ class Network:
         self, shares: Shares, seconds: float, give_up: float | None, most_seconds: float = MOST_SECONDS
     ) -> dict[str, Any]:
         """Lets the client run a mix of cuts; see `cases.Watch`. Again, if others had much of the processors."""
-        readings = []
-        for _ in range(TRIES):
-            readings.append(self._reading(shares, seconds, give_up, most_seconds))
-            if readings[-1]["others"] <= DISTURBED:
-                break
-        return {**min(readings, key=lambda reading: reading["others"]), "tries": len(readings)}
-
-    def _reading(self, shares: Shares, seconds: float, give_up: float | None, most_seconds: float) -> dict[str, Any]:
         cuts = [{"name": name, "share": share} for name, share in shares]
         command = {"do": "watch", "cuts": cuts, "seconds": seconds, "most_seconds": most_seconds, "give_up": give_up}
-        before = self._watcher.now()
-        answer = self._talk.ask(command, MOST_SECONDS + seconds + SPARE_SECONDS)
-        usage = self._watcher.since(before)
-        return {**answer, "storage_cpu_seconds": usage.storage_seconds, "others": usage.others, "low": usage.low}
+        patience = MOST_SECONDS + seconds + SPARE_SECONDS
+        answer, usage, tries = least_disturbed(self._watcher, lambda: self._talk.ask(command, patience))
+        told = {"storage_cpu_seconds": usage.storage_seconds, "others": usage.others, "low": usage.low}
+        return {**answer, **told, "tries": tries}
 
     def _streams(self, job: Profile, plans: Mapping[str, Plan], payload: float) -> dict[str, Stream]:
         """Every cut by its name, and every plan of several cuts by its policy's."""

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.testbed.host import Host
 from benchmarks.testbed.links import RelayLink
-from benchmarks.testbed.others import Watcher, Worked, worked_seconds
+from benchmarks.testbed.others import TRIES, Watcher, Worked, least_disturbed, worked_seconds
 from benchmarks.testbed.testbed import Testbed as Hosts
 
 
@@ -61,6 +61,27 @@ def test_it_is_a_part() -> None:
 
 def test_work_at_a_low_priority_is_told_apart() -> None:
     assert usage(bed([0], [1]), [1.0, 1.0], (1.0, 1.0), low=1.0)[2:] == pytest.approx((0.0, 0.25))
+
+
+@pytest.mark.parametrize(
+    ("others", "tries", "chosen"),
+    [([0.05], 1, 0), ([0.5, 0.02], 2, 1), ([0.5, 0.2, 0.4, 0.0], TRIES, 1)],
+    ids=["undisturbed", "once", "always"],
+)
+def test_what_was_disturbed_is_measured_again(others: list[float], tries: int, chosen: int) -> None:
+    worked = 100.0
+    answers = iter(range(10))
+
+    def measure() -> int:
+        nonlocal worked
+        answer = next(answers)
+        worked += others[answer]
+        return answer
+
+    clock = iter(map(float, range(20)))  # a second for each try
+    watcher = Watcher(bed([0], [1]), read=lambda: Worked([worked, 0.0]), clock=lambda: next(clock))
+    answer, found, count = least_disturbed(watcher, measure)
+    assert (answer, found.others, count) == (chosen, pytest.approx(others[chosen]), tries)
 
 
 def test_every_processor_has_worked_since_the_machine_started() -> None:
