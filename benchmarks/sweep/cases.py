@@ -12,7 +12,7 @@ HOPELESS, FAR = 1.5, 3.0
 The first is for cuts that no policy chose, the second for the choices."""
 CLOSE = 1.1
 """Streams within that of the best are watched again: the least of several noisy numbers is too small otherwise."""
-ROUNDS, MOST_AGAIN, LONGER = 2, 4, 2.0
+ROUNDS, MOST_AGAIN, LONGER = 2, 4, 3.0
 """How often that happens, to how many of them, in turns, and for how many times as long as at first."""
 MIXED_LONGER = 2.0
 """Times as long as a cut is a mix watched: what is ready of one cut waits for another, and then comes at once."""

@@ -30,12 +30,12 @@ BANDWIDTHS = ("20mbit", "63mbit", "200mbit", "500mbit", "1gbit", "2gbit")
 QUICK_MODELS, QUICK_BANDWIDTHS = ("alexnet",), ("20mbit", "100mbit", "1gbit")
 POLICIES = ("none", "all", "static", "paper", "paper-v1", "single", "mix")
 PHOTOGRAPHS, QUICK_PHOTOGRAPHS = 128, 64
-SECONDS, QUICK_SECONDS = 1.0, 0.5
+SECONDS, QUICK_SECONDS = 0.75, 0.5
 PLANNED_SAMPLES = 50_000
 """Of the job that is planned: so many that its beginning does not count, as in what is measured."""
 OPEN_SECONDS, PROFILE_SECONDS, MOST_SECONDS = 180.0, 180.0, 30.0
 SPARE_SECONDS = 60.0
-SETTLE_SECONDS, QUICK_SETTLE_SECONDS = 1.0, 0.5
+SETTLE_SECONDS = 0.5
 LATENCY_SECONDS = 0.0002
 PAYLOAD = 1448 / 1514
 """Of an Ethernet frame of 1500 bytes, what is neither its header nor IP's nor TCP's (with time stamps): the shaper
@@ -174,9 +174,8 @@ class Network:
 
     def settle(self) -> None:
         """Runs each cut for a moment: the server places its prefix, and finds the batch size that suits it."""
-        seconds = QUICK_SETTLE_SECONDS if self._settings.quick else SETTLE_SECONDS
         for cut in self.profile.cuts:
-            self.watch(((cut.name, 1.0),), seconds, None, seconds)
+            self._ask(((cut.name, 1.0),), SETTLE_SECONDS, None, SETTLE_SECONDS)
 
     def at(
         self, bench: Bench, name: str, rate: float, policies: Sequence[str], faster: Mapping[str, CutPace]
@@ -206,16 +205,18 @@ class Network:
             bench.rows.append(row)  # not one line each
         return found
 
-    def watch(
-        self, shares: Shares, seconds: float, give_up: float | None, most_seconds: float = MOST_SECONDS
-    ) -> dict[str, Any]:
+    def watch(self, shares: Shares, seconds: float, give_up: float | None) -> dict[str, Any]:
         """Lets the client run a mix of cuts; see `cases.Watch`. Again, if others had much of the processors."""
-        cuts = [{"name": name, "share": share} for name, share in shares]
-        command = {"do": "watch", "cuts": cuts, "seconds": seconds, "most_seconds": most_seconds, "give_up": give_up}
-        patience = MOST_SECONDS + seconds + SPARE_SECONDS
-        answer, usage, tries = least_disturbed(self._watcher, lambda: self._talk.ask(command, patience))
+        answer, usage, tries = least_disturbed(self._watcher, lambda: self._ask(shares, seconds, give_up))
         told = {"storage_cpu_seconds": usage.storage_seconds, "others": usage.others, "low": usage.low}
         return {**answer, **told, "tries": tries}
+
+    def _ask(
+        self, shares: Shares, seconds: float, give_up: float | None, most_seconds: float = MOST_SECONDS
+    ) -> dict[str, Any]:
+        cuts = [{"name": name, "share": share} for name, share in shares]
+        command = {"do": "watch", "cuts": cuts, "seconds": seconds, "most_seconds": most_seconds, "give_up": give_up}
+        return self._talk.ask(command, MOST_SECONDS + seconds + SPARE_SECONDS)
 
     def _streams(self, job: Profile, plans: Mapping[str, Plan], payload: float) -> dict[str, Stream]:
         """Every cut by its name, and every plan of several cuts by its policy's."""
@@ -279,8 +280,8 @@ def _remarks(settings: Settings, bed: Testbed) -> list[str]:
         + "; the limit is the linear program's over the measured profile",
         f"each stream was watched for {settings.watched_seconds:g} s after its pipeline had filled, with at most "
         "twice as much under way and waiting as is asked for at once; those within 10 % of the best cut were watched "
-        "twice more, in turns and for twice as long; cuts known to be 1.5 times slower than the best were given up, "
-        "and choices known to be 3 times slower: they are at least so slow",
+        "twice more, in turns and for three times as long; cuts known to be 1.5 times slower than the best were given "
+        "up, and choices known to be 3 times slower: they are at least so slow",
         f"where others had more than {100 * DISTURBED:.0f} % of a host's processors a stream was watched again, and a "
         f"network profiled again, {TRIES} times at most: the least disturbed try counts, and `others` of a reading in "
         "the JSON tells, `low` of work at a low priority, which was let be",

@@ -10,9 +10,9 @@ import numpy as np
 
 from hapi.errors import BatchTimeoutError
 
-LEAST_ROUNDS = 2
-"""Rounds after the pipeline has filled, below which nothing is said of a pace. Samples arrive in bursts: requests that
-are under way together share server and link, and end at nearly the same time."""
+LEAST_ROUNDS = 1.25
+"""Rounds after the pipeline has filled, below which nothing is said of a pace: a whole one, from several moments.
+Samples arrive in bursts: requests that are under way together share server and link, and end nearly together."""
 
 
 @dataclass(frozen=True)

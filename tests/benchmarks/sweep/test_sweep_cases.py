@@ -86,7 +86,7 @@ def test_those_near_the_best_are_watched_again_in_turns_and_for_longer() -> None
     found = measure_streams(every, {}, tiers.watch, 1.0)
     assert [len(found[name].readings) for name in ("a", "b", "mixed:mix")] == [1 + ROUNDS] * 3
     assert tiers.names[-3 * ROUNDS :] == ["mixed:mix", "b", "a"] * ROUNDS
-    assert {(name, seconds) for name, seconds, _ in tiers.asked[-3:]} == {("mixed:mix", 4.0), ("b", 2.0), ("a", 2.0)}
+    assert {(name, seconds) for name, seconds, _ in tiers.asked[-3:]} == {("mixed:mix", 6.0), ("b", 3.0), ("a", 3.0)}
     assert found["a"].seconds == pytest.approx(0.0105)
 
 
