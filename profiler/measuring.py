@@ -52,7 +52,7 @@ def measure(
         graph: the captured backbone.
         device: on which to run it.
         batch_size: of the timed runs; by default 8 on a CPU and 64 on an accelerator.
-        repeats: timed runs, of which the median counts.
+        repeats: timed runs, of which the fastest counts.
         limit_seconds: after which no further run is started.
         engine, precision: of the engine that will run it. What it runs from the first call on is measured; that it may
             be compiled later is left to those who measure rates while they work.
