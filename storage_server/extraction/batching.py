@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 Finish = Callable[[Callable[[], Any]], Any]
 
+_SPENT = torch.empty(0)
+"""In place of an input that has been computed with."""
+
 
 class Batches:
     """Runs batches on the device's thread; `finish` takes what is to be done with the results to another thread."""
@@ -102,6 +105,7 @@ class Batches:
         seconds = working_seconds() - started
         for row in rows:
             row.seconds = seconds / len(rows)
+            row.tensor = _SPENT  # from now on the queues' bytes count it no longer
         self._metrics.batch_size.observe(len(rows))
         self._rates.learned(prefix.key, len(rows), seconds)
         if not is_small:

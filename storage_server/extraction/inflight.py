@@ -55,20 +55,26 @@ class Flights:
         prefix: Prefix | None,
         keys: Sequence[bytes | None],
         starts: Sequence[Start] = (),
-    ) -> list[Arrival]:
+    ) -> tuple[list[Arrival], list[Ticket]]:
         """Brings the samples about, or joins those who wait for them. What is kept near by is answered at once.
 
+        Answers as well the tickets that are left, in order: from the first for which the queues had no room.
         Without a key (stored objects) nothing is shared. `starts` are shallower cuts that they may begin at.
         """
         waiting = list(zip(tickets, keys, strict=True))
         found: list[Arrival] = []
+        left: list[Ticket] = []
         for is_last_look in (False, True):
             near: list[tuple[Ticket, bytes]] = []
             departed: list[Flight] = []
             with self._lock:
-                for ticket, key in waiting:
+                for place, (ticket, key) in enumerate(waiting):
                     flight = self._by_key.get(key) if key is not None else None
-                    if flight is None and key is not None and not is_last_look and key in self._kept:
+                    is_near = flight is None and key is not None and not is_last_look and key in self._kept
+                    if not ticket.deposit.take(is_first=flight is None and not is_near):
+                        left = [ticket for ticket, _ in waiting[place:]] + left
+                        break
+                    if is_near and key is not None:
                         near.append((ticket, key))
                         continue
                     if flight is None:
@@ -85,7 +91,7 @@ class Flights:
                     found.append(Arrival(ticket.index, tensors, is_shared=True))
             if not waiting:
                 break
-        return found
+        return found, left
 
     def leave(self, ticket: Ticket) -> None:
         """The ticket's request no longer waits; what nobody waits for is given up."""
@@ -101,6 +107,8 @@ class Flights:
                     self._device.unshare(flight.row, ticket.flow)
             if not flight.tickets:
                 self._end(flight)
+            else:
+                next(iter(flight.tickets)).deposit.take_over(ticket.deposit)
 
     def _depart(
         self, ticket: Ticket, source: Source, prefix: Prefix | None, key: bytes | None, starts: Sequence[Start]

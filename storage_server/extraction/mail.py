@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hapi.cancel import Cancel
+from storage_server.scheduling.deposits import Deposit
 from storage_server.scheduling.fair import Flow
 
 if TYPE_CHECKING:
@@ -42,13 +43,14 @@ class Ticket:
     """One request's claim to one sample.
 
     `deliver` takes arrivals to the request, from another thread; that of this sample at most once. Tickets of one
-    request have one and the same.
+    request have one and the same. `deposit` is what the request holds of the queues for the sample.
     """
 
     index: int
     flow: Flow
     cancel: Cancel
     deliver: Callable[[list[Arrival]], Any]
+    deposit: Deposit
     flight: Flight | None = None
 
 

@@ -3,9 +3,9 @@
 The request is one actor: a generator that a thread of its own drives, and a mailbox into which readers, decoders and
 the device put what they finished. What is between reading and sending is bounded by one number of bytes, of which each
 running request has a fair part: a sample is charged for its object, its input tensor and its features when it is
-ordered, and the charge ends when its row is encoded. What encoding takes is charged to the request from its beginning
-to its end. So the queues between the stages need no bounds of their own, nothing can deadlock on them, and a caller
-that reads slowly simply stops the ordering.
+ordered, for its features only once it is done (or if others brought it about), and for nothing once its row is encoded.
+What encoding takes is charged to the request from its beginning to its end. So the queues between the stages need no
+bounds of their own, nothing can deadlock on them, and a caller that reads slowly simply stops the ordering.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from storage_server.extraction.sizing import BATCHES_AHEAD, Waiting
 from storage_server.extraction.stages import Stages
 from storage_server.extraction.tally import Tally
 from storage_server.features.starts import Start
+from storage_server.scheduling.deposits import Deposit
 from storage_server.scheduling.fair import SERVER, Flow
 from storage_server.scheduling.holding import Holding
 
@@ -71,10 +72,12 @@ class Extraction:
         self._frames = FrameWriter(labels, cut, job.codec, job.compression, stages.frame_bytes)
         self._costs = self._cost_of_each(samples)
         self._keys = job.keys.of_samples(samples) if job.keys is not None else {}
-        self._pending = deque(job.indices)
+        self._row_bytes = cut.bytes_per_sample if cut else 0
+        self._pending: deque[Ticket] = deque()
         self._mailbox: queue.SimpleQueue[list[Arrival]] = queue.SimpleQueue()
         self._deliver = self._mailbox.put
         self._tickets: dict[int, Ticket] = {}
+        self._held: dict[int, int] = {}
         self._unsent = len(job.indices)
         self._tally = Tally(stages.occupancy, job.flow, partial(stages.running.fair_share, job.flow))
         self._holding: Holding | None = None
@@ -108,16 +111,26 @@ class Extraction:
                 self.cancel.calling(lambda: self._deliver([])),
             ):
                 self._holding.take(encode)  # within its least: it always may
-                while self._unsent:
-                    self._accept_what_came()
-                    self._order()
-                    if self._should_send():
-                        yield self._frame()
-                yield self._end()
+                self._pending.extend(map(self._ticket, self.job.indices))
+                try:
+                    while self._unsent:
+                        self._accept_what_came()
+                        self._order()
+                        if self._should_send():
+                            yield self._frame()
+                    yield self._end()
+                finally:
+                    self.cancel.set("the answer has ended")
+                    for ticket in self._tickets.values():
+                        self._stages.flights.leave(ticket)  # while it still holds what others may take over
         finally:
             self.cancel.set("the answer has ended")  # whatever ended it, nothing of it may go on costing
-            for ticket in self._tickets.values():
-                self._stages.flights.leave(ticket)
+
+    def _ticket(self, index: int) -> Ticket:
+        assert self._holding is not None
+        whole = self._costs[index]
+        deposit = Deposit(self._holding, whole, self._row_bytes or whole)
+        return Ticket(index, self.job.flow, self.cancel, self._deliver, deposit)
 
     def _accept_what_came(self) -> None:
         while not self._mailbox.empty():
@@ -142,7 +155,7 @@ class Extraction:
             )
         self._unsent -= len(indices)
         assert self._holding is not None
-        self._holding.give(sum(map(self._costs.__getitem__, indices)))
+        self._holding.give(sum(map(self._held.pop, indices)))
         self._stages.metrics.sent_bytes.inc(len(data))
         return data
 
@@ -157,19 +170,19 @@ class Extraction:
 
     def _order(self) -> None:
         """Orders samples while the queues have room; always one when it has none."""
-        assert self._holding is not None
-        ahead = self._ahead() if self._pending else 0  # once: deciding on a batch looks at this machine's memory
-        ordered: list[int] = []
-        while self._pending and self._unsent - len(self._pending) < ahead:
-            cost = self._costs[self._pending[0]]
+        if not self._pending:
+            return
+        most = self._ahead() - (self._unsent - len(self._pending))  # deciding on a batch looks at this machine's memory
+        tickets: list[Ticket] = []
+        for _ in range(min(most, len(self._pending))):
+            ticket = self._pending.popleft()
+            cost = self._costs[ticket.index]
             if cost > self._stages.queue.total_bytes:
-                self._refuse(self._pending.popleft(), cost)
-            elif self._holding.take(cost):
-                ordered.append(self._pending.popleft())
+                self._refuse(ticket.index, cost)
             else:
-                break
-        if ordered:
-            self._begin(ordered)
+                tickets.append(ticket)
+        if tickets:
+            self._begin(tickets)
 
     def _ahead(self) -> int:
         """Samples that may be on their way at once: enough for batches, and for all readers with those of others.
@@ -181,17 +194,19 @@ class Extraction:
             return part
         return max(part, BATCHES_AHEAD * self._stages.device.decision(prefix).samples)
 
-    def _begin(self, indices: Sequence[int]) -> None:
+    def _begin(self, tickets: Sequence[Ticket]) -> None:
         self.cancel.check()
         job = self.job
-        tickets = [Ticket(index, job.flow, self.cancel, self._deliver) for index in indices]
-        self._tickets.update(zip(indices, tickets, strict=True))
-        keys = [self._keys.get(index) for index in indices]
-        self._accept(self._stages.flights.join(tickets, job.source, job.prefix, keys, job.starts))
+        keys = [self._keys.get(ticket.index) for ticket in tickets]
+        arrivals, left = self._stages.flights.join(tickets, job.source, job.prefix, keys, job.starts)
+        self._pending.extendleft(reversed(left))
+        waits = set(left)
+        self._tickets.update((ticket.index, ticket) for ticket in tickets if ticket not in waits)
+        self._accept(arrivals)
 
     def _refuse(self, index: int, cost: int) -> None:
         """One sample that is more than all queues together fails alone; nothing is held for it."""
-        self._costs[index] = 0
+        self._held[index] = 0
         self._frames.add_failed(
             index,
             f"{self.job.source.manifest.sample(index).key} takes {format_bytes(cost)} between reading and sending, and "
@@ -205,10 +220,13 @@ class Extraction:
         self.cancel.check()
         if not messages:
             return
-        failed = shared = 0
+        assert self._holding is not None
+        failed = shared = over = 0
         waits: list[float] = []
         for message in messages:
-            del self._tickets[message.index]
+            deposit = self._tickets.pop(message.index).deposit
+            over += deposit.landed()
+            self._held[message.index] = deposit.held
             if message.error is not None:
                 raise message.error
             if message.failed is not None:
@@ -222,6 +240,7 @@ class Extraction:
             shared += message.is_shared
             if message.waited is not None:
                 waits.append(message.waited)
+        self._holding.give(over)
         self._tally.arrived(messages)
         done = len(messages) - failed
         self._stages.board.arrived(self.job.flow, done=done, failed=failed, shared=shared, waits=waits)

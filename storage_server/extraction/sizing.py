@@ -56,9 +56,14 @@ class Waiting:
     share_bytes: int
 
     @property
+    def samples_ahead(self) -> int:
+        """Of its samples, so many may be there at once: one always."""
+        return max(1, self.share_bytes // self.sample_bytes)
+
+    @property
     def fits_whole(self) -> bool:
         """Whether all of its samples may be there at once."""
-        return self.share_bytes // self.sample_bytes >= self.samples
+        return self.samples_ahead >= self.samples
 
 
 class BatchPolicy(Protocol):
@@ -165,7 +170,7 @@ def _shared(prefix: Prefix, waiting: Sequence[Waiting]) -> int | None:
     mine = [request for request in waiting if request.prefix.key == prefix.key]
     if all(request.fits_whole for request in mine):
         return None
-    ahead = (BATCHES_AHEAD * one.samples if one.fits_whole else one.share_bytes // one.sample_bytes for one in mine)
+    ahead = (BATCHES_AHEAD * one.samples if one.fits_whole else one.samples_ahead for one in mine)
     is_one_of_many = len({request.prefix.key for request in waiting}) >= MANY
     return max(1, sum(ahead) // (LEAST_AHEAD_OF_MANY if is_one_of_many else LEAST_AHEAD))
 

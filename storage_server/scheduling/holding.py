@@ -44,6 +44,10 @@ class Holding:
     def give(self, count: int) -> None:
         self._queue.give(self, count)
 
+    def hand_on(self, other: Holding, count: int) -> None:
+        """Gives `count` bytes to another, which may then hold more than its part until it gives them back."""
+        self._queue.hand_on(self, other, count)
+
 
 class QueueBytes:
     """At most `total_bytes` are ever held, by all requests together. Thread-safe."""
@@ -99,6 +103,12 @@ class QueueBytes:
             holding.held -= count
             if self._line:
                 self._changed.notify_all()
+
+    def hand_on(self, giver: Holding, taker: Holding, count: int) -> None:
+        """See Holding.hand_on. Nobody else can take them in between."""
+        with self._changed:
+            giver.held -= count
+            taker.held += count
 
     def _wait(self, holding: Holding, cancel: Cancel) -> None:
         with self._changed:

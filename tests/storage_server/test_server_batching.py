@@ -24,7 +24,9 @@ from storage_server.extraction.rows import Batch, Row
 from storage_server.extraction.sizing import RECOVER_AFTER, KneePolicy, Waiting
 from storage_server.memory.budget import MemoryBudget
 from storage_server.metrics import Metrics
+from storage_server.scheduling.deposits import Deposit
 from storage_server.scheduling.fair import Flow
+from storage_server.scheduling.holding import Holding, QueueBytes
 from storage_server.scheduling.rates import Rates
 from storage_server.status import Board
 
@@ -82,7 +84,7 @@ class Machine:
 
             return told
 
-        ticket = Ticket(0, A, Cancel(), self.posts.append)
+        ticket = Ticket(0, A, Cancel(), self.posts.append, Deposit(Holding(QueueBytes(1), A, 1, 1), 1, 1))
         made = [
             Row(prefix, torch.tensor([float(number)]), {A}, lambda number=number: wanted(number), deliver(number))  # type: ignore[misc]
             for number in range(rows)
@@ -209,6 +211,12 @@ def test_sizes_follow_what_the_requests_may_have_on_their_way(archive: Archive) 
     assert policy.decide(prefix, [one, one]).samples == 4, "requests for the same prefix fill batches together"
 
 
+def test_every_request_has_one_sample_on_its_way_however_small_its_part(archive: Archive) -> None:
+    prefix, policy = small_device(archive, fits=1), policy_of()
+    many = [Waiting(str(number), prefix, 1000, sample_bytes=100, share_bytes=60) for number in range(4)]
+    assert policy.decide(prefix, many).samples == 2
+
+
 def test_a_prefix_that_takes_turns_with_others_needs_less_on_its_way(archive: Archive) -> None:
     prefix, policy = small_device(archive, fits=1), policy_of()
     many = [replace(prefix, key=("digest", f"cut {number}")) for number in range(3)]
@@ -282,8 +290,11 @@ def test_small_batches_beside_larger_ones_teach_nothing_of_sizes(archive: Archiv
     prefix, machine = small_device(archive, fits=8), Machine()
     learned: list[int] = []
     machine.policy.succeeded = lambda prefix, samples, seconds: learned.append(samples)  # type: ignore[method-assign]
-    rows = [Row(prefix, torch.zeros(1), {A}, lambda: True, lambda outcome: []) for _ in range(4)]
-    machine.batches.run(Batch(prefix, rows[:1], 0.0, is_small=True))
-    assert machine.batches.run_between(Batch(prefix, rows[:2], 0.0))
-    machine.batches.run(Batch(prefix, rows, 0.0))
+
+    def rows(count: int) -> list[Row]:
+        return [Row(prefix, torch.zeros(1), {A}, lambda: True, lambda outcome: []) for _ in range(count)]
+
+    machine.batches.run(Batch(prefix, rows(1), 0.0, is_small=True))
+    assert machine.batches.run_between(Batch(prefix, rows(2), 0.0))
+    machine.batches.run(Batch(prefix, rows(4), 0.0))
     assert learned == [4]

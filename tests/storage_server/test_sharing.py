@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -12,13 +13,16 @@ from awkward_models import Archive
 from gated_store import GatedStore
 
 from hapi.cache import FeatureKeys
-from hapi.cancel import CancelledWork
+from hapi.cancel import Cancel, CancelledWork
 from hapi.data import Manifest, TransformSpec, build_manifest, load_sample, open_store, read_sample
 from hapi.wire import read_stream
 from storage_server.extraction.engine import Prefix
 from storage_server.extraction.loading import Source
+from storage_server.extraction.mail import Ticket
 from storage_server.extraction.pipeline import Extraction, Job
+from storage_server.scheduling.deposits import Deposit
 from storage_server.scheduling.fair import Flow
+from storage_server.scheduling.holding import QueueBytes
 from storage_server.service import Service
 
 MakeService = Callable[..., Service]
@@ -136,6 +140,58 @@ def test_followers_go_on_when_the_leader_leaves(
     assert tenants.features_are_right("follower", indices)
     assert rows_computed(service) == GOOD
     assert len(store.begun) == GOOD, "nothing was read twice"
+
+
+def test_what_is_shared_is_held_once_and_handed_on(
+    make_service: MakeService, photos: object, archive: Archive, transform: TransformSpec
+) -> None:
+    service = make_service(feature_cache_bytes=0)
+    store = GatedStore(open_store(str(photos)), free=0)
+    tenants = Tenants(service, store, archive, transform)
+    leader = tenants.ask("leader", [0, 1])
+    wait_until(lambda: len(leader._tickets) == 2)
+    whole = service.queue.used_bytes - leader._encode_bytes
+    follower = tenants.ask("follower", [0, 1])
+    wait_until(lambda: len(follower._tickets) == 2)
+    features = 2 * archive.graph.cut("output").bytes_per_sample
+    assert whole > 3 * features
+    assert service.queue.used_bytes == leader._encode_bytes + whole + follower._encode_bytes + features
+    leader.cancel.set("the caller left")
+    wait_until(lambda: "leader" in tenants.results)
+    assert service.queue.used_bytes == follower._encode_bytes + whole
+    store.open_gate()
+    tenants.finish()
+    assert tenants.features_are_right("follower", [0, 1])
+    assert service.queue.used_bytes == 0
+
+
+def test_requests_that_may_hold_one_sample_each_bring_about_many_together(
+    make_service: MakeService, photos: object, archive: Archive, transform: TransformSpec
+) -> None:
+    service = make_service(feature_cache_bytes=0)
+    store = GatedStore(open_store(str(photos)), free=0)
+    manifest, indices = build_manifest(store.uri), list(range(GOOD))
+    prefix = Prefix.of(archive.graph, "output", "cpu", archive.digest)
+    keys = FeatureKeys(manifest, transform, seed=0, epoch=0, model_digest=archive.digest, cut="output").many(indices)
+    queue_bytes, cancel = QueueBytes(1000), Cancel()
+    with ExitStack() as joined:
+        requests = [joined.enter_context(queue_bytes.joined(Flow(name), 100, 10_000, cancel)) for name in "abcde"]
+        lines = [
+            [Ticket(index, one.flow, cancel, lambda arrivals: None, Deposit(one, 100, 1)) for index in indices]
+            for one in requests
+        ]
+        source = Source(manifest, store, transform)
+        for number, line in enumerate(lines):
+            arrivals, left = service.flights.join(line, source, prefix, keys)
+            assert arrivals == []
+            assert left == line[number + 1 :], "those that are there already, and one more"
+        assert len(service.flights) == 5
+        assert queue_bytes.used_bytes == 5 * 100 + (0 + 1 + 2 + 3 + 4) * 1
+        for line in lines:
+            for ticket in line:
+                service.flights.leave(ticket)
+    assert len(service.flights) == 0
+    store.open_gate()
 
 
 def test_half_of_the_tenants_vanish_and_the_others_notice_nothing(
