@@ -164,7 +164,7 @@ class Service:
         assert request.model is not None  # the request's own validation
         transform = _transform(json.dumps(list(request.transform or ())))
         precision = self._precision(request.precision)
-        with self.models.lease(request.model, cancel) as lease:
+        with self.device.asking(tenant.flow) as let_in, self.models.lease(request.model, cancel) as lease:
             prefix = self._fitting(lease, request.cut, precision)
             self._stages.rates.introduce(prefix)
             keys_of = partial(
@@ -179,10 +179,12 @@ class Service:
             keys, starts = keys_of(cut=prefix.cut.name), self._starts(lease, request.model, prefix, keys_of)
             source = source_of(transform)
             job = Job(source, request.indices, prefix, request.codec, request.compression, tenant.flow, keys, starts)
-            yield from self._run(job, cancel)
+            yield from self._run(job, cancel, let_in)
 
-    def _run(self, job: Job, cancel: Cancel) -> Generator[bytes, None, None]:
-        with contextlib.closing(Extraction(job, self._stages, cancel).chunks()) as chunks:
+    def _run(
+        self, job: Job, cancel: Cancel, let_in: Callable[[], object] = lambda: None
+    ) -> Generator[bytes, None, None]:
+        with contextlib.closing(Extraction(job, self._stages, cancel, let_in).chunks()) as chunks:
             yield from chunks
 
     def _starts(

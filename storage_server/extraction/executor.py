@@ -6,7 +6,8 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -126,6 +127,19 @@ class DeviceExecutor:
         with self._changed:
             self._lanes.unshare(row, flow)
             self._changed.notify_all()
+
+    @contextmanager
+    def asking(self, flow: Flow) -> Iterator[Callable[[], object]]:
+        """A request that waits to be let in; to be called when it is: what others got until then `flow` is owed."""
+        with self._changed:
+            self._lanes.ask(flow)
+        with ExitStack() as waits:
+            waits.callback(self._let_in_request, flow)
+            yield waits.close
+
+    def _let_in_request(self, flow: Flow) -> None:
+        with self._changed:
+            self._lanes.let_in(flow)
 
     def call(self, run: Callable[[], T], cancel: Cancel | None = None, flow: Flow = SERVER) -> T:
         """Runs one piece of work and waits for it; must not be called from the device's own thread.

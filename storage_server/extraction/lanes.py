@@ -103,6 +103,14 @@ class Lanes:
             del lane.rows[row]
             self._drop_if_empty(lane)
 
+    def ask(self, flow: Flow) -> None:
+        """A request of `flow` waits to be let in: what others get meanwhile it is owed."""
+        self._ledger.ask(flow)
+
+    def let_in(self, flow: Flow) -> None:
+        """It has been let in, or has gone."""
+        self._ledger.let_in(flow)
+
     def add_call(self, call: Call) -> None:
         """A call waits."""
         self._calls.setdefault(call.flow, deque()).append(call)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -62,9 +62,13 @@ class Extraction:
     InputError when the request as a whole cannot be done; rows sent until then are whole and valid.
     """
 
-    def __init__(self, job: Job, stages: Stages, cancel: Cancel | None = None) -> None:
+    def __init__(
+        self, job: Job, stages: Stages, cancel: Cancel | None = None, let_in: Callable[[], object] = lambda: None
+    ) -> None:
+        """`let_in` is called once the queues have room for it."""
         self.cancel = cancel or Cancel()
         self.job = job
+        self._let_in = let_in
         self._stages = stages
         cut = job.prefix.cut if job.prefix else None
         samples = dict(zip(job.indices, job.source.manifest.samples(job.indices), strict=True))
@@ -110,6 +114,7 @@ class Extraction:
                 self._stages.running.one(self),
                 self.cancel.calling(lambda: self._deliver([])),
             ):
+                self._let_in()
                 self._holding.take(encode)  # within its least: it always may
                 self._pending.extend(map(self._ticket, self.job.indices))
                 try:

@@ -11,7 +11,7 @@ per share differs by no more than one most expensive item of each.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -19,6 +19,8 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 REMEMBERED = 256
 """Idle flows that are remembered; those that virtual time has overtaken can be forgotten at no loss."""
+CATCH_UP = 3
+"""Who is owed something is charged one part in so many, until it has caught up: as if its share were so much larger."""
 
 
 @dataclass(frozen=True)
@@ -36,30 +38,61 @@ SERVER = Flow("(server)")
 class Ledger:
     """What each flow received. Not thread-safe.
 
-    Flows join when something of theirs waits, and leave when nothing does.
+    Flows join when something of theirs waits, and leave when nothing does. What others receive while a request asks to
+    be let in, and nothing of its flow can wait yet, the flow is owed: it catches up with a larger share, by and by, so
+    that nobody else has to stand still for it.
     """
 
     def __init__(self) -> None:
         self._tags: dict[Flow, float] = {}
         self._busy: set[Flow] = set()
         self._now = 0.0
+        self._asking: Counter[Flow] = Counter()
+        self._since: dict[Flow, float] = {}
+        """Of those that ask: the virtual time up to which they are owed nothing, or it has been noted."""
+        self._owed: dict[Flow, float] = {}
 
     def join(self, flow: Flow) -> None:
         """Something of `flow` waits; does nothing if it was waiting already."""
         if flow not in self._busy:
+            self._note_owed(flow)
             self._busy.add(flow)
             self._tags[flow] = max(self._now, self._tags.get(flow, 0.0))
 
     def leave(self, flow: Flow) -> None:
         """Nothing of `flow` waits any longer."""
         self._busy.discard(flow)
+        if flow in self._since:
+            self._since[flow] = self._now
         if len(self._tags) > REMEMBERED + len(self._busy):
             self._tags = {flow: tag for flow, tag in self._tags.items() if flow in self._busy or tag > self._now}
+            self._owed = {flow: seconds for flow, seconds in self._owed.items() if flow in self._tags}
+
+    def ask(self, flow: Flow) -> None:
+        """A request of `flow` waits to be let in."""
+        if not self._asking[flow]:
+            self._since[flow] = self._now
+        self._asking[flow] += 1
+
+    def let_in(self, flow: Flow) -> None:
+        """A request that asked has been let in, or has gone."""
+        self._note_owed(flow)
+        self._asking[flow] -= 1
+        if not self._asking[flow]:
+            del self._asking[flow], self._since[flow]
 
     def charge(self, flow: Flow, seconds: float) -> None:
         """`flow` received so much; negative to take back what was charged too much."""
-        if flow in self._tags:
-            self._tags[flow] = self._tags[flow] + seconds / flow.share
+        if flow not in self._tags:
+            return
+        cost = seconds / flow.share
+        if flow in self._owed:
+            owed = min(self._owed[flow], cost * (1 - 1 / CATCH_UP))
+            self._owed[flow] -= owed
+            if self._owed[flow] <= 0:
+                del self._owed[flow]
+            cost -= owed
+        self._tags[flow] += cost
 
     def order(self, flows: Iterable[Flow] | None = None) -> list[Flow]:
         """The waiting flows (of `flows`), the one to be served next first."""
@@ -78,6 +111,14 @@ class Ledger:
     def tag(self, flow: Flow) -> float:
         """Seconds per share that count as received."""
         return self._tags.get(flow, self._now)
+
+    def _note_owed(self, flow: Flow) -> None:
+        """What was missed since the last note, if it asks and nothing of it waited."""
+        if flow in self._since and flow not in self._busy:
+            missed = self._now - max(self._since[flow], self._tags.get(flow, 0.0))
+            if missed > 0:
+                self._owed[flow] = self._owed.get(flow, 0.0) + missed
+            self._since[flow] = self._now
 
     def _rank(self, flow: Flow) -> tuple[float, str]:
         return self._tags[flow], flow.name

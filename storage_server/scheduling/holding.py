@@ -1,15 +1,16 @@
 """The bytes between reading and sending: one hard bound, divided fairly among the requests that run.
 
-Each request names the least it needs to go on (its largest sample) and all it could use. Who joins waits, in order,
-until its least is free; from then on that is its own, so that no request can stop another. Beyond it each may hold its
-max-min fair part, by the tenants' shares; who waits counts as well, so that what is given back is left for it. A third
-of a part is left over for whoever comes next: it can begin before a slow caller takes what was computed for it.
+Each request names the least it needs to go on (its largest sample) and all it could use. Who joins waits until its
+least is free, those of tenants that hold least first, else in order; from then on that is its own, so that no request
+can stop another. Beyond it each may hold its max-min fair part, by the tenants' shares; who waits counts as well, so
+that what is given back is left for it. A third of a part is left over for whoever comes next: it can begin before a
+slow caller takes what was computed for it.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
@@ -30,6 +31,8 @@ class Holding:
         self.held = 0
         self.share_bytes = least
         """What it may hold at present."""
+        self.ended_waiting = threading.Event()
+        """It has been let in, or does not want to be any longer."""
         self._queue = queue
 
     @property
@@ -55,19 +58,19 @@ class QueueBytes:
     def __init__(self, total_bytes: int) -> None:
         self.total_bytes = total_bytes
         self._members: dict[Holding, None] = {}
-        self._line: deque[Holding] = deque()
-        self._changed = threading.Condition()
+        self._line: dict[Holding, None] = {}
+        self._lock = threading.Lock()
 
     @property
     def used_bytes(self) -> int:
         """What is held."""
-        with self._changed:
+        with self._lock:
             return sum(member.held for member in self._members)
 
     def held_bytes(self) -> Counter[str]:
         """What is held by each tenant."""
         held: Counter[str] = Counter()
-        with self._changed:
+        with self._lock:
             for member in self._members:
                 held[member.flow.name] += member.held
         return held
@@ -76,19 +79,26 @@ class QueueBytes:
     def joined(self, flow: Flow, least: int, want: int, cancel: Cancel) -> Iterator[Holding]:
         """A holding for the block, once `least` bytes (at most the total) are free for it; CancelledWork."""
         holding = Holding(self, flow, least, want)
-        with cancel.calling(self._wake):
-            self._wait(holding, cancel)
         try:
+            with cancel.calling(holding.ended_waiting.set):
+                with self._lock:
+                    self._line[holding] = None
+                    self._divide()
+                    self._let_in()
+                holding.ended_waiting.wait()
+                cancel.check()
             yield holding
         finally:
-            with self._changed:
+            with self._lock:
                 holding.held = 0
-                del self._members[holding]
+                self._line.pop(holding, None)
+                self._members.pop(holding, None)
                 self._divide()
+                self._let_in()
 
     def take(self, holding: Holding, count: int) -> bool:
         """See Holding.take."""
-        with self._changed:
+        with self._lock:
             after = holding.held + count
             if after > max(holding.share_bytes, holding.least):
                 return False
@@ -99,33 +109,36 @@ class QueueBytes:
 
     def give(self, holding: Holding, count: int) -> None:
         """See Holding.give."""
-        with self._changed:
+        with self._lock:
             holding.held -= count
-            if self._line:
-                self._changed.notify_all()
+            self._let_in()
 
     def hand_on(self, giver: Holding, taker: Holding, count: int) -> None:
         """See Holding.hand_on. Nobody else can take them in between."""
-        with self._changed:
+        with self._lock:
             giver.held -= count
             taker.held += count
 
-    def _wait(self, holding: Holding, cancel: Cancel) -> None:
-        with self._changed:
-            self._line.append(holding)
+    def _let_in(self) -> None:
+        """Those who wait and have room, in turn."""
+        while self._line:
+            first = self._first()
+            if self._reserved() + first.least > self.total_bytes:
+                return
+            del self._line[first]
+            self._members[first] = None
             self._divide()
-            try:
-                while self._line[0] is not holding or self._reserved() + holding.least > self.total_bytes:
-                    self._changed.wait()
-                    cancel.check()
-                self._members[holding] = None
-            finally:
-                self._line.remove(holding)
-                self._divide()
+            first.ended_waiting.set()
 
-    def _wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
+    def _first(self) -> Holding:
+        """Who is next of those that wait: of the tenant that holds least, for its share, the one that came first.
+
+        Nobody waits for ever: who holds nothing is behind nobody who came later.
+        """
+        held: dict[Flow, float] = {}
+        for member in self._members:
+            held[member.flow] = held.get(member.flow, 0.0) + member.reserved / member.flow.share
+        return min(self._line, key=lambda holding: held.get(holding.flow, 0.0))
 
     def _reserved(self) -> int:
         return sum(member.reserved for member in self._members)
@@ -141,4 +154,3 @@ class QueueBytes:
         parts = max_min(self.total_bytes, wants, weights)
         for member in self._members:
             member.share_bytes = int(parts[member])
-        self._changed.notify_all()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage_server.scheduling.fair import REMEMBERED, FairQueue, Flow, Ledger, max_min
+from storage_server.scheduling.fair import CATCH_UP, REMEMBERED, FairQueue, Flow, Ledger, max_min
 
 COSTS = st.floats(0.01, 1.0)
 
@@ -74,6 +74,58 @@ def test_an_idle_flow_saves_up_no_credit(idle: int, cost: float) -> None:
     queue.push(away, cost, cost)
     got = served(queue, 20, {busy: cost, away: cost})
     assert abs(got[busy] - got[away]) <= 2 * cost + 1e-6
+
+
+def rounds(ledger: Ledger, count: int, *flows: Flow) -> Counter[Flow]:
+    """Serves one second at a time to flows that always have something waiting."""
+    got: Counter[Flow] = Counter()
+    for _ in range(count):
+        flow = ledger.order(flows)[0]
+        ledger.serve(flow, 1.0)
+        got[flow] += 1
+    return got
+
+
+@given(st.integers(1, 40), st.floats(0.5, 2.0))
+def test_who_could_not_be_let_in_catches_up_while_the_others_go_on(waited: int, share: float) -> None:
+    ledger, old, late = Ledger(), Flow("old"), Flow("late", share)
+    ledger.join(old)
+    ledger.ask(late)
+    before = rounds(ledger, waited, old)
+    ledger.let_in(late)
+    ledger.join(late)
+    for _ in range(waited):
+        got = rounds(ledger, 12, old, late)
+        before += got
+        assert got[late] <= 1 + (got[old] + 1) * CATCH_UP * share, "a larger share, but not everything"
+        ledger.leave(late)  # what it is owed is not lost when it has nothing there for a moment
+        ledger.join(late)
+    assert abs(before[old] - before[late] / share) <= 2 + 2 / share
+    more = rounds(ledger, 60, old, late)
+    assert abs(more[old] - more[late] / share) <= 2 + 2 / share, "and then is served as all are"
+
+
+def test_who_is_served_meanwhile_is_owed_nothing() -> None:
+    ledger, one, other = Ledger(), Flow("one"), Flow("other")
+    for flow in (one, other):
+        ledger.join(flow)
+    ledger.ask(one)
+    rounds(ledger, 20, one, other)
+    ledger.let_in(one)
+    assert rounds(ledger, 20, one, other) == {one: 10, other: 10}
+
+
+def test_two_requests_that_ask_at_once_are_owed_the_time_once() -> None:
+    ledger, old, late = Ledger(), Flow("old"), Flow("late")
+    ledger.join(old)
+    ledger.ask(late)
+    ledger.ask(late)
+    got = rounds(ledger, 10, old)
+    ledger.let_in(late)
+    ledger.let_in(late)
+    ledger.join(late)
+    got += rounds(ledger, 60, old, late)
+    assert abs(got[old] - got[late]) <= 2
 
 
 def test_a_small_job_beside_a_large_one_takes_time_in_proportion_to_itself() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
@@ -102,6 +103,39 @@ def test_what_is_given_back_is_left_for_who_waits() -> None:
             busy.take(10)
         assert joined.wait(30)
         thread.join(30)
+
+
+def test_tenants_that_hold_nothing_are_let_in_first() -> None:
+    queue, order, release = QueueBytes(TOTAL), list[str](), threading.Event()
+
+    def wait(name: str) -> None:
+        with queue.joined(Flow(name), 400, 400, Cancel()):
+            order.append(name)
+            release.wait(30)
+
+    with queue.joined(Flow("b"), 200, 10_000, Cancel()):
+        with queue.joined(Flow("a"), 200, 10_000, Cancel()):
+            with queue.joined(Flow("x"), 500, 10_000, Cancel()):
+                threads = [threading.Thread(target=wait, args=(name,)) for name in "bac"]
+                for place, thread in enumerate(threads):  # c, who comes last, has nothing yet
+                    thread.start()
+                    wait_until(lambda place=place: len(queue._line) == place + 1)
+            wait_until(lambda: order == ["c"])
+        wait_until(lambda: order == ["c", "a"])
+        release.set()
+    for thread in threads:
+        thread.join(30)
+    assert order == ["c", "a", "b"], "the last when there was room again"
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Returns once another thread has made it so."""
+    turn = threading.Event()
+    for _ in range(30_000):
+        if condition():
+            return
+        turn.wait(0.001)
+    pytest.fail("it never came to that")
 
 
 def test_who_leaves_the_line_lets_the_next_in() -> None:

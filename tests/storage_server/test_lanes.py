@@ -91,6 +91,25 @@ def test_a_lane_waits_for_rows_that_are_on_their_way_but_not_longer_than_a_batch
     assert len(batch(lanes).rows) == 1
 
 
+def test_a_request_that_waited_to_be_let_in_is_served_more_than_others_for_a_while(prefixes: Sequence[Prefix]) -> None:
+    executor = DeviceExecutor(lanes_of(prefixes, 1), lambda batch: None)
+    executor.close()
+    lanes = executor._lanes
+    with executor.asking(B) as let_in:
+        for _ in range(40):
+            lanes.add(row(prefixes[0], A))
+        before = Counter(next(iter(batch(lanes).parts)) for _ in range(6))
+        let_in()
+        let_in()
+        for _ in range(30):
+            lanes.add(row(prefixes[0], B))
+        got = Counter(next(iter(batch(lanes).parts)) for _ in range(12))
+    assert before == {A: 6}
+    assert got[B] == 9
+    assert Counter(next(iter(batch(lanes).parts)) for _ in range(10)) == {A: 5, B: 5}
+    assert not lanes._ledger._asking
+
+
 def test_a_whole_batch_does_not_wait_and_neither_do_the_last_rows(prefixes: Sequence[Prefix]) -> None:
     lanes = lanes_of(prefixes, 4)
     lanes.expect(prefixes[0], 1)

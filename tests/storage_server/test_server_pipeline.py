@@ -263,6 +263,21 @@ def test_what_is_sent_as_stored_does_not_wait_behind_what_is_to_be_decoded(
     thread.join(30)
 
 
+def test_a_request_is_let_in_when_the_queues_have_room_for_it(
+    service: Service, manifest: Manifest, archive: Archive, transform: TransformSpec
+) -> None:
+    prefix = Prefix.of(archive.graph, "output", "cpu", archive.digest)
+    job = Job(Source(manifest, gated(manifest), transform), [0], prefix)
+    let_in = threading.Event()
+    work = Extraction(job, service._stages, let_in=let_in.set)
+    with service.queue.joined(SERVER, service.queue.total_bytes, service.queue.total_bytes, work.cancel):
+        thread, results = drive(work)
+        assert not let_in.is_set()
+    thread.join(30)
+    assert let_in.is_set()
+    assert isinstance(results.get(), bytes)
+
+
 def test_batches_that_wait_for_the_device_are_dropped_when_the_caller_leaves(
     make_service: Callable[..., Service], manifest: Manifest, archive: Archive, transform: TransformSpec
 ) -> None:
