@@ -91,6 +91,8 @@ class Flights:
                     found.append(Arrival(ticket.index, tensors, is_shared=True))
             if not waiting:
                 break
+        for ticket in left:
+            ticket.deposit.give_back()  # of what was kept, and was gone when it was to be read
         return found, left
 
     def leave(self, ticket: Ticket) -> None:

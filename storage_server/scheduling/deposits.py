@@ -41,6 +41,11 @@ class Deposit:
         other.held -= more
         self.held += more
 
+    def give_back(self) -> None:
+        """Holds nothing any longer: the sample is not on its way after all."""
+        self._holding.give(self.held)
+        self.held = 0
+
     def landed(self) -> int:
         """The sample is done; answers what is to be given back."""
         over, self.held = self.held - self.row, self.row

@@ -100,10 +100,11 @@ class QueueBytes:
         """See Holding.take."""
         with self._lock:
             after = holding.held + count
-            if after > max(holding.share_bytes, holding.least):
-                return False
-            if self._reserved() - holding.reserved + max(after, holding.least) > self.total_bytes:
-                return False
+            if after > holding.least:  # up to there it is its own
+                if after > holding.share_bytes:
+                    return False
+                if self._reserved() - holding.reserved + after > self.total_bytes:
+                    return False
             holding.held = after
             return True
 

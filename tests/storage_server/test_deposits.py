@@ -39,6 +39,19 @@ def test_who_held_a_row_of_what_is_kept_no_longer_takes_the_whole() -> None:
         assert not Deposit(holding, 150, ROW).take(is_first=True)
 
 
+def test_while_others_hand_on_everybody_still_has_its_least() -> None:
+    queue = QueueBytes(600)
+    with ExitStack() as stack:
+        a, b, c = (stack.enter_context(queue.joined(Flow(name), LEAST, LEAST, Cancel())) for name in "abc")
+        first, other = Deposit(a, LEAST, ROW), Deposit(b, LEAST, ROW)
+        assert first.take(is_first=True)
+        assert Deposit(b, LEAST - ROW, ROW).take(is_first=True)
+        assert other.take(is_first=False)
+        other.take_over(first)
+        assert Deposit(c, LEAST, ROW).take(is_first=True), "or it would wait for ever"
+        assert queue.used_bytes == 600
+
+
 def test_who_is_left_takes_over_what_it_would_not_get() -> None:
     queue = QueueBytes(TOTAL)
     with queue.joined(Flow("b"), LEAST, LEAST, Cancel()) as b:

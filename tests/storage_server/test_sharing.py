@@ -12,7 +12,7 @@ import torch
 from awkward_models import Archive
 from gated_store import GatedStore
 
-from hapi.cache import FeatureKeys
+from hapi.cache import FeatureCache, FeatureKeys
 from hapi.cancel import Cancel, CancelledWork
 from hapi.data import Manifest, TransformSpec, build_manifest, load_sample, open_store, read_sample
 from hapi.wire import read_stream
@@ -27,6 +27,7 @@ from storage_server.service import Service
 
 MakeService = Callable[..., Service]
 GOOD = 12
+A = Flow("a")
 
 
 class Tenants:
@@ -192,6 +193,37 @@ def test_requests_that_may_hold_one_sample_each_bring_about_many_together(
                 service.flights.leave(ticket)
     assert len(service.flights) == 0
     store.open_gate()
+
+
+def test_what_is_kept_no_longer_when_it_is_read_leaves_nothing_held(
+    make_service: MakeService, store: GatedStore, archive: Archive, transform: TransformSpec
+) -> None:
+    """They seemed to be kept, so that little was held for them; not all of them have room as a whole."""
+    service = make_service()
+    manifest, cancel = build_manifest(store.uri), Cancel()
+    prefix = Prefix.of(archive.graph, "output", "cpu", archive.digest)
+    names = [str(index).encode() for index in range(GOOD)]
+    service.kept.put(names[0], (torch.zeros(4),))
+    service.flights._kept = Forgetful(service.kept)
+    queue_bytes = QueueBytes(100)
+    with queue_bytes.joined(A, 100, 100, cancel) as holding:
+        tickets = [Ticket(index, A, cancel, lambda arrivals: None, Deposit(holding, 40, 1)) for index in range(GOOD)]
+        arrivals, left = service.flights.join(tickets, Source(manifest, store, transform), prefix, names)
+        assert [arrival.index for arrival in arrivals] == [0]
+        assert left == tickets[3:]
+        assert holding.held == 1 + 2 * 40
+        for ticket in tickets:
+            service.flights.leave(ticket)
+
+
+class Forgetful:
+    """Says of everything that it is kept, and is right about what was kept before."""
+
+    def __init__(self, kept: FeatureCache) -> None:
+        self.get, self.fetch, self.put, self.where = kept.get, kept.fetch, kept.put, kept.where
+
+    def __contains__(self, key: bytes) -> bool:
+        return True
 
 
 def test_half_of_the_tenants_vanish_and_the_others_notice_nothing(
