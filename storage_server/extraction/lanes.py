@@ -43,6 +43,7 @@ class Lanes:
         self._policy = policy
         self._rates = rates
         self._requests = requests
+        self._known_requests: Sequence[Waiting] | None = None
         self._on_decision = on_decision
         self.clock = clock
         self._lanes: dict[Key, Lane] = {}
@@ -63,10 +64,11 @@ class Lanes:
     def decision(self, prefix: Prefix) -> Decision:
         """The present batch size for a prefix."""
         lane = self._lanes.get(prefix.key)
-        return self._policy.decide(prefix, self._requests()) if lane is None else self._decided(lane)
+        return self._policy.decide(prefix, self._known()) if lane is None else self._decided(lane)
 
     def decide_anew(self) -> None:
         """Requests came or went: sizes may be others."""
+        self._known_requests = None
         for lane in self._lanes.values():
             lane.decision = None
 
@@ -157,6 +159,7 @@ class Lanes:
         lane = self._lanes.get(batch.prefix.key)
         if lane is not None:
             lane.decision = None
+        self._known_requests = None
         return {flow: seconds * part for flow, part in batch.parts.items()}
 
     def settle_call(self, call: Call, seconds: float) -> None:
@@ -222,11 +225,17 @@ class Lanes:
 
     def _decided(self, lane: Lane) -> Decision:
         if lane.decision is None:
-            requests = self._requests()
+            requests = self._known()
             lane.decision = self._policy.decide(lane.prefix, requests)
             lane.few = few_wanted(lane.prefix, requests, lane.decision.samples)
             self._on_decision(lane.prefix, lane.decision)
         return lane.decision
+
+    def _known(self) -> Sequence[Waiting]:
+        """All requests, asked for once for all lanes: of many tenants, that takes longer than deciding."""
+        if self._known_requests is None:
+            self._known_requests = self._requests()
+        return self._known_requests
 
     def _lane(self, prefix: Prefix) -> Lane:
         return self._lanes.setdefault(prefix.key, Lane(prefix))

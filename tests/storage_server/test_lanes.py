@@ -110,6 +110,19 @@ def test_a_request_that_waited_to_be_let_in_is_served_more_than_others_for_a_whi
     assert not lanes._ledger._asking
 
 
+def test_requests_are_asked_about_once_for_all_lanes(prefixes: Sequence[Prefix]) -> None:
+    asked: list[int] = []
+    lanes = lanes_of(prefixes, 1)
+    lanes._requests = lambda: asked.append(1) or []
+    for prefix in prefixes:
+        lanes.add(row(prefix, A))
+    batch(lanes)
+    assert len(asked) == 1
+    lanes.decide_anew()
+    batch(lanes)
+    assert len(asked) == 2
+
+
 def test_a_whole_batch_does_not_wait_and_neither_do_the_last_rows(prefixes: Sequence[Prefix]) -> None:
     lanes = lanes_of(prefixes, 4)
     lanes.expect(prefixes[0], 1)
