@@ -22,6 +22,7 @@ class SelfAttention(nn.Module):
         return self.attention(tokens, tokens, tokens, need_weights=False)[0]
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 12), reason="PyTorch 2.11 fuses, and counts, attention differently")
 @pytest.mark.parametrize(
     "module",
     [SelfAttention(), nn.TransformerEncoderLayer(WIDTH, 2, dim_feedforward=24, dropout=0.0, batch_first=True)],

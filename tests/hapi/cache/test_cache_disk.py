@@ -368,7 +368,7 @@ def test_tiers_look_in_memory_first(tmp_path: Path) -> None:
     assert same(cache.get(key(1)), 1)
     assert (disk.hits, cache.hits, cache.misses) == (0, 1, 1)
     assert key(1) in cache
-    cache.flush()
+    cache.close()
     later = FeatureCache(MemoryCache(10_000), DiskCache(tmp_path, BUDGET))
     for _ in range(3):
         assert same(later.get(key(1)), 1)

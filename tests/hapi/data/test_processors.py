@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from torchvision.transforms import v2
 
 from hapi.data import TransformSpec, describe_transform
 from hapi.errors import TransformError
 
+TORCHVISION = tuple(map(int, torchvision.__version__.split(".")[:2]))
 transformers = pytest.importorskip("transformers", reason="the extra 'hf' is not installed")
 
 SQUARE = {"height": 48, "width": 48}
@@ -60,6 +62,8 @@ def fresh_images() -> list[Image.Image]:
 @pytest.mark.parametrize(("name", "arguments"), CASES)
 def test_returns_the_bits_of_the_processor(name: str, arguments: dict[str, Any], backend: str) -> None:
     processor = made(name, backend, arguments)
+    if arguments.get("resample") == Image.Resampling.LANCZOS and not backend and TORCHVISION < (0, 27):
+        pytest.skip("this torchvision cannot resize with LANCZOS, and the processor does something else")
     spec = describe_transform(processor)
     assert not spec.is_random
     again = TransformSpec.from_json(spec.to_json())
