@@ -223,6 +223,7 @@ def loop_decoding(case: Case, trial: Trial, repeats: int) -> None:
         Photographs(str(case.folder)),
         batch_size=size,
         num_workers=processors(),
+        multiprocessing_context="fork",  # a class of this function is known to a copy of this process only
         pin_memory=case.device != "cpu",
         persistent_workers=True,
     )

@@ -1,4 +1,4 @@
-"""Reading objects at half the processor time: requests that are signed as botocore signs them, and nothing else.
+"""Reading objects at a third of the processor time: requests that are signed as botocore signs them, and nothing else.
 
 botocore resolves an endpoint, validates parameters and walks through some twenty hooks for each object. All of that
 gives the same for every object of a bucket, so it is learned from the first one that botocore has read. Whatever is not
