@@ -121,15 +121,16 @@ class LoaderCache:
         here = self._table.has(numbers)
         if here.all():
             return np.arange(len(chosen)), self._table.gather(numbers), torch.from_numpy(self._labels[chosen])
-        there, features = self._read(numbers, np.flatnonzero(~here))
-        if not here.any():
-            return there, _rows(features, there), torch.from_numpy(self._labels[chosen[there]])
-        kept = np.flatnonzero(here)
-        if not features:  # the disk has nothing of it
-            return kept, self._table.gather(numbers[here]), torch.from_numpy(self._labels[chosen[kept]])
-        self._table.fill(numbers[here], kept, features)
-        where = np.sort(np.concatenate([kept, there]))
-        return where, _rows(features, where), torch.from_numpy(self._labels[chosen[where]])
+        absent = np.flatnonzero(~here)
+        found, features = self._read(numbers[absent])
+        there = absent[found]
+        if here.any():
+            kept = np.flatnonzero(here)
+            joined = np.concatenate([kept, there])
+            order = np.argsort(joined)
+            there = joined[order]
+            features = _joined(self._table.gather(numbers[here]), features, torch.from_numpy(order))
+        return there, features, torch.from_numpy(self._labels[chosen[there]])
 
     def is_on_disk(self, indices: Sequence[int], view: int) -> bool:
         """Whether some of these are not in memory, so that `gather` has to read."""
@@ -186,32 +187,32 @@ class LoaderCache:
         found = self._places[numbers] >= 0
         if found.any() and not self._table.is_full:
             positions = np.flatnonzero(found)
-            rows, features = self._read(numbers, positions)
+            rows, features = self._read(numbers[positions])
             found[:] = False
-            found[rows] = True
-            self._table.put(numbers[rows], _rows(features, rows))
+            found[positions[rows]] = True
+            self._table.put(numbers[found], features)
         return found
 
-    def _read(self, all_numbers: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, Tensors]:
-        """What the disk still has of samples that lie there, those at these places among all: at which, ascending, and
-        features (n, *shape) with a row for each of all. None at all if nothing is known of them."""
-        disk, numbers = self._disk, all_numbers[places]
+    def _read(self, numbers: np.ndarray) -> tuple[np.ndarray, Tensors]:
+        """What the disk still has of samples that lie there: at which places, ascending, and their features. None at
+        all if nothing is known of them."""
+        disk, none = self._disk, np.zeros(0, np.int64)
         if disk is None or not len(numbers):
-            return np.zeros(0, np.int64), ()
+            return none, ()
         keys = self._keys[numbers]
         if self._description is None:
-            first = next((found for key in keys if (found := disk.get(key.tobytes())) is not None), None)
+            first = next((kept for key in keys if (kept := disk.get(key.tobytes())) is not None), None)
             if first is None:
                 self._places[numbers] = -1
-                return np.zeros(0, np.int64), ()
+                return none, ()
             self._description = layout.describe(first)
-        kinds = layout.allocate(self._description)
-        room = tuple(torch.empty((len(all_numbers), *kind.shape), dtype=kind.dtype) for kind in kinds)
-        sizes, buffers = [kind.nbytes for kind in kinds], layout.buffers(room)
-        filled = disk.read_rows(self._places[numbers], keys, self._description, buffers, sizes, places)
-        self._stats.add(disk_samples=int(filled.sum()))
-        self._places[numbers[~filled]] = -1
-        return places[filled], room
+        found, features = disk.read_rows(self._places[numbers], keys, self._description)
+        self._stats.add(disk_samples=int(found.sum()))
+        if found.all():
+            return np.arange(len(numbers)), features
+        self._places[numbers[~found]] = -1
+        rows = np.flatnonzero(found)
+        return rows, tuple(feature[torch.from_numpy(rows)] for feature in features)
 
     def _know_keys(self, numbers: np.ndarray, view: int) -> bool:
         """Sees to it that `_keys` has those of these samples; False if they can have none."""
@@ -234,8 +235,8 @@ class LoaderCache:
         return makers
 
 
-def _rows(columns: Tensors, rows: np.ndarray) -> Tensors:
-    """These rows of columns, ascending; the columns themselves if they are all."""
-    if not columns or len(rows) == len(columns[0]):
-        return columns
-    return tuple(column[torch.from_numpy(rows)] for column in columns)
+def _joined(some: Tensors, others: Tensors, order: torch.Tensor) -> Tensors:
+    """Rows of both in this order; there may be no columns of the others at all."""
+    if not others:
+        return some
+    return tuple(torch.cat(columns).index_select(0, order) for columns in zip(some, others, strict=True))

@@ -56,12 +56,6 @@ class FeatureTable:
         slots = torch.from_numpy(self._slots[numbers])
         return tuple(torch.index_select(column, 0, slots) for column in self._columns)
 
-    def fill(self, numbers: np.ndarray, rows: np.ndarray, columns: Tensors) -> None:
-        """The same into these rows of columns of the caller's."""
-        slots, into = torch.from_numpy(self._slots[numbers]), torch.from_numpy(rows)
-        for whole, column in zip(columns, self._columns, strict=True):
-            whole.index_copy_(0, into, torch.index_select(column, 0, slots))
-
     def put(self, numbers: np.ndarray, features: Tensors) -> int:
         """Keeps host tensors (n, *shape) under these numbers, as far as there is room; answers how many are new."""
         with self._lock:

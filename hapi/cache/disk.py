@@ -109,35 +109,32 @@ class DiskCache:
                 places = self._places_of(wanted)
         return places
 
-    def read_rows(
-        self,
-        places: np.ndarray,
-        keys: np.ndarray,
-        description: bytes,
-        columns: Sequence[memoryview],
-        row_bytes: Sequence[int],
-        rows: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Reads entries that `locate` found straight into rows of columns; answers which it read, bool (n,).
+    def read_rows(self, places: np.ndarray, keys: np.ndarray, description: bytes) -> tuple[np.ndarray, Tensors]:
+        """Reads entries that `locate` found: which it read, bool (n,), and a row for each of all, (n, *shape).
 
         The others are not there any more, or are described otherwise; what stands in their rows means nothing.
-        `row_bytes`: of a row in each column. `rows`, int64 (n,): where each goes; without them, in order.
         """
         wanted = _words(keys)
-        into = np.arange(len(places)) if rows is None else rows
         found = np.zeros(len(places), bool)
+        kinds = layout.allocate(description)
+        rows = tuple(torch.empty((len(places), *kind.shape), dtype=kind.dtype) for kind in kinds)
+        sizes = [kind.numel() for kind in kinds]
+        columns = [row.reshape(-1, size).view(torch.uint8) for row, size in zip(rows, sizes, strict=True) if size]
         packs = places >> _PACK_SHIFT
+        order = np.argsort(packs, kind="stable")
+        counts = np.bincount(packs + 1, minlength=1)
         with self._lock:
-            for which in np.unique(packs).tolist():
-                pack = self._numbered[which] if which >= 0 else None
+            start = int(counts[0])
+            for which in np.flatnonzero(counts[1:]).tolist():
+                chosen = order[start : start + counts[which + 1]]
+                into = [column[start : start + len(chosen)] for column in columns]
+                start += len(chosen)
+                pack = self._numbered[which]
                 if pack is None:
                     continue
-                chosen = np.flatnonzero(packs == which)
                 numbers = places[chosen] & _ENTRY_MASK
                 try:
-                    good, damaged = self._mapped(pack).fill(
-                        numbers, wanted[chosen], description, into[chosen], columns, row_bytes
-                    )
+                    good, damaged = self._mapped(pack).fill(numbers, wanted[chosen], description, into)
                 except OSError:  # the others may still be there
                     continue
                 found[chosen] = good
@@ -145,7 +142,10 @@ class DiskCache:
                     self._drop(pack, number, DamagedEntryError("wrong checksum or length"))
                 self._used(pack, int(good.sum()))
         self.misses += int((~found).sum())
-        return found
+        if (order[1:] < order[:-1]).any():  # each pack's came together
+            back = torch.from_numpy(np.argsort(order))
+            rows = tuple(row.index_select(0, back) for row in rows)
+        return found, rows
 
     def put(self, key: bytes, tensors: Tensors) -> None:
         """Keeps host tensors, unless they are there already, too large for a pack, or the disk does not want them."""
