@@ -199,14 +199,13 @@ class LoaderCache:
         disk, none = self._disk, np.zeros(0, np.int64)
         if disk is None or not len(numbers):
             return none, ()
-        keys = self._keys[numbers]
         if self._description is None:
-            first = next((kept for key in keys if (kept := disk.get(key.tobytes())) is not None), None)
+            first = next((kept for key in self._keys[numbers] if (kept := disk.get(key.tobytes())) is not None), None)
             if first is None:
                 self._places[numbers] = -1
                 return none, ()
             self._description = layout.describe(first)
-        found, features = disk.read_rows(self._places[numbers], keys, self._description)
+        found, features = disk.read_rows(self._places[numbers], self._description)
         self._stats.add(disk_samples=int(found.sum()))
         if found.all():
             return np.arange(len(numbers)), features

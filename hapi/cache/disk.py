@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import logging
 import os
 import threading
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 
 from hapi.cache import layout
-from hapi.cache.keys import KEY_BYTES
 from hapi.cache.mapped import MappedPack
 from hapi.cache.packs import DATA, INDEX, PART, RECORD_BYTES, DamagedEntryError, Pack, PackWriter, unlink_pack
 from hapi.errors import InputError
@@ -30,6 +30,8 @@ REFRESH_SECONDS = 5.0
 _LOCK = "lock"
 _PACK_SHIFT, _ENTRY_MASK = 32, 2**32 - 1
 """A place is one number: that of the pack above that of the entry."""
+_NO_PACK = 2**31
+"""Higher than every pack's number."""
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -100,7 +102,7 @@ class DiskCache:
         As far as is known; a number stays that entry's for as long as this object lives, and finds nothing once it is
         gone. Much faster than `in` for one by one.
         """
-        wanted = _words(keys)
+        wanted = [key.tobytes() for key in keys]
         with self._lock:
             places = self._places_of(wanted)
             if (places < 0).any() and time.monotonic() - self._looked >= REFRESH_SECONDS:
@@ -109,40 +111,35 @@ class DiskCache:
                 places = self._places_of(wanted)
         return places
 
-    def read_rows(self, places: np.ndarray, keys: np.ndarray, description: bytes) -> tuple[np.ndarray, Tensors]:
+    def read_rows(self, places: np.ndarray, description: bytes) -> tuple[np.ndarray, Tensors]:
         """Reads entries that `locate` found: which it read, bool (n,), and a row for each of all, (n, *shape).
 
         The others are not there any more, or are described otherwise; what stands in their rows means nothing.
         """
-        wanted = _words(keys)
         found = np.zeros(len(places), bool)
-        kinds = layout.allocate(description)
-        rows = tuple(torch.empty((len(places), *kind.shape), dtype=kind.dtype) for kind in kinds)
-        sizes = [kind.numel() for kind in kinds]
-        columns = [row.reshape(-1, size).view(torch.uint8) for row, size in zip(rows, sizes, strict=True) if size]
+        rows = tuple(torch.empty((len(places), *shape), dtype=dtype) for dtype, shape in layout.kinds(description))
+        columns = [row.reshape(len(places), -1).view(torch.uint8) for row in rows if row.numel()]
         packs = places >> _PACK_SHIFT
         order = np.argsort(packs, kind="stable")
-        counts = np.bincount(packs + 1, minlength=1)
+        ends = np.flatnonzero(np.diff(packs[order], append=_NO_PACK)) + 1
         with self._lock:
-            start = int(counts[0])
-            for which in np.flatnonzero(counts[1:]).tolist():
-                chosen = order[start : start + counts[which + 1]]
-                into = [column[start : start + len(chosen)] for column in columns]
-                start += len(chosen)
-                pack = self._numbered[which]
+            for start, end in itertools.pairwise([0, *ends.tolist()]):
+                chosen = order[start:end]
+                which = int(packs[chosen[0]])
+                pack = self._numbered[which] if which >= 0 else None
                 if pack is None:
                     continue
-                numbers = places[chosen] & _ENTRY_MASK
+                into = [column[start:end] for column in columns]
                 try:
-                    good, damaged = self._mapped(pack).fill(numbers, wanted[chosen], description, into)
+                    good, damaged = self._mapped(pack).fill(places[chosen] & _ENTRY_MASK, description, into)
                 except OSError:  # the others may still be there
                     continue
                 found[chosen] = good
                 for number in damaged:
                     self._drop(pack, number, DamagedEntryError("wrong checksum or length"))
                 self._used(pack, int(good.sum()))
-        self.misses += int((~found).sum())
-        if (order[1:] < order[:-1]).any():  # each pack's came together
+        self.misses += len(found) - int(found.sum())
+        if len(ends) > 1:  # each pack's came together
             back = torch.from_numpy(np.argsort(order))
             rows = tuple(row.index_select(0, back) for row in rows)
         return found, rows
@@ -204,9 +201,13 @@ class DiskCache:
             found = self._known(key)
         return found
 
-    def _places_of(self, keys: np.ndarray) -> np.ndarray:
-        find = self._places.get
-        return np.array([find(short, -1) for short in keys[:, 0].tolist()], np.int64)
+    def _places_of(self, keys: Sequence[bytes]) -> np.ndarray:
+        places = [self._places.get(_short(key), -1) for key in keys]
+        for row, (place, key) in enumerate(zip(places, keys, strict=True)):
+            pack = self._numbered[place >> _PACK_SHIFT] if place >= 0 else None
+            if pack is None or pack.key(place & _ENTRY_MASK) != key:
+                places[row] = -1
+        return np.array(places, np.int64)
 
     def _mapped(self, pack: Pack) -> MappedPack:
         mapped = self._maps.get(pack.path)
@@ -328,11 +329,6 @@ class DiskCache:
 def _short(key: bytes) -> int:
     """64 bits of a key: enough to find it; the pack knows it whole."""
     return int.from_bytes(key[:8], "little")
-
-
-def _words(keys: np.ndarray) -> np.ndarray:
-    """Keys (n, 32) uint8 as (n, 4) uint64."""
-    return np.ascontiguousarray(keys).view("<u8").reshape(len(keys), KEY_BYTES // 8)
 
 
 def _size(path: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,18 +21,18 @@ MOST_ELEMENTS = 2**56
 
 def describe(tensors: tuple[torch.Tensor, ...]) -> bytes:
     """Dtypes and shapes, as JSON; KeyError for a dtype that is not kept."""
-    kinds = [[_NAMES[tensor.dtype], list(tensor.shape)] for tensor in tensors]
-    return json.dumps(kinds, separators=(",", ":")).encode()
+    told = [[_NAMES[tensor.dtype], list(tensor.shape)] for tensor in tensors]
+    return json.dumps(told, separators=(",", ":")).encode()
 
 
 def described_bytes(description: bytes) -> int:
     """How many bytes of values follow; ValueError for a description that `describe` did not write."""
-    return sum(math.prod(shape) * dtype.itemsize for dtype, shape in _kinds(description))
+    return sum(math.prod(shape) * dtype.itemsize for dtype, shape in kinds(description))
 
 
 def allocate(description: bytes) -> tuple[torch.Tensor, ...]:
     """Tensors of these dtypes and shapes, to be filled; ValueError as above."""
-    return tuple(torch.empty(shape, dtype=dtype) for dtype, shape in _kinds(description))
+    return tuple(torch.empty(shape, dtype=dtype) for dtype, shape in kinds(description))
 
 
 def buffers(tensors: tuple[torch.Tensor, ...]) -> list[memoryview]:
@@ -39,11 +40,13 @@ def buffers(tensors: tuple[torch.Tensor, ...]) -> list[memoryview]:
     return [tensor.reshape(-1).view(torch.uint8).numpy().data for tensor in tensors]
 
 
-def _kinds(description: bytes) -> list[tuple[torch.dtype, list[int]]]:
+@lru_cache(maxsize=64)
+def kinds(description: bytes) -> tuple[tuple[torch.dtype, tuple[int, ...]], ...]:
+    """Dtype and shape of each tensor; ValueError for a description that `describe` did not write."""
     document: Any = json.loads(description)
     if not isinstance(document, list):
         raise ValueError("not a list")
-    kinds = []
+    found = []
     for item in document:
         if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], list)):
             raise ValueError("not a dtype and a shape")
@@ -52,5 +55,5 @@ def _kinds(description: bytes) -> list[tuple[torch.dtype, list[int]]]:
             raise ValueError(f"no tensor is {name} {shape}")
         if math.prod(max(1, n) for n in shape) >= MOST_ELEMENTS:  # zeros among them would hide it
             raise ValueError(f"no tensor is as large as {shape}")
-        kinds.append((DTYPES[name], shape))
-    return kinds
+        found.append((DTYPES[name], tuple(shape)))
+    return tuple(found)

@@ -286,7 +286,7 @@ def test_reading_rows_takes_what_is_described_alike_only(tmp_path: Path) -> None
 
     def read(*numbers: int, described: bytes = description) -> list[bool]:
         keys = keys_of(*numbers)
-        found, columns = cache.read_rows(cache.locate(keys), keys, described)
+        found, columns = cache.read_rows(cache.locate(keys), described)
         assert all(len(column) == len(numbers) for column in columns)
         for row in np.flatnonzero(found).tolist():
             assert same(tuple(column[row] for column in columns), numbers[row])
@@ -304,8 +304,6 @@ def test_reading_rows_takes_what_is_described_alike_only(tmp_path: Path) -> None
     assert read() == []
     places = cache.locate(keys_of(1, 99))
     assert (places >= 0).tolist() == [True, False]
-    stale, _ = cache.read_rows(places, keys_of(2, 99), description)
-    assert not stale.any(), "another's place"
     another = DiskCache(tmp_path, BUDGET)
     another.put(key(50), value(50))
     cache.put(key(51), value(51))  # the pack has grown
@@ -332,7 +330,7 @@ def test_rows_that_are_damaged_are_not_found(tmp_path: Path, name: str, is_seen:
         cache = DiskCache(folder, BUDGET)
         description, keys = layout.describe(value(1)), keys_of(*range(9))
         if is_seen:
-            assert cache.read_rows(cache.locate(keys), keys, description)[0].all()
+            assert cache.read_rows(cache.locate(keys), description)[0].all()
         (path,) = folder.glob(f"*.{name}")
         content = path.read_bytes()
         middle = len(content) // 2
@@ -341,7 +339,7 @@ def test_rows_that_are_damaged_are_not_found(tmp_path: Path, name: str, is_seen:
             file.seek(middle)
             file.write(b"" if is_cut else bytes([content[middle] ^ 0xFF]))
         again = cache if is_seen or name == "data" else DiskCache(folder, BUDGET)
-        found, columns = again.read_rows(again.locate(keys), keys, description)
+        found, columns = again.read_rows(again.locate(keys), description)
         assert 0 < found.sum() <= 9 - (name == "data" or not is_seen)
         assert all(same(tuple(column[row] for column in columns), row) for row in np.flatnonzero(found).tolist())
         if name == "data":
