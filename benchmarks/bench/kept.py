@@ -57,5 +57,17 @@ def read(path: Path) -> Kept:
 
 
 def rows_of(kept: Iterable[Kept], scenario: str) -> list[Row]:
-    """All rows of a scenario that did not fail, from all its documents."""
-    return [row for one in kept if one.scenario == scenario for row in one.rows if not row.failed]
+    """All rows of a scenario that did not fail, from all its documents, the oldest run first.
+
+    `run` of each is the document: only rows of one run may be put in a ratio.
+    """
+    mine = sorted(
+        (one for one in kept if one.scenario == scenario), key=lambda one: str(one.machine.get("started", ""))
+    )
+    return [row.filled(run=str(one.path)) for one in mine for row in one.rows if not row.failed]
+
+
+def newest(rows: Sequence[Row], *keys: str) -> list[Row]:
+    """Of rows that agree in these keys only those of the latest run, see `rows_of`."""
+    latest = {tuple(row.get(key) for key in keys): row.get("run") for row in rows}
+    return [row for row in rows if latest[tuple(row.get(key) for key in keys)] == row.get("run")]

@@ -88,6 +88,7 @@ def _text(value: Any) -> str:
 def _table(title: str, rows: Sequence[Row], columns: Sequence[Column]) -> str:
     shown = [column for column in columns if any(column.cell(row) != "-" for row in rows)]
     head = "".join(f'<th class="{_side(column)}">{escape(column.title)}</th>' for column in shown)
+    is_mixed = len({row.system for row in rows}) > 1  # else there is nothing to tell ours from
     failed, noted = any(row.failed for row in rows), any(row.note for row in rows)
     head = ("<th></th>" if failed else "") + head + ('<th class="text">note</th>' if noted else "")
     body = []
@@ -95,7 +96,7 @@ def _table(title: str, rows: Sequence[Row], columns: Sequence[Column]) -> str:
         mark = f"<td>{'<span>failed</span>' if row.failed else ''}</td>" if failed else ""
         cells = "".join(f'<td class="{_side(column)}">{escape(column.cell(row))}</td>' for column in shown)
         note = f'<td class="note">{escape(row.note)}</td>' if noted else ""
-        kind = "failed" if row.failed else "ours" if row.system == "mix" else ""
+        kind = "failed" if row.failed else "ours" if row.system == "mix" and is_mixed else ""
         body.append(f'<tr class="{kind}">{mark}{cells}{note}</tr>')
     above = f"<h2>{escape(title)}</h2>" if title else ""
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from benchmarks.bench.rows import Row
     from benchmarks.bench.run import Bench, Plot
 
-INK, QUIET, GRID = "#22303c", "#7b8794", "#e4e8ec"
+INK, QUIET, GRID = "#22303c", "#5c6873", "#e4e8ec"
+PALE = "#b9c2ca"
+"""For areas that matter less: the page turns light and dark around in a dark scheme, where GRID is hardly seen."""
 PALETTE = {
     "plain": "#8d99a6",
     "none": "#c98a3c",
@@ -28,7 +30,7 @@ PALETTE = {
     "ours": "#2f8f6b",
     "whole": "#c05746",
     "paper-lp": "#b08d2f",
-    "published": "#7b8794",
+    "published": "#5c6873",
 }
 """Systems that appear in several scenarios have one colour everywhere."""
 FIXED = "fixed-"

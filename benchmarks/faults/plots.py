@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from benchmarks.bench.report import GRID, QUIET, colour
+from benchmarks.bench.report import PALE, QUIET, colour
 from benchmarks.bench.rows import Row
 from benchmarks.bench.run import Plot
 from hapi.units import format_seconds
@@ -25,7 +25,7 @@ def draw_faults(figure: Figure, rows: Sequence[Row]) -> None:
     axes = figure.subplots()
     for place, row in enumerate(rows):
         seconds, lost = row.seconds or 0.0, max(0.0, row.get("lost_seconds") or 0.0)
-        axes.barh(place, seconds - lost, 0.6, color=GRID)
+        axes.barh(place, seconds - lost, 0.6, color=PALE)
         axes.barh(place, lost, 0.6, left=seconds - lost, color=colour(row.system))
         told = format_seconds(seconds) if row.seconds else _without_end(row)
         axes.annotate(told, (seconds, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8,

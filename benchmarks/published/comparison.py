@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,27 @@ def line(figure: Figure, model: str, situation: str, published: float | None, ou
     return Row(SCENARIO, "ours", model).filled(
         figure=figure.title, name=figure.name, situation=situation, published=published, ours=ours, **more
     )
+
+
+def missing(figure: Figure, model: str, published_text: str, command: str) -> Row:
+    """The line of a network that was published and that no result of ours has."""
+    return line(
+        figure,
+        model,
+        "not run here",
+        None,
+        None,
+        published_text=published_text,
+        ours_text="no result is kept",
+        says=f"missing: {command}",
+        is_missing=True,
+    )
+
+
+def span(values: Iterable[float]) -> str:
+    """'2.1x', or '0.9x to 5.3x'."""
+    low, high = min(found := list(values)), max(found)
+    return f"{low:.3g}x" if low == high else f"{low:.3g}x to {high:.3g}x"
 
 
 def said(ratio: float, what: str) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.bench.report import INK, QUIET, colour
+from benchmarks.bench.kept import newest
+from benchmarks.bench.report import INK, PALE, QUIET, colour
 from benchmarks.bench.rows import Row
 from benchmarks.bench.run import Plot
 from benchmarks.published import adaptation, quality, tenancy, times, traffic
@@ -68,9 +69,9 @@ def draw_bytes(figure: Figure, rows: Sequence[Row]) -> None:
     axes: Any = figure.subplots()
     shown = [row for row in rows if row.get("name") == traffic.FIGURE.name and row.get("ours_bytes")]
     bars = (
-        ("published_baseline_bytes", "published: stored", "#d5dbe1"),
+        ("published_baseline_bytes", "published: stored", PALE),
         ("published_split_bytes", "published: split", QUIET),
-        ("stored_bytes", "ours: stored", "#bfe0d3"),
+        ("stored_bytes", "ours: stored", "#9ccdb9"),
         ("ours_bytes", "ours: split", colour("mix")),
     )
     for offset, (key, label, shade) in enumerate(bars):
@@ -102,6 +103,7 @@ def draw_adaptation(ours: Sequence[Row], figure: Figure, rows: Sequence[Row]) ->
     left.set_xlabel("samples requested at once")
     left.set_ylabel("seconds")
     left.legend(fontsize=8)
+    ours = newest(ours, "model")
     models = list(dict.fromkeys(row.model for row in ours))
     systems = list(dict.fromkeys(row.system for row in ours))
     width = 0.84 / max(1, len(systems))
@@ -138,7 +140,8 @@ def draw_tenants(ours: Sequence[Row], figure: Figure, rows: Sequence[Row]) -> No
     left.minorticks_off()
     left.set_title("published")
     left.set_ylabel("mean seconds of a tenant")
-    mixed = [row for row in ours if row.get("part") == "mixed" and row.get("makespan_to_alone")]
+    mixed = [row for row in newest(ours, "part", "system", "tenants") if row.get("part") == "mixed"]
+    mixed = [row for row in mixed if row.get("makespan_to_alone")]
     for place, system in enumerate(dict.fromkeys(row.system for row in mixed)):
         mine = sorted((row.get("tenants"), row.get("makespan_to_alone"), row.get("failures") or 0)
                       for row in mixed if row.system == system)  # fmt: skip
@@ -147,7 +150,7 @@ def draw_tenants(ours: Sequence[Row], figure: Figure, rows: Sequence[Row]) -> No
         bad = [one for one in mine if one[2]]
         right.plot([one[0] for one in bad], [one[1] for one in bad], "x", color="#a8321f", markersize=10)
     right.axhline(1.0, color=INK, linewidth=0.8)
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.08 * right.get_ylim()[1])
     right.set_title("ours (x: tenants failed)")
     right.set_ylabel("makespan over the sum of times alone")
     for axes in (left, right):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from benchmarks.bench.kept import newest
 from benchmarks.bench.rows import Row
-from benchmarks.published.comparison import Figure, line, said
+from benchmarks.published.comparison import Figure, line, missing, said, span
 from benchmarks.published.figures import NEAR, SPLIT_QUALITY, SPLIT_QUALITY_SOURCE, SPLIT_SWEEPS, SPLITS
 from hapi.units import format_bandwidth
 
@@ -24,6 +25,7 @@ Case = tuple[str, float | None]
 
 def compare(rows: Sequence[Row]) -> list[Row]:
     """A row per policy over all cases, and one per published sweep of a network."""
+    rows = newest(rows, "model", "bandwidth_bits_per_s")
     best, worst = extremes(rows)
     found = []
     for policy, ratios in ratios_by_policy(rows, best).items():
@@ -60,6 +62,11 @@ def compare(rows: Sequence[Row]) -> list[Row]:
                     source=SPLITS,
                 )
             )
+    ran = {model for model, _ in best}
+    for model in dict.fromkeys(sweep.model for sweep in SPLIT_SWEEPS if ran and sweep.model not in ran):
+        worst_cuts = span(sweep.worst_ratio for sweep in SPLIT_SWEEPS if sweep.model == model)
+        command = f"hapi bench sweep --model {model} --resume --report benchmarks/results/sweep"
+        found.append(missing(FIGURE, model, f"{worst_cuts}, the worst cut over the best", command))
     return found
 
 

@@ -21,13 +21,15 @@ FIGURE = Figure(
 
 def compare(rows: Sequence[Row]) -> list[Row]:
     """A row per published count, beside ours of the same count or the next larger one."""
-    ours = {row.get("tenants"): row for row in rows if row.get("part") == "mixed" and row.system == "ours"}
+    mixed = [row for row in rows if row.get("part") == "mixed"]
+    ours = {row.get("tenants"): row for row in mixed if row.system == "ours"}
+    same_run = {(row.get("run"), row.get("tenants")): row for row in mixed if row.system == "ours"}
     found = []
     for point in TENANT_POINTS if ours else ():
         count = min((count for count in ours if count >= point.tenants), default=max(ours))
         row = ours[count]
-        others = [other for other in rows if other.get("part") == "mixed" and other.system != "ours"]
-        beside = "; ".join(_beside(other, row) for other in others if other.get("tenants") == count)
+        others = [other for other in mixed if other.system != "ours" and other.get("tenants") == count]
+        beside = "; ".join(_beside(other, same_run.get((other.get("run"), count))) for other in others)
         failed = int(row.get("failures") or 0)
         found.append(
             line(
@@ -54,9 +56,12 @@ def _theirs(point: TenantPoint) -> str:
     return f"{failed}, {point.split_seconds:.0f} s on average, {point.whole_seconds / point.split_seconds:.2f}x gained"
 
 
-def _beside(other: Row, ours: Row) -> str:
+def _beside(other: Row, ours: Row | None) -> str:
+    """`ours`: of the same run."""
     if other.get("failures"):
         return f"{other.system}: {other.get('failures')} failed"
+    if ours is None:
+        return f"{other.system}: none failed, in another run"
     return f"{other.system}: {(other.seconds or 0.0) / (ours.seconds or 1.0):.2f} times as long"
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from benchmarks.baselines.systems import PLAIN
+from benchmarks.bench.kept import newest
 from benchmarks.bench.rows import Row, cell
-from benchmarks.published.comparison import Figure, line, said
-from benchmarks.published.figures import HEADLINES, PAPER, TIMES, TimePoint
+from benchmarks.published.comparison import Figure, line, missing, said, span
+from benchmarks.published.figures import HEADLINES, MODELS, PAPER, TIMES, TimePoint
 
 OURS = "mix"
 NEAR = 2.0
@@ -32,7 +34,7 @@ def compare(rows: Sequence[Row]) -> list[Row]:
     """A row per published run, with ours of the same network at the same rho."""
     curves = speedups(rows)
     found = []
-    for point in TIMES:
+    for point in TIMES if curves else ():
         curve = curves.get(point.model)
         if curve:
             ours, how = at(curve, point.rho)
@@ -51,7 +53,22 @@ def compare(rows: Sequence[Row]) -> list[Row]:
                     source=point.source,
                 )
             )
-    return [*found, *_headlines(curves)]
+    return [*found, *_headlines(curves), *_missing(curves)]
+
+
+def _missing(curves: Mapping[str, Any]) -> list[Row]:
+    """The published networks of which no run of ours is kept, if there is any at all."""
+    return [
+        missing(
+            FIGURE,
+            model,
+            f"{span(point.speedup for point in TIMES if point.model == model)}, at rho "
+            f"{' to '.join(f'{end(point.rho for point in TIMES if point.model == model):.2g}' for end in (min, max))}",
+            f"hapi bench e2e --model torchvision:{model} --rho 0.0625 --rho 0.25 --system plain --system mix",
+        )
+        for model in (MODELS if curves else ())
+        if model not in curves
+    ]
 
 
 def _headlines(curves: dict[str, list[tuple[float, float]]]) -> list[Row]:
@@ -82,14 +99,14 @@ def regime(point: TimePoint) -> str:
 
 
 def speedups(rows: Sequence[Row], system: str = OURS) -> dict[str, list[tuple[float, float]]]:
-    """Network -> (rho, plain's seconds over the system's), by rho; where a rho was met several times, all of them."""
-    plain = {cell(row): row.seconds for row in rows if row.system == PLAIN and row.seconds}
-    found: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        base = plain.get(cell(row))
-        if row.system == system and row.rho and row.seconds and base:
-            found.setdefault(row.model, []).append((row.rho, base / row.seconds))
-    return {model: sorted(points) for model, points in found.items()}
+    """Network -> (rho, plain's seconds over the system's), by rho; where several runs met a rho, the newest counts."""
+    plain = {(row.get("run"), *cell(row)): row.seconds for row in rows if row.system == PLAIN and row.seconds}
+    found: dict[str, dict[float, float]] = {}
+    for row in newest(rows, "model", "rho", "system", "epochs"):
+        base = plain.get((row.get("run"), *cell(row)))
+        if row.system == system and row.rho and row.seconds and base and row.epochs in (None, 1):
+            found.setdefault(row.model, {})[row.rho] = base / row.seconds
+    return {model: sorted(points.items()) for model, points in found.items()}
 
 
 def at(curve: Sequence[tuple[float, float]], rho: float) -> tuple[float, str]:

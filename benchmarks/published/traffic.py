@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.baselines.published import freeze_cut
 from benchmarks.baselines.systems import PLAIN
+from benchmarks.bench.kept import newest
 from benchmarks.bench.rows import Row
 from benchmarks.published.comparison import Figure, line, said
 from benchmarks.published.figures import TRAFFIC, TRAFFIC_BATCH, Traffic
@@ -39,6 +40,7 @@ def compare(graphs: Iterable[Graph], stored_bytes: float) -> list[Row]:
 def measured(rows: Sequence[Row]) -> list[Row]:
     """What training runs really received, per batch as published: at the highest rho that was run."""
     found = []
+    rows = newest(rows, "model", "rho")
     for run in TRAFFIC:
         mine = [row for row in rows if row.model == run.model and row.rho and row.bytes and row.samples and row.epochs]
         if not mine:

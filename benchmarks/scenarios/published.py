@@ -72,6 +72,9 @@ def published(
         compared = [figure for figure, lines in found if lines]
         bench.tell(f"{len(compared)} of {len(found)} published figures could be compared with results of ours.")
         for figure, lines in found:
+            if absent := [row.model for row in lines if row.get("is_missing")]:
+                bench.tell(f"{figure.title}: no result of ours is kept for {', '.join(absent)}.")
+        for figure, lines in found:
             for line in lines:
                 bench.add(line)
             if lines:

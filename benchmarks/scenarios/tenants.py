@@ -229,7 +229,6 @@ def _draw(figure: Figure, rows: Sequence[Row]) -> None:
         axes.set_xscale("log", base=2)
         axes.set_xticks(counts, [str(count) for count in counts])
         axes.xaxis.minorticks_off()
-        axes.margins(y=0.12)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
     if mine:
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=8)

@@ -49,7 +49,9 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(
     printed = " ".join(capsys.readouterr().out.split())
     assert "Split quality: nothing of ours to compare" in printed
     assert f"hapi bench sweep --json > {tmp_path}/sweep.json" in printed
-    assert "hapi bench e2e --model" not in printed
+    assert "Run time against bandwidth: nothing of ours" not in printed
+    assert "Run time against bandwidth: no result of ours is kept for resnet18, resnet50" in printed
+    assert "missing: hapi bench e2e --model torchvision:vgg19" in printed
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"scenario": "e2e", "machine": {}}', '{"machine": {}, "rows": [1]}'])

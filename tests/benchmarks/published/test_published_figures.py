@@ -44,6 +44,10 @@ def test_rho_falls_with_bandwidth() -> None:
 
 def test_times_are_compared_at_the_same_rho() -> None:
     found = times.compare(rows(e2e()))
+    absent = [row for row in found if row.get("is_missing")]
+    assert [row.model for row in absent] == [model for model in MODELS if model != "alexnet"]
+    assert absent[0].get("says").startswith("missing: hapi bench e2e --model torchvision:resnet18 --rho")
+    found = [row for row in found if not row.get("is_missing")]
     at = {row.get("situation"): row for row in found}
     assert all(row.model == "alexnet" for row in found)
     inside = at["rho 0.26"] if "rho 0.26" in at else found[2]
@@ -51,6 +55,18 @@ def test_times_are_compared_at_the_same_rho() -> None:
     assert found[-1].get("ours") == 8.0  # the most that was gained
     assert found[8].get("ours") is None  # 12 Gbit/s lies outside of what was run
     assert found[8].get("says").startswith("not compared")
+
+
+def test_of_several_runs_the_newest_counts_and_none_is_held_against_another() -> None:
+    older = [row.filled(run="older") for row in rows(e2e())]
+    newer = [row.filled(run="newer", seconds=2.0) for row in rows(e2e()) if row.rho == 1.0]
+    assert dict(times.speedups([*older, *newer])["alexnet"]) == {0.25: 2.0, 1.0: 1.0, 4.0: 8.0}
+    alone = [row for row in newer if row.system == "mix"]
+    assert dict(times.speedups([*older, *alone])["alexnet"]) == {0.25: 2.0, 4.0: 8.0}
+
+
+def test_ten_epochs_are_no_point_of_the_curve_of_one() -> None:
+    assert times.speedups([row.filled(epochs=10) for row in rows(e2e())]) == {}
 
 
 @pytest.mark.parametrize(("rho", "value"), [(0.1, 2.0), (0.25, 2.0), (0.5, 2.828), (1.0, 4.0), (9.0, 8.0)])
@@ -78,7 +94,8 @@ def test_measured_bytes_are_scaled_to_the_published_batch() -> None:
 
 
 def test_adaptation_tells_what_died_without_it() -> None:
-    rate, at_once, whole = adaptation.compare(rows(memory()))
+    rate, at_once, whole, *absent = adaptation.compare(rows(memory()))
+    assert [row.model for row in absent] == [model for model in adaptation.WANTED if model != "alexnet"]
     assert rate.get("ours") == pytest.approx(1.1)
     assert at_once.get("ours") == 12.0
     assert whole.get("says") == "only adaptation survives, in both"
@@ -97,11 +114,24 @@ def test_tenants_are_held_against_the_same_count_or_more() -> None:
     assert found[5].get("says") == "ours goes on where the published one fails"
 
 
+def test_policies_are_held_against_ours_of_their_own_run() -> None:
+    older = [row.filled(run="older") for row in rows(tenants())]
+    (newer,) = [
+        row.filled(run="newer", seconds=10.0) for row in older if row.system == "ours" and row.get("tenants") == 12
+    ]
+    slow = [row.filled(failures=0, seconds=30.0) if row.system == "whole" else row for row in older]
+    found = tenancy.compare([*slow, newer])
+    assert "whole: 1.50 times as long" in found[5].get("ours_text")
+    found = tenancy.compare([row for row in [*slow, newer] if row.system == "whole" or row is newer])
+    assert "whole: none failed, in another run" in found[5].get("ours_text")
+
+
 def test_split_quality_counts_cases_by_the_measured_cuts() -> None:
     found = quality.compare(rows(sweep()))
     shares = {row.get("policy"): row.get("ours") for row in found if row.get("policy")}
     assert shares == {"mix": 1.0, "paper": 0.0}
     assert {row.get("ours") for row in found if row.model == "alexnet"} == {4.0}
+    assert {row.model for row in found if row.get("is_missing")} == set(MODELS) - {"alexnet"}
 
 
 def test_without_single_cuts_the_rows_own_ratio_counts() -> None:
