@@ -19,6 +19,7 @@ from hapi.errors import HapiError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from benchmarks.bench.rows import Row
     from hapi.engine import Compiler, Precision
     from hapi.model import Graph
 
@@ -28,13 +29,16 @@ COLUMNS = (
     SYSTEM,
     Column("images_per_s", "images/s", number),
     Column("ratio_to_eager", "of eager", times),
+    Column("ratio_to_plain-eager", "of plain", times),
     SECONDS,
     LIMIT,
+    Column("most_of_eager", "most of eager", times),
     Column("largest_error", "error", lambda value: f"{value:.1e}"),
     Column("compile_seconds", "compiling", number),
 )
 MODELS = ["alexnet", "resnet18", "resnet50", "mobilenet_v2", "densenet121", "vit_b_16"]
 QUICK_MODELS = ["resnet18"]
+EAGER, PLAIN = "eager", "plain-eager"
 BATCH = 16
 PEAK_SIZE = 2048
 Run = Callable[["Tensor"], "Tensor"]
@@ -63,21 +67,27 @@ def engine(
 ) -> None:
     """Images per second from input tensors to features; nothing is read or decoded.
 
-    `eager` is the module as torchvision gives it, `folded` our engine before anything is compiled, `compiled` our
-    engine afterwards, `torch.compile` PyTorch's compiler (with freezing) on the module, `openvino` its CPU
-    plugin on the same graph. Ratios are to eager float32, errors too (the largest, over the largest feature).
-    `limit` is the network's multiplications at the rate of this machine's best large matrix product.
+    `plain-eager` is the module as torchvision gives it, in a process of its own that leaves the C library's allocator
+    as it is, as a plain script would; `eager` the same in this process, which keeps freed memory; `folded` our engine
+    before anything is compiled, `compiled` our engine afterwards, `torch.compile` PyTorch's compiler (with freezing) on
+    the module, `openvino` its CPU plugin on the same graph. Ratios are to the first two, in float32, errors to eager
+    (the largest, over the largest feature).
+    `limit` is the network's multiplications at the rate of this machine's best large matrix product or convolution, and
+    `most of eager` how many times as fast as eager that would be: no engine gets further here without fewer of them.
+    Where compiled code is no faster than what it would replace, HAPI does not run it: `compiled` is then `folded`, and
+    its note says so.
     """
     from hapi.allocator import keep_freed_memory
 
     keep_freed_memory()
     with (
-        Bench("engine", as_json=as_json, report=report, columns=COLUMNS, compare_with=["eager"],
-              same=("scenario", "model")) as bench,
+        Bench("engine", as_json=as_json, report=report, columns=COLUMNS, compare_with=[EAGER, PLAIN],
+              same=("scenario", "model"), finish=_most) as bench,
         tempfile.TemporaryDirectory(prefix="hapi-bench-engine-") as folder,
     ):  # fmt: skip
         import torch
 
+        from benchmarks.baselines.eager import seconds_of
         from hapi.engine import Compiler, Shelf, has_bf16
         from hapi.model import capture
         from profiler.flops import count_flops
@@ -92,9 +102,13 @@ def engine(
             with torch.inference_mode():
                 expected = network(images)
             flops = sum(count_flops(graph.whole).values()) * batch_size
+            with bench.trial(system=PLAIN, model=name.removeprefix("torchvision:"), precision="float32") as trial:
+                seconds = seconds_of(name, batch_size, repeats, torch.get_num_threads())
+                trial.measured(samples=batch_size, seconds=seconds, images_per_s=batch_size / seconds,
+                               limit_seconds=flops / peaks["float32"])  # fmt: skip
             for precision in precisions:
                 for called, build in systems(network, graph, images, precision, compiler):
-                    if system and called not in system and called != "eager":
+                    if system and called not in system and called not in (EAGER, PLAIN):
                         continue
                     if not system and called == "openvino" and find_spec("openvino") is None:
                         bench.remark("not compared, as it is not installed: openvino (pip install openvino)")
@@ -103,7 +117,7 @@ def engine(
                         system=called, model=name.removeprefix("torchvision:"), precision=precision
                     ) as trial:
                         started = time.perf_counter()
-                        run = build()
+                        run, note = build()
                         prepared = time.perf_counter() - started
                         seconds, found = best_of(repeats, run, images)
                         trial.measured(
@@ -113,8 +127,20 @@ def engine(
                             limit_seconds=flops / peaks[precision],
                             largest_error=error_of(expected, found),
                             compile_seconds=prepared,
+                            note=note,
                         )
         compiler.close()
+
+
+def _most(rows: list[Row]) -> list[Row]:
+    """With eager's seconds over each row's limit."""
+    eager = {row.model: row.seconds for row in rows if row.system == EAGER and row.seconds}
+    return [
+        row.filled(most_of_eager=theirs / row.limit_seconds)
+        if row.limit_seconds and (theirs := eager.get(row.model))
+        else row
+        for row in rows
+    ]
 
 
 def load(name: str, batch: int) -> tuple[nn.Module, Tensor]:
@@ -134,18 +160,19 @@ def load(name: str, batch: int) -> tuple[nn.Module, Tensor]:
 
 def systems(
     network: nn.Module, graph: Graph, images: Tensor, precision: Precision, compiler: Compiler
-) -> Iterator[tuple[str, Callable[[], Run]]]:
-    """By name, how to make ready what maps images to features; in bf16 eager stays float32 and is left out."""
+) -> Iterator[tuple[str, Callable[[], tuple[Run, str]]]]:
+    """By name, how to make ready what maps images to features, with what must be known of it; in bf16 eager stays
+    float32 and is left out."""
     if precision == "float32":
-        yield "eager", lambda: network
+        yield EAGER, lambda: (network, "")
     yield "folded", lambda: ours(graph, precision, None)
     yield "compiled", lambda: ours(graph, precision, compiler)
-    yield "torch.compile", lambda: torch_compile(network, images, precision)
-    yield "openvino", lambda: openvino(graph, images, precision)
+    yield "torch.compile", lambda: (torch_compile(network, images, precision), "")
+    yield "openvino", lambda: (openvino(graph, images, precision), "")
 
 
-def ours(graph: Graph, precision: Precision, compiler: Compiler | None) -> Run:
-    """Our engine: compiled, or as it runs before."""
+def ours(graph: Graph, precision: Precision, compiler: Compiler | None) -> tuple[Run, str]:
+    """Our engine: compiled, or as it runs before, and why. PeerError if it cannot be compiled."""
     import torch
 
     from hapi.engine.agreement import given, outputs
@@ -153,14 +180,20 @@ def ours(graph: Graph, precision: Precision, compiler: Compiler | None) -> Run:
 
     program = graph.whole
     takes = rewritten(program, precision)
+
+    def folded(images: Tensor) -> Tensor:
+        return outputs(takes(*given([images], takes)))[0].float()
+
     if compiler is None:
-        return lambda images: outputs(takes(*given([images], takes)))[0].float()
+        return folded, ""
     answer = compiler.wait(program, precision, torch.get_num_threads())
     run = answer.run
+    if run is None and answer.is_made:
+        return folded, f"runs as folded: {answer.why}"
     if run is None:
         raise PeerError(f"stays eager: {answer.why}")
     source = program if precision == "float32" else takes
-    return lambda images: run(*given([images], source))[0].float()
+    return lambda images: run(*given([images], source))[0].float(), ""
 
 
 def torch_compile(network: nn.Module, images: Tensor, precision: Precision) -> Run:
