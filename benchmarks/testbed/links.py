@@ -37,8 +37,9 @@ class ShapedLink:
     """A veth pair between namespaces."""
 
     remarks: tuple[str, ...] = (
-        "two network namespaces on one machine, both directions shaped by tbf with 20 ms of queue; "
-        "no delay was added (round trips take some 0.05 ms)",
+        "two network namespaces on one machine, both directions shaped by tbf, in whose queue each connection has two "
+        "packets of the kernel at most, so that they take turns and none is lost; no delay was added (round trips take "
+        "some 0.05 ms where nothing waits)",
         "bytes on the link are counted by the interface, all headers included",
     )
 

@@ -24,6 +24,11 @@ STORAGE_DEVICE, COMPUTE_DEVICE = "eth-s", "eth-c"
 TOOLS = ("unshare", "nsenter", "ip", "tc", "sleep")
 QUEUE_SECONDS = 0.02
 """How long a packet may wait at the shaper: a queue of a small router."""
+QUEUED_PACKETS, QUEUED_EACH = 64, 2
+"""Super-packets for which the shaper has room at least, and those of one connection that may wait there. With room for
+all, none is lost, and connections that have something to send take turns, as in routers that queue fairly. Without
+that, one of four over a slow link was given a fifth of its part for seconds (by BBR most, by Reno too), and as samples
+are handed out in order, the other three waited for it."""
 START_SECONDS = 10.0
 PLAIN_USER = 65534
 """Who a program is inside of a user namespace, if it is root outside: servers that drop root's rights cannot there."""
@@ -69,8 +74,8 @@ class Namespaces:
     def shape(self, bits_per_s: float | None) -> None:
         """Sets the rate of both directions; None takes the limit away."""
         for enter, device in ((self.enter_storage(), STORAGE_DEVICE), (self.enter_compute(), COMPUTE_DEVICE)):
-            for words in packet_sizes(device, bits_per_s):
-                with contextlib.suppress(NamespaceError):  # iproute2 before 6.3 does not know all of them
+            for words in (*packet_sizes(device, bits_per_s), waiting_bytes(bits_per_s)):
+                with contextlib.suppress(NamespaceError):  # iproute2 before 6.3 does not know all, nor do old kernels
                     self._run([*enter, *words])
             self._run([*enter, *shaping(device, bits_per_s)])
 
@@ -106,7 +111,7 @@ def shaping(device: str, bits_per_s: float | None) -> list[str]:
     if bits_per_s is None:
         return [*replace, "pfifo", "limit", "1000"]
     burst = int(max(super_packet(bits_per_s) + 1500, bits_per_s / 8 / 1000))
-    limit = int(burst + bits_per_s / 8 * QUEUE_SECONDS)
+    limit = int(burst + max(bits_per_s / 8 * QUEUE_SECONDS, QUEUED_PACKETS * super_packet(bits_per_s)))
     return [*replace, "tbf", "rate", f"{int(bits_per_s)}bit", "burst", f"{burst}b", "limit", f"{limit}b"]
 
 
@@ -114,6 +119,12 @@ def packet_sizes(device: str, bits_per_s: float | None) -> list[list[str]]:
     """Commands that keep the kernel's super-packets small enough for the shaper's bucket; not all exist everywhere."""
     size = str(super_packet(bits_per_s))
     return [["ip", "link", "set", device, name, size] for name in ("gso_max_size", "gso_ipv4_max_size")]
+
+
+def waiting_bytes(bits_per_s: float | None) -> list[str]:
+    """The command that bounds what one connection of a host may have waiting at its shaper (TCP small queues)."""
+    size = QUEUED_EACH * super_packet(bits_per_s)
+    return ["sh", "-c", f"echo {size} > /proc/sys/net/ipv4/tcp_limit_output_bytes"]
 
 
 def super_packet(bits_per_s: float | None) -> int:

@@ -72,10 +72,17 @@ def test_both_directions_are_shaped(system: FakeSystem) -> None:
     pair.shape(20e6)
     pair.shape(None)
     assert [line for line in system.ran if " tc " in line] == [
-        "nsenter -t 102 -n tc qdisc replace dev eth-s root tbf rate 20000000bit burst 17884b limit 67884b",
-        "nsenter -t 101 -n tc qdisc replace dev eth-c root tbf rate 20000000bit burst 17884b limit 67884b",
+        "nsenter -t 102 -n tc qdisc replace dev eth-s root tbf rate 20000000bit burst 17884b limit 1066460b",
+        "nsenter -t 101 -n tc qdisc replace dev eth-c root tbf rate 20000000bit burst 17884b limit 1066460b",
         "nsenter -t 102 -n tc qdisc replace dev eth-s root pfifo limit 1000",
         "nsenter -t 101 -n tc qdisc replace dev eth-c root pfifo limit 1000",
+    ]
+
+
+def test_connections_take_turns_in_a_queue_with_room_for_all(system: FakeSystem) -> None:
+    Namespaces(system.start, rootless=False, run=system.run).shape(20e6)
+    assert [line for line in system.ran if " sh " in line] == [
+        f"nsenter -t {host} -n sh -c echo 32768 > /proc/sys/net/ipv4/tcp_limit_output_bytes" for host in (102, 101)
     ]
 
 
