@@ -12,37 +12,39 @@ from benchmarks.baselines.published import freeze_cut
 from benchmarks.bench.photographs import photographs
 from benchmarks.bench.rows import Row
 from benchmarks.bench.run import Bench
-from benchmarks.sweep.cases import CutPace, Shares, Stream, best_of, measure_streams
+from benchmarks.sweep.cases import measure_streams
 from benchmarks.sweep.earlier import Earlier
-from benchmarks.sweep.judgement import COLUMNS, CUT, is_shown, judged, sentences
+from benchmarks.sweep.judgement import COLUMNS, CUT, PROMISED, is_shown, judged, sentences
 from benchmarks.sweep.plots import plots
+from benchmarks.sweep.remarks import PAYLOAD, remarks
+from benchmarks.sweep.streams import CutPace, Shares, Stream
+from benchmarks.sweep.uncertainty import best_cut, error_of_ratio, spread, verdict_on
 from benchmarks.testbed.dialogue import Dialogue, dialogue
-from benchmarks.testbed.others import DISTURBED, TRIES, Watcher, least_disturbed
+from benchmarks.testbed.others import TRIES, Watcher, least_disturbed
 from benchmarks.testbed.processes import ProgramFailedError
 from benchmarks.testbed.services import Store, start_server, start_store
 from benchmarks.testbed.testbed import Testbed, open_testbed
 from hapi.errors import InputError
 from hapi.plan import Link, Plan, Profile
 from hapi.units import format_bandwidth, parse_bandwidth
+from profiler.measuring import CPU_BATCH
 
 MODELS = ("alexnet", "resnet18", "squeezenet1_1", "mobilenet_v2", "shufflenet_v2_x1_0", "resnet50")
 BANDWIDTHS = ("20mbit", "63mbit", "200mbit", "500mbit", "1gbit", "2gbit")
 QUICK_MODELS, QUICK_BANDWIDTHS = ("alexnet",), ("20mbit", "100mbit", "1gbit")
 POLICIES = ("none", "all", "static", "paper", "paper-v1", "single", "mix")
 PHOTOGRAPHS, QUICK_PHOTOGRAPHS = 128, 64
-SECONDS, QUICK_SECONDS = 0.75, 0.5
+SECONDS, QUICK_SECONDS = 1.5, 1.0
 PLANNED_SAMPLES = 50_000
 """Of the job that is planned: so many that its beginning does not count, as in what is measured."""
 OPEN_SECONDS, PROFILE_SECONDS, MOST_SECONDS = 180.0, 180.0, 30.0
 SPARE_SECONDS = 60.0
-SETTLE_SECONDS = 0.5
+SETTLE_SECONDS, MOST_SETTLE_SECONDS = 0.5, 4.0
 LATENCY_SECONDS = 0.0002
-PAYLOAD = 1448 / 1514
-"""Of an Ethernet frame of 1500 bytes, what is neither its header nor IP's nor TCP's (with time stamps): the shaper
-counts frames, the planner bytes of features."""
 MIXED = "mixed:"
 """Before the policy that chose it: the name of a stream of several cuts."""
-SERVE = ("--feature-cache-bytes", "0", "--engine", "eager")
+SERVE = ("--feature-cache-bytes", "0", "--engine", "eager", "--max-batch", str(CPU_BATCH))
+"""As it measures itself for a profile: how it finds other batch sizes takes hundreds of samples of each cut."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def run(settings: Settings, *, report: Path | None = None, as_json: bool = False
         photographs(settings.data, settings.photographs, seed=settings.seed) as folder,
         open_testbed(settings.testbed) as bed,
     ):
-        for remark in (*bed.remarks, *_remarks(settings, bed)):
+        for remark in (*bed.remarks, *remarks(settings.watched_seconds, is_shaped=bed.kind == "namespaces")):
             bench.remark(remark)
         earlier.give(bench)
         store = start_store(bed, folder)
@@ -175,7 +177,7 @@ class Network:
     def settle(self) -> None:
         """Runs each cut for a moment: the server places its prefix, and finds the batch size that suits it."""
         for cut in self.profile.cuts:
-            self._ask(((cut.name, 1.0),), SETTLE_SECONDS, None, SETTLE_SECONDS)
+            self._ask(((cut.name, 1.0),), SETTLE_SECONDS, None, MOST_SETTLE_SECONDS)
 
     def at(
         self, bench: Bench, name: str, rate: float, policies: Sequence[str], faster: Mapping[str, CutPace]
@@ -186,14 +188,20 @@ class Network:
         plans = {policy: self._plan(job, policy) for policy in policies}
         streams = self._streams(job, plans, payload)
         bench.say(f"{name} at {format_bandwidth(rate)}:")
-        found = measure_streams(streams, faster, self.watch, self._settings.watched_seconds)
-        best = best_of(found, streams)
+        found = measure_streams(streams, faster, self.watch)
+        best, noise = best_cut(found, streams), spread(found.values())
         situation = {"model": name, "bandwidth_bits_per_s": rate, "epochs": 1, "batch_size": self._settings.batch_size}
         for policy, chosen in plans.items():
             with bench.trial(system=policy, **situation) as trial:
                 trial.measured(**self._of_plan(policy, chosen, found))
                 if best is not None:
-                    trial.measured(best_cut=best, best_seconds=found[best].seconds)
+                    ours = stream_of(policy, chosen)
+                    trial.measured(
+                        best_cut=best.name,
+                        best_seconds=best.seconds,
+                        ratio_error=error_of_ratio(found[ours], found[best.name], noise),
+                        is_near=verdict_on(ours, found, streams, noise).value,
+                    )
         for cut in job.cuts:
             pace, stream = found[cut.name], streams[cut.name]
             costs = {"server_seconds": cut.server_seconds, "client_seconds": cut.client_seconds, "bytes": cut.out_bytes}
@@ -205,8 +213,9 @@ class Network:
             bench.rows.append(row)  # not one line each
         return found
 
-    def watch(self, shares: Shares, seconds: float, give_up: float | None) -> dict[str, Any]:
-        """Lets the client run a mix of cuts; see `cases.Watch`. Again, if others had much of the processors."""
+    def watch(self, shares: Shares, give_up: float | None) -> dict[str, Any]:
+        """Lets the client run a mix of cuts; see `streams.Watch`. Again, if others had much of the processors."""
+        seconds = self._settings.watched_seconds
         answer, usage, tries = least_disturbed(self._watcher, lambda: self._ask(shares, seconds, give_up))
         told = {"storage_cpu_seconds": usage.storage_seconds, "others": usage.others, "low": usage.low}
         return {**answer, **told, "tries": tries}
@@ -220,17 +229,19 @@ class Network:
 
     def _streams(self, job: Profile, plans: Mapping[str, Plan], payload: float) -> dict[str, Stream]:
         """Every cut by its name, and every plan of several cuts by its policy's."""
-        wanted = {plan.cuts[0].name for plan in plans.values() if len(plan.cuts) == 1}
+        wanted = {stream_of(policy, chosen) for policy, chosen in plans.items()}
+        promised = {stream_of(policy, chosen) for policy, chosen in plans.items() if policy in PROMISED}
         floors = {cut.name: 8 * cut.out_bytes / payload for cut in job.cuts}
         streams = {
-            cut: Stream(((cut, 1.0),), per_sample(self._plan(job, cut)), floor, cut in wanted)
+            cut: Stream(((cut, 1.0),), per_sample(self._plan(job, cut)), floor, cut in wanted, cut in promised)
             for cut, floor in floors.items()
         }
         for policy, chosen in plans.items():
             if len(chosen.cuts) > 1:
                 shares = tuple((share.name, share.share) for share in chosen.cuts)
                 floor = sum(share * floors[cut] for cut, share in shares)
-                streams[MIXED + policy] = Stream(shares, per_sample(chosen), floor, True)
+                name = stream_of(policy, chosen)
+                streams[name] = Stream(shares, per_sample(chosen), floor, True, name in promised)
         return streams
 
     def _plan(self, job: Profile, policy: str) -> Plan:
@@ -242,7 +253,7 @@ class Network:
 
     def _of_plan(self, policy: str, chosen: Plan, found: Mapping[str, CutPace]) -> dict[str, Any]:
         """A policy's values: its cut, or its mix, as it was measured."""
-        pace = found[chosen.cuts[0].name if len(chosen.cuts) == 1 else MIXED + policy]
+        pace = found[stream_of(policy, chosen)]
         values: dict[str, Any] = {
             "cuts": [share.to_json() for share in chosen.cuts],
             "predicted_seconds": per_sample(chosen),
@@ -253,6 +264,11 @@ class Network:
         if len(chosen.cuts) == 1:  # its readings are with the cut's row
             return {**values, "seconds": pace.seconds, "is_bound": pace.is_bound}
         return {**values, **_seen(pace)}
+
+
+def stream_of(policy: str, chosen: Plan) -> str:
+    """The name of the stream that a plan makes: its cut's, or one of the policy's own."""
+    return chosen.cuts[0].name if len(chosen.cuts) == 1 else MIXED + policy
 
 
 def name_of(model: str) -> str:
@@ -269,22 +285,3 @@ def per_sample(plan: Plan) -> float:
     """Predicted seconds of one sample in a long stream."""
     assert plan.predicted_seconds is not None
     return plan.predicted_seconds / PLANNED_SAMPLES
-
-
-def _remarks(settings: Settings, bed: Testbed) -> list[str]:
-    return [
-        "seconds are per sample of a steady stream through the DataLoader, head training included, features neither "
-        "compressed nor kept anywhere; both tiers run eager engines, so that no compiling in the background disturbs",
-        "the planner is told the bandwidth"
-        + (f", {100 * PAYLOAD:.1f} % of the set rate: what frames leave for data" * (bed.kind == "namespaces"))
-        + "; the limit is the linear program's over the measured profile",
-        f"each stream was watched for {settings.watched_seconds:g} s after its pipeline had filled, with at most "
-        "twice as much under way and waiting as is asked for at once; those within 10 % of the best cut were watched "
-        "twice more, in turns and for three times as long; cuts known to be 1.5 times slower than the best were given "
-        "up, and choices known to be 3 times slower: they are at least so slow",
-        f"where others had more than {100 * DISTURBED:.0f} % of a host's processors a stream was watched again, and a "
-        f"network profiled again, {TRIES} times at most: the least disturbed try counts, and `others` of a reading in "
-        "the JSON tells, `low` of work at a low priority, which was let be",
-        "a cut that no policy chose, and whose bytes the link carries in a third of the time that the cut took over a "
-        "faster link, counts as measured there, unless that is near the best: then it was watched at this link, too",
-    ]

@@ -10,6 +10,7 @@ from statistics import fmean
 from benchmarks.bench.rows import Row
 from benchmarks.bench.table import BANDWIDTH, LIMIT, MODEL, SYSTEM, Column, share, times
 from benchmarks.e2e.judgement import cuts_text
+from benchmarks.sweep.uncertainty import NEAR, Verdict
 from hapi.units import format_seconds
 
 CUT = "cut:"
@@ -28,9 +29,12 @@ COLUMNS = (
     LIMIT,
     Column("best_seconds", "best cut's", format_seconds),
     Column("ratio_to_best", "of best", times),
+    Column("ratio_error", "+-", share),
+    Column("is_near", "within 5 %", is_text=True),
     Column("ratio_to_limit", "of limit", times),
     Column("cases", "cases"),
     Column("within_5_of_best", "within 5 % of best", share),
+    Column("open_cases", "open"),
     Column("within_10_of_best", "within 10 %", share),
     Column("within_5_of_limit", "within 5 % of limit", share),
     Column("mean_ratio", "mean of best", times),
@@ -82,12 +86,14 @@ def sentences(rows: list[Row]) -> list[str]:
         if row.model == EVERY and best is not None:
             near = f"{100 * best:.0f} % of {row.get('cases')} cases within 5 % of the best cut measured"
             most = "" if limit is None else f", {100 * limit:.0f} % within 5 % of the limit"
-            found.append(f"{row.system}: {near}{most}.")
+            open_cases = row.get("open_cases")
+            told = f" ({open_cases} of the cases could be either by what their readings differ)" if open_cases else ""
+            found.append(f"{row.system}: {near}{told}{most}.")
     if noise := differences(rows):
         middle, most_times = (100 * (quantile(noise, part) or 0.0) for part in (0.5, 0.9))
         found.append(
             f"Two readings of one stream differ by {middle:.1f} % (median of {len(noise)} pairs), nine of ten by no "
-            f"more than {most_times:.1f} %: shares within 5 % are as uncertain."
+            f"more than {most_times:.1f} %; `ratio_error` of a row is the standard error that is left."
         )
     readings = [reading for row in rows for reading in row.get("readings") or () if not row.get("is_carried")]
     if others := quantile([reading.get("others", 0.0) + reading.get("low", 0.0) for reading in readings], 0.5):
@@ -112,9 +118,10 @@ def _sum_up(system: str, cases: list[Row]) -> Row:
     limits = [row.get("ratio_to_limit") for row in cases if row.get("ratio_to_limit") is not None]
     summary = Row("sweep", system, model=EVERY).filled(
         cases=len(cases),
-        within_5_of_best=_share(ratios, 1.05),
+        within_5_of_best=_share(ratios, NEAR),
+        open_cases=sum(row.get("is_near") == Verdict.OPEN.value for row in cases),
         within_10_of_best=_share(ratios, 1.10),
-        within_5_of_limit=_share(limits, 1.05),
+        within_5_of_limit=_share(limits, NEAR),
         mean_ratio=fmean(ratios) if ratios else None,
         worst_ratio=max(ratios, default=None),
     )

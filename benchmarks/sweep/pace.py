@@ -15,6 +15,11 @@ LEAST_ROUNDS = 1.25
 Samples arrive in bursts: requests that are under way together share server and link, and end nearly together."""
 
 
+STARTING = 0.5
+"""Seconds that a stream may take to begin, which do not count against it: it makes connections, and the server may see
+the cut for the first time."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """How long a stream is watched.
@@ -75,13 +80,13 @@ def watch(batches: Iterable[int], rule: Rule, clock: Callable[[], float]) -> Pac
                 if now - filled_at >= rule.seconds and rounds >= LEAST_ROUNDS:
                     return Pace(pace_of(arrivals, rule.round_samples), total, now)
             # all that is under way may be done but for its last bytes: no more than that was made meanwhile
-            is_slower = rule.give_up is not None and now > rule.give_up * (total + rule.fill_samples)
+            is_slower = rule.give_up is not None and now - STARTING > rule.give_up * (total + rule.fill_samples)
             if is_slower or now > rule.most_seconds:
                 break
     except BatchTimeoutError:
         pass
     elapsed = clock() - began
-    return Pace(elapsed / (total + rule.fill_samples), total, elapsed, is_bound=True)
+    return Pace(max(0.0, elapsed - STARTING) / (total + rule.fill_samples), total, elapsed, is_bound=True)
 
 
 def pace_of(arrivals: Sequence[tuple[int, float]], round_samples: int) -> float:

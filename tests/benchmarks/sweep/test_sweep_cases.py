@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 
-from benchmarks.sweep.cases import ROUNDS, CutPace, Shares, Stream, best_of, measure_streams
+from benchmarks.sweep.cases import MOST_ROUNDS, measure_streams
+from benchmarks.sweep.streams import CutPace, Shares, Stream
+from benchmarks.sweep.uncertainty import best_cut
 
 TRUE = {"input": 0.040, "a": 0.012, "b": 0.010, "output": 0.031, "mixed:mix": 0.0095}
 PREDICTED = {"input": 0.044, "a": 0.011, "b": 0.0105, "output": 0.028}
@@ -16,11 +19,11 @@ class Tiers:
     """Gives the true paces, and remembers what was asked."""
 
     def __init__(self, **paces: float) -> None:
-        self._paces, self.asked = {**TRUE, **paces}, list[tuple[str, float, float | None]]()
+        self._paces, self.asked = {**TRUE, **paces}, list[tuple[str, float | None]]()
 
-    def watch(self, shares: Shares, seconds: float, give_up: float | None) -> dict[str, Any]:
+    def watch(self, shares: Shares, give_up: float | None) -> dict[str, Any]:
         name = shares[0][0] if len(shares) == 1 else "mixed:mix"
-        self.asked.append((name, seconds, give_up))
+        self.asked.append((name, give_up))
         pace = self._paces[name]
         is_bound = give_up is not None and pace > give_up
         bound = give_up if is_bound and give_up is not None else pace
@@ -28,74 +31,79 @@ class Tiers:
 
     @property
     def names(self) -> list[str]:
-        return [name for name, _, _ in self.asked]
+        return [name for name, _ in self.asked]
 
 
-def streams(*wanted: str, **floors: float) -> dict[str, Stream]:
+def streams(*wanted: str, promised: str | None = None, **floors: float) -> dict[str, Stream]:
     return {
-        name: Stream(((name, 1.0),), predicted, floors.get(name, 0.001), name in wanted)
+        name: Stream(((name, 1.0),), predicted, floors.get(name, 0.001), name in wanted, name == promised)
         for name, predicted in PREDICTED.items()
     }
 
 
-MIX = Stream((("input", 0.2), ("b", 0.8)), 0.009, 0.001, True)
+MIX = Stream((("input", 0.2), ("b", 0.8)), 0.009, 0.001, True, True)
 
 
 def test_the_fastest_by_the_profile_come_first_and_choices_are_given_up_later() -> None:
     tiers = Tiers()
-    wanted = streams("output")
-    found = measure_streams(wanted, {}, tiers.watch, 1.0)
-    assert tiers.asked[:4] == [
-        ("b", 1.0, None),
-        ("a", 1.0, pytest.approx(0.015)),
-        ("output", 1.0, pytest.approx(0.030)),
-        ("input", 1.0, pytest.approx(0.015)),
+    found = measure_streams(streams("output"), {}, tiers.watch)
+    assert tiers.asked == [
+        ("b", None),
+        ("a", pytest.approx(0.013)),
+        ("output", pytest.approx(0.020)),
+        ("input", pytest.approx(0.013)),
     ]
     assert (found["input"].is_bound, found["output"].is_bound, found["a"].is_bound) == (True, True, False)
-    assert found["input"].seconds == pytest.approx(0.015)
+    assert found["input"].seconds == pytest.approx(0.013)
     assert "given up after 3.0 s" in found["input"].why
-    assert best_of(found, wanted) == "b"
 
 
 def test_cuts_that_the_link_or_a_faster_link_rules_out_are_not_watched() -> None:
     tiers = Tiers()
     faster = {name: CutPace(pace) for name, pace in TRUE.items()}
-    every = streams(input=0.050)
-    found = measure_streams(every, faster, tiers.watch, 1.0)
-    assert set(tiers.names) == {"b"}  # the best must be seen here
+    found = measure_streams(streams("b", input=0.050), faster, tiers.watch)
+    assert tiers.names == ["b"]  # the best must be seen here
     assert (found["input"].seconds, found["output"].seconds) == (0.050, 0.031)
     assert found["input"].why == "the link alone needs that for its bytes"
     assert "faster link" in found["output"].why
     assert (found["a"].is_carried, found["b"].is_carried) == (True, False)
-    assert best_of(found, every) == "b"
 
 
-def test_where_the_link_may_hold_a_cut_up_it_is_watched_again() -> None:
-    tiers = Tiers(b=0.014)
-    faster = {name: CutPace(pace) for name, pace in TRUE.items()}
-    every = streams(b=0.005)
-    found = measure_streams(every, faster, tiers.watch, 1.0)
-    assert set(tiers.names) == {"a", "b"}
-    assert (best_of(found, every), found["a"].is_carried) == ("a", False)
-    assert measure_streams(streams("output"), faster, tiers.watch, 1.0)["output"].is_carried is False
-
-
-def test_those_near_the_best_are_watched_again_in_turns_and_for_longer() -> None:
+def test_what_was_carried_and_may_be_the_best_is_watched() -> None:
     tiers = Tiers(a=0.0105)
+    faster = {name: CutPace(pace) for name, pace in {**TRUE, "a": 0.0105}.items()}
+    found = measure_streams(streams(), faster, tiers.watch)
+    assert Counter(tiers.names) == {"a": 1, "b": 1}
+    assert [name for name, pace in found.items() if pace.is_carried] == ["output", "input"]
+
+
+def test_a_choice_is_read_again_until_it_is_certain_whether_it_is_near_the_best() -> None:
+    tiers = Tiers(a=0.0103)
+    found = measure_streams(streams("a", promised="a"), {}, tiers.watch)
+    assert 1 < len(found["a"].readings) <= 1 + MOST_ROUNDS
+    assert len(found["a"].readings) == len(found["b"].readings)
+    assert tiers.names[4:6] == ["b", "a"]  # in turns, with the cut that leaves it open
+    assert found["a"].seconds == pytest.approx(0.0103)
+
+
+def test_a_choice_that_is_clearly_the_best_or_clearly_not_is_read_once() -> None:
+    for promised, pace in (("b", 0.008), ("output", 0.019)):
+        tiers = Tiers(**{promised: pace})
+        measure_streams(streams(promised, promised=promised), {}, tiers.watch)
+        assert max(Counter(tiers.names).values()) == 1
+
+
+def test_a_promised_mix_is_held_against_cuts_and_is_never_the_best_of_them() -> None:
     every = {**streams(), "mixed:mix": MIX}
-    found = measure_streams(every, {}, tiers.watch, 1.0)
-    assert [len(found[name].readings) for name in ("a", "b", "mixed:mix")] == [1 + ROUNDS] * 3
-    assert tiers.names[-3 * ROUNDS :] == ["mixed:mix", "b", "a"] * ROUNDS
-    assert {(name, seconds) for name, seconds, _ in tiers.asked[-3:]} == {("mixed:mix", 6.0), ("b", 3.0), ("a", 3.0)}
-    assert found["a"].seconds == pytest.approx(0.0105)
+    tiers = Tiers(**{"mixed:mix": 0.0099})
+    found = measure_streams(every, {}, tiers.watch)
+    assert len(found["mixed:mix"].readings) > 1
+    best = best_cut(found, every)
+    assert best is not None
+    assert best.name == "b"
 
 
-def test_a_mix_is_never_the_best_cut() -> None:
-    every = {**streams(), "mixed:mix": MIX}
-    found = measure_streams(every, {}, Tiers().watch, 1.0)
-    assert found["mixed:mix"].seconds < found["b"].seconds
-    assert best_of(found, every) == "b"
-
-
-def test_nothing_is_the_best_where_everything_was_given_up() -> None:
-    assert best_of({"a": CutPace(1.0, is_bound=True)}, streams()) is None
+def test_rounds_are_bounded() -> None:
+    tiers = Tiers(a=0.0105)
+    measure_streams(streams("a", promised="a"), {}, tiers.watch, rounds=2)
+    assert Counter(tiers.names)["a"] <= 3

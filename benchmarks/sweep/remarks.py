@@ -1,0 +1,37 @@
+"""How the sweep measures, in the words that stand beside its results."""
+
+from __future__ import annotations
+
+from benchmarks.sweep.cases import FAR, HOPELESS, MOST_ROUNDS
+from benchmarks.sweep.uncertainty import SURE
+from benchmarks.testbed.others import DISTURBED, TRIES
+
+PAYLOAD = 1448 / 1514
+"""Of an Ethernet frame of 1500 bytes, what is neither its header nor IP's nor TCP's (with time stamps): the shaper
+counts frames, the planner bytes of features."""
+
+
+def remarks(watched_seconds: float, *, is_shaped: bool) -> list[str]:
+    """What a reader must know. `is_shaped`: the link counts frames."""
+    frames = f", {100 * PAYLOAD:.1f} % of the set rate: what frames leave for data" if is_shaped else ""
+    return [
+        "seconds are per sample of a steady stream through the DataLoader, head training included, features neither "
+        "compressed nor kept anywhere; both tiers run eager engines, so that no compiling in the background disturbs, "
+        "and the server takes at most 8 samples at once, as in its profile: how it finds larger batches is no matter "
+        "of cuts, and takes hundreds of samples of each",
+        f"the planner is told the bandwidth{frames}; the limit is the linear program's over the measured profile",
+        f"a reading is {watched_seconds:g} s of a stream after its pipeline had filled; each stream has one at first; "
+        f"cuts known to be {HOPELESS:g} times slower than the best are given up, and choices known to be {FAR:g} times "
+        "slower: they are at least so slow, and so is a cut whose bytes alone take the link as long",
+        f"a choice is near the best if it takes at most 5 % longer than any cut; where that is not {SURE:g} standard "
+        "errors away from either answer, the choice and the cuts that leave it open are read again in turns, "
+        f"{MOST_ROUNDS} times at most; `is_near` says yes, no or open, `ratio_error` the standard error of the ratio, "
+        "from how much readings of one stream differ (of all streams at that bandwidth together)",
+        "the best cut's seconds are told by the half of its readings that did not choose it, where the other half "
+        "would choose another: the least of several noisy means is too small",
+        f"where others had more than {100 * DISTURBED:.0f} % of a host's processors a stream was watched again, and a "
+        f"network profiled again, {TRIES} times at most: the least disturbed try counts, and `others` of a reading in "
+        "the JSON tells, `low` of work at a low priority, which was let be",
+        "a cut that no policy chose, and whose bytes the link carries in a third of the time that the cut took over a "
+        "faster link, counts as measured there, unless that is near the best: then it was watched at this link, too",
+    ]
