@@ -38,7 +38,7 @@ from storage_server.extraction.pipeline import Extraction, Job
 from storage_server.extraction.rehearsal import Rehearsals
 from storage_server.extraction.sizing import BatchPolicy, KneePolicy
 from storage_server.extraction.stages import Stages
-from storage_server.extraction.trial import as_run, seconds_per_sample
+from storage_server.extraction.trial import answer_seconds, as_run, seconds_per_sample
 from storage_server.features.opening import open_features
 from storage_server.features.served import ServedCuts
 from storage_server.features.starts import Start, starts_of
@@ -293,15 +293,19 @@ class Service:
         tenant: Tenant,
         cut: str,
     ) -> float | None:
-        """Seconds per sample of a request that is run here; None for a prefix that there is no memory for."""
+        """Seconds per sample of requests that are run here; None for a prefix that there is no memory for."""
         try:
             part = None if cut == INPUT else self._fitting(lease, cut, precision)
         except MemoryBudgetError:  # an early cut may take more in the queues than the deepest
             return None
         source = Source(manifest, self.datasets.store(manifest), None if part is None else transform)
-        indices, own = spread(len(manifest), samples), Cancel()  # each request ends with a cancel of its own
-        with cancel.calling(partial(own.set, "the profile is not wanted any more")):
-            return seconds_per_sample(self._run(Job(source, indices, part, flow=tenant.flow), own), len(indices))
+
+        def whole(count: int) -> float:
+            own, job = Cancel(), Job(source, spread(len(manifest), count), part, flow=tenant.flow)
+            with cancel.calling(partial(own.set, "the profile is not wanted any more")):
+                return answer_seconds(self._run(job, own))  # a request ends with a cancel of its own
+
+        return seconds_per_sample(whole, min(samples, len(manifest)))
 
     def _deepest(self, lease: Lease, precision: Precision) -> Prefix:
         """The whole model, or as much of it as fits here."""

@@ -11,8 +11,8 @@ from profiler import LoadCost, TierProfile, TierRow
 
 PASSES = 2
 """Of each request, of which the faster one counts."""
-FILLING = 0.25
-"""Part of an answer, by bytes, after which all stages work."""
+SHORT = 0.25
+"""Part of a trial's samples for which a request is run that its own is held against."""
 LIGHT = 0.25
 """Part of the whole network's seconds that the prefix of a trial may take, so that trials are short."""
 
@@ -20,13 +20,13 @@ LIGHT = 0.25
 def as_run(load: LoadCost, tier: TierProfile, seconds: Callable[[str], float | None]) -> LoadCost:
     """What loading takes in a request: measured apart it lacks what rows cost in queues, between threads and in frames.
 
-    `seconds(cut)` runs a request and tells its seconds per sample, that of cut `input` reads only; None if there is no
+    `seconds(cut)` runs requests and tells their seconds per sample, that of cut `input` reads only; None if there is no
     memory for it. What a computed cut takes beyond its graph and its bytes counts as loading. Nothing becomes less than
     it is apart.
     """
-    read = max(load.read_seconds, _fastest(seconds, INPUT) or 0.0)
+    read = max(load.read_seconds, seconds(INPUT) or 0.0)
     row = light_row(tier)
-    whole = None if row is None else _fastest(seconds, row.name)
+    whole = None if row is None else seconds(row.name)
     if row is None or whole is None:
         return replace(load, read_seconds=read)
     if tier.computes_while_loading:  # whichever is slower sets the pace
@@ -45,21 +45,22 @@ def light_row(tier: TierProfile) -> TierRow | None:
     return min(light, key=lambda row: row.out_bytes, default=None)
 
 
-def seconds_per_sample(pieces: Iterable[bytes], samples: int, clock: Callable[[], float] = perf_counter) -> float:
-    """Of an answer with so many samples, once it flows; of the whole answer if it comes in too few pieces to tell."""
+def seconds_per_sample(whole: Callable[[int], float], samples: int) -> float:
+    """What a request with so many samples takes for each more than a shorter one, where `whole(n)` runs one with n.
+
+    Reading runs ahead of the answer: most of it is over when the first samples come, so how fast the others follow does
+    not tell what they took.
+    """
+    short = int(SHORT * samples)
+    seconds = min(whole(samples) for _ in range(PASSES))
+    if not short:
+        return seconds / samples
+    return max(0.0, seconds - min(whole(short) for _ in range(PASSES))) / (samples - short)
+
+
+def answer_seconds(pieces: Iterable[bytes], clock: Callable[[], float] = perf_counter) -> float:
+    """Of a whole answer, from the request to its end."""
     began = clock()
-    moments, total = list[tuple[int, float]](), 0
-    for piece in pieces:
-        total += len(piece)
-        moments.append((total, clock()))
-    ended = moments[-1][1] if moments else clock()
-    flowing = [(size, at) for size, at in moments if FILLING * total <= size <= (1 - FILLING) * total]
-    if not flowing or not total:
-        return (ended - began) / samples
-    size, at = flowing[0]
-    return (ended - at) / (1 - size / total) / samples
-
-
-def _fastest(seconds: Callable[[str], float | None], cut: str) -> float | None:
-    taken = [seconds(cut) for _ in range(PASSES)]
-    return min((one for one in taken if one is not None), default=None)
+    for _ in pieces:
+        pass
+    return clock() - began

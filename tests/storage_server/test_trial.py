@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from profiler import LoadCost, TierProfile, TierRow
-from storage_server.extraction.trial import PASSES, as_run, light_row, seconds_per_sample
+from storage_server.extraction.trial import PASSES, answer_seconds, as_run, light_row, seconds_per_sample
 
 ROWS = (
     TierRow("input", 600, 0.0, 0.020),
@@ -36,13 +36,7 @@ def test_what_a_request_takes_beyond_graph_and_bytes_is_loading() -> None:
     requests = Requests(input=0.007, b=0.0143)
     found = as_run(LOAD, TIER, requests)
     assert (found.read_seconds, found.load_seconds) == (0.007, pytest.approx(0.010))  # 14.3 - 4 - 0.3 ms
-    assert requests.asked == ["input"] * PASSES + ["b"] * PASSES
-
-
-def test_the_faster_pass_counts() -> None:
-    taken = iter([0.009, 0.007, 0.0143, 0.020])
-    found = as_run(LOAD, TIER, lambda _: next(taken))
-    assert (found.read_seconds, found.load_seconds) == (0.007, pytest.approx(0.010))
+    assert requests.asked == ["input", "b"]
 
 
 def test_nothing_becomes_less_than_it_is_apart() -> None:
@@ -67,19 +61,30 @@ def test_the_trial_is_light_in_seconds_and_bytes_and_fits() -> None:
     assert light_row(replace(TIER, rows=heavy)) == heavy[1]
 
 
-def test_an_answer_counts_once_it_flows() -> None:
+def test_what_more_samples_take_counts_and_the_faster_pass_of_each() -> None:
+    asked = []
+
+    def whole(count: int) -> float:
+        asked.append(count)
+        return 1.0 + 0.05 * count + (0.2 if len(asked) % PASSES else 0.0)  # a second until anything comes
+
+    assert seconds_per_sample(whole, 32) == pytest.approx(0.05)
+    assert asked == [32] * PASSES + [8] * PASSES
+
+
+def test_a_request_that_cannot_be_shorter_counts_whole() -> None:
+    assert seconds_per_sample(lambda count: 0.1 * count, 3) == pytest.approx(0.1)
+    assert seconds_per_sample(lambda count: 1.0, 32) == 0.0
+
+
+def test_an_answer_is_timed_to_its_end() -> None:
     now = 0.0
 
     def pieces() -> Iterator[bytes]:
         nonlocal now
-        for seconds in (5.0, *[0.1] * 9):
+        for seconds in (5.0, 0.1, 0.1):
             now += seconds
-            yield b"x" * 10
+            yield b"piece"
+        now += 1.0
 
-    # the first piece comes late; from the third on seven tenths of the samples take 0.7 s
-    assert seconds_per_sample(pieces(), 20, clock=lambda: now) == pytest.approx(0.05)
-
-
-def test_an_answer_of_one_piece_counts_whole() -> None:
-    ticks = iter([1.0, 3.0])
-    assert seconds_per_sample([b"all"], 4, clock=lambda: next(ticks)) == pytest.approx(0.5)
+    assert answer_seconds(pieces(), clock=lambda: now) == pytest.approx(6.2)
