@@ -36,6 +36,7 @@ class Decision:
         self._lock = threading.RLock()
         self._plan: Plan | None = None
         self._replanner: Replanner | None = None
+        self._is_dealt_late = False
         self.observer: Observer | None = None
         """Of what the tiers and the link give, if the plan is followed."""
 
@@ -62,14 +63,19 @@ class Decision:
         with self._lock:
             self._plan = plan
 
+    def deal_late(self) -> None:
+        """Spans go where there is room for them, also by a plan that does not change."""
+        self._is_dealt_late = True
+
     def follow(self, plan: Plan, profile: Profile, pushdown: str, activity: Activity, server: ServerClient) -> None:
         """Begins to watch the rates that a plan was made from."""
         self.observer = Observer(profile, activity)
         self._replanner = Replanner(plan, profile, policy_of(pushdown), self.observer, probe=lambda: probed(server))
 
     def dealing(self, default: tuple[str, str], sizes: Callable[[Plan], Mapping[str, int]]) -> Dealing | None:
-        """What deals spans of such sizes by the plan of the moment; None for a plan that will not change."""
-        return Dealing(lambda: self.plan, self.reconsider, default, sizes) if self.is_followed else None
+        """What deals spans of such sizes by the plan of the moment; None where they are dealt beforehand."""
+        is_late = self.is_followed or self._is_dealt_late
+        return Dealing(lambda: self.plan, self.reconsider, default, sizes) if is_late else None
 
     def finished(self, finished: Finished) -> None:
         """A span is done."""

@@ -92,6 +92,8 @@ class Execution:
         self._decision = Decision(self._decide, self._prepare)
         if isinstance(pushdown, Plan):
             self._decision.adopt(self._checked(pushdown))
+            if replan and len(pushdown.cuts) > 1:
+                self._decision.deal_late()
         if server is not None:
             self._teacher = Teacher(server, dataset, lambda: backbone.graph(self._transform))
             self._restorer = Restorer(self._teacher.restore)

@@ -89,7 +89,8 @@ class DataLoader:
             for as it asks (Retry-After), with fewer requests in flight; what can never fit is an error at once.
         link: bandwidth and latency for the planner; default: measured.
         replan: let a measured plan (`auto`, `mix`, `single`) follow the rates of link and tiers while the job runs;
-            `plan.history` tells what changed, and why. The features are the same at every cut.
+            `plan.history` tells what changed, and why. The features are the same at every cut. A Plan that was given
+            stays, but which samples take which of its cuts depends on where there is room; with False it does not.
         rank, world_size: this process's share of every epoch; default: those of torch.distributed if it is
             initialised. All ranks have the same number of batches. A sampler of your own replaces this.
         weights: for a backbone given by name: `DEFAULT`, `none`, or a safetensors file.
