@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks.sweep.streams import CutPace, Stream, Watch
@@ -16,12 +17,22 @@ SPARE = 3.0
 one: the link did not hold it up there, and does not here."""
 CLOSE = 1.12
 """What was measured over a faster link says nothing of a cut that may be so near the best: that is watched here."""
-MOST_ROUNDS = 5
-"""How often streams are watched again, in turns, unless it is certain before whether each choice is near the best."""
+FIRST = 0.5
+"""Part of the usual time for which each stream is watched at first, to see which of them matter."""
+MOST_RIVALS = 4
+"""Cuts that a choice is held against in one turn, the fastest of those that leave open whether it is near the best."""
+MOST_ROUNDS, MOST_SECONDS = 5, 40.0
+"""How often those are watched again, in turns, unless it is certain before whether each choice is near the best; after
+so many seconds no further turn is begun."""
 
 
 def measure_streams(
-    streams: Mapping[str, Stream], faster: Mapping[str, CutPace], watch: Watch, *, rounds: int = MOST_ROUNDS
+    streams: Mapping[str, Stream],
+    faster: Mapping[str, CutPace],
+    watch: Watch,
+    *,
+    rounds: int = MOST_ROUNDS,
+    clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, CutPace]:
     """Every stream by its name; the fastest by the profile first, so that what is hopeless is given up early.
 
@@ -38,10 +49,13 @@ def measure_streams(
         found[name] = _surveyed(name, streams, faster, found, watch)
     for name, pace in list(found.items()):
         if pace.is_carried and pace.seconds <= CLOSE * _best_seconds(found, streams):
-            found[name] = _of(watch(streams[name].shares, None), CutPace(0.0))
+            found[name] = _of(watch(streams[name].shares, FIRST, None), CutPace(0.0))
+    end = clock() + MOST_SECONDS
     for _ in range(rounds):
+        if clock() >= end:
+            break
         for name in _in_question(found, streams):
-            reading = watch(streams[name].shares, None)
+            reading = watch(streams[name].shares, 1.0, None)
             if not reading["is_bound"]:
                 found[name] = found[name].with_reading(reading)
     return found
@@ -60,7 +74,7 @@ def _surveyed(
     bound = _bound(stream, known)
     if bound.seconds >= limit:
         return bound
-    return _of(watch(stream.shares, limit if limit < float("inf") else None), bound)
+    return _of(watch(stream.shares, FIRST, limit if limit < float("inf") else None), bound)
 
 
 def _best_seconds(found: Mapping[str, CutPace], streams: Mapping[str, Stream]) -> float:
@@ -77,14 +91,15 @@ def _in_question(found: Mapping[str, CutPace], streams: Mapping[str, Stream]) ->
         is_known = found[name].is_bound or verdict_on(name, found, streams, noise) is not Verdict.OPEN
         if stream.is_promised and not is_known:
             against = rivals(name, found, streams, noise)
-            wanted |= {name, *(rival for rival, verdict in against.items() if verdict is Verdict.OPEN)}
+            left = (rival for rival, verdict in against.items() if verdict is Verdict.OPEN)
+            wanted |= {name, *sorted(left, key=lambda rival: found[rival].seconds)[:MOST_RIVALS]}
     return sorted(wanted, key=lambda name: found[name].seconds)
 
 
 def _of(reading: Mapping[str, Any], bound: CutPace) -> CutPace:
     seconds = reading["seconds_per_sample"]
     if not reading["is_bound"]:
-        return CutPace(seconds, readings=(reading,))
+        return CutPace(seconds, is_short=True, readings=(reading,))
     why = f"given up after {reading['seconds']:.1f} s and {reading['samples']} samples"
     return CutPace(max(seconds, bound.seconds), True, why=why, readings=(reading,))
 

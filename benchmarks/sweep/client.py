@@ -39,7 +39,8 @@ AHEAD = IN_FLIGHT
 where the client sets the pace it then decodes hundreds of photographs ahead at first, instead of what is timed."""
 SPAN_BYTES = 32 * 2**20
 """Most bytes of one request."""
-IDLE_SECONDS = 30.0
+IDLE_SECONDS = 60.0
+"""A stream that is left ends at the server after what is computed at that moment: slow networks take seconds."""
 PROFILED_SAMPLES = 32
 PROFILE_REPEATS = 5
 
@@ -178,7 +179,9 @@ class Client:
         while (status := self._server.status()).requests_active or status.requests_queued:
             if time.monotonic() > deadline:
                 raise InputError(
-                    f"{self._server.url} is busy with somebody else's requests. Give it to the sweep alone."
+                    f"{self._server.url} still has {status.requests_active} requests under way and "
+                    f"{status.requests_queued} in line, {IDLE_SECONDS:g} s after the last stream was left. "
+                    "If they are somebody else's, give the server to the sweep alone."
                 )
             time.sleep(0.02)
 

@@ -38,8 +38,7 @@ SECONDS, QUICK_SECONDS = 1.5, 1.0
 PLANNED_SAMPLES = 50_000
 """Of the job that is planned: so many that its beginning does not count, as in what is measured."""
 OPEN_SECONDS, PROFILE_SECONDS, MOST_SECONDS = 180.0, 180.0, 30.0
-SPARE_SECONDS = 60.0
-SETTLE_SECONDS, MOST_SETTLE_SECONDS = 0.5, 4.0
+SPARE_SECONDS = 90.0
 LATENCY_SECONDS = 0.0002
 MIXED = "mixed:"
 """Before the policy that chose it: the name of a stream of several cuts."""
@@ -143,7 +142,6 @@ def sweep_model(
             with dialogue(command, variables) as talk:
                 network = Network.open(settings, bed, store, model, server.url, talk)
                 bench.say(f"{name}: {len(network.profile.cuts)} cuts")
-                network.settle()
                 faster: dict[str, CutPace] = {}
                 for rate in rates:
                     bed.link.shape(rate)
@@ -173,11 +171,6 @@ class Network:
 
         document, _, _ = least_disturbed(Watcher(bed), profile)
         return cls(settings, bed, talk, model, Profile.from_json(document))
-
-    def settle(self) -> None:
-        """Runs each cut for a moment: the server places its prefix, and finds the batch size that suits it."""
-        for cut in self.profile.cuts:
-            self._ask(((cut.name, 1.0),), SETTLE_SECONDS, None, MOST_SETTLE_SECONDS)
 
     def at(
         self, bench: Bench, name: str, rate: float, policies: Sequence[str], faster: Mapping[str, CutPace]
@@ -213,18 +206,16 @@ class Network:
             bench.rows.append(row)  # not one line each
         return found
 
-    def watch(self, shares: Shares, give_up: float | None) -> dict[str, Any]:
+    def watch(self, shares: Shares, part: float, give_up: float | None) -> dict[str, Any]:
         """Lets the client run a mix of cuts; see `streams.Watch`. Again, if others had much of the processors."""
-        seconds = self._settings.watched_seconds
+        seconds = part * self._settings.watched_seconds
         answer, usage, tries = least_disturbed(self._watcher, lambda: self._ask(shares, seconds, give_up))
         told = {"storage_cpu_seconds": usage.storage_seconds, "others": usage.others, "low": usage.low}
         return {**answer, **told, "tries": tries}
 
-    def _ask(
-        self, shares: Shares, seconds: float, give_up: float | None, most_seconds: float = MOST_SECONDS
-    ) -> dict[str, Any]:
+    def _ask(self, shares: Shares, seconds: float, give_up: float | None) -> dict[str, Any]:
         cuts = [{"name": name, "share": share} for name, share in shares]
-        command = {"do": "watch", "cuts": cuts, "seconds": seconds, "most_seconds": most_seconds, "give_up": give_up}
+        command = {"do": "watch", "cuts": cuts, "seconds": seconds, "most_seconds": MOST_SECONDS, "give_up": give_up}
         return self._talk.ask(command, MOST_SECONDS + seconds + SPARE_SECONDS)
 
     def _streams(self, job: Profile, plans: Mapping[str, Plan], payload: float) -> dict[str, Stream]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.sweep.cases import FAR, HOPELESS, MOST_ROUNDS
+from benchmarks.sweep.cases import FAR, FIRST, HOPELESS, MOST_ROUNDS, MOST_SECONDS
 from benchmarks.sweep.uncertainty import SURE
 from benchmarks.testbed.others import DISTURBED, TRIES
 
@@ -20,13 +20,14 @@ def remarks(watched_seconds: float, *, is_shaped: bool) -> list[str]:
         "and the server takes at most 8 samples at once, as in its profile: how it finds larger batches is no matter "
         "of cuts, and takes hundreds of samples of each",
         f"the planner is told the bandwidth{frames}; the limit is the linear program's over the measured profile",
-        f"a reading is {watched_seconds:g} s of a stream after its pipeline had filled; each stream has one at first; "
+        f"a reading is {watched_seconds:g} s of a stream after its pipeline had filled; each stream has one at first, "
+        f"{FIRST * watched_seconds:g} s long, which no longer counts when it has others; "
         f"cuts known to be {HOPELESS:g} times slower than the best are given up, and choices known to be {FAR:g} times "
         "slower: they are at least so slow, and so is a cut whose bytes alone take the link as long",
         f"a choice is near the best if it takes at most 5 % longer than any cut; where that is not {SURE:g} standard "
         "errors away from either answer, the choice and the cuts that leave it open are read again in turns, "
-        f"{MOST_ROUNDS} times at most; `is_near` says yes, no or open, `ratio_error` the standard error of the ratio, "
-        "from how much readings of one stream differ (of all streams at that bandwidth together)",
+        f"{MOST_ROUNDS} times and for {MOST_SECONDS:g} s at most; `is_near` says yes, no or open, `ratio_error` the "
+        "standard error of the ratio, from how much readings of one stream differ (of all streams at that bandwidth)",
         "the best cut's seconds are told by the half of its readings that did not choose it, where the other half "
         "would choose another: the least of several noisy means is too small",
         f"where others had more than {100 * DISTURBED:.0f} % of a host's processors a stream was watched again, and a "

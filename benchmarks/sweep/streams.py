@@ -8,8 +8,8 @@ from statistics import fmean
 from typing import Any
 
 Shares = tuple[tuple[str, float], ...]
-Watch = Callable[[Shares, float | None], Mapping[str, Any]]
-"""(shares, pace at which to give up: None for never) -> the client's answer."""
+Watch = Callable[[Shares, float, float | None], Mapping[str, Any]]
+"""(shares, part of the usual time, pace at which to give up: None for never) -> the client's answer."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class CutPace:
     Attributes:
         seconds: measured, the mean of all readings; if `is_bound`, it is at least so slow.
         is_carried: measured over a faster link, not over this one.
+        is_short: its only reading was a short one.
         why: what bounds it, or where it was measured, in words, where it was not watched to the end.
         readings: the answers of the client.
     """
@@ -49,6 +50,7 @@ class CutPace:
     seconds: float
     is_bound: bool = False
     is_carried: bool = False
+    is_short: bool = False
     why: str = ""
     readings: tuple[Mapping[str, Any], ...] = field(default=())
 
@@ -58,6 +60,7 @@ class CutPace:
         return [reading["seconds_per_sample"] for reading in self.readings if not reading["is_bound"]]
 
     def with_reading(self, reading: Mapping[str, Any]) -> CutPace:
-        """With one more; those that were given up or made over another link do not count beside it."""
-        readings = (reading,) if self.is_carried or self.is_bound else (*self.readings, reading)
+        """With one more; those that were short, given up or made over another link do not count beside it."""
+        is_first = self.is_short or self.is_carried or self.is_bound
+        readings = (reading,) if is_first else (*self.readings, reading)
         return CutPace(fmean(one["seconds_per_sample"] for one in readings), readings=readings)

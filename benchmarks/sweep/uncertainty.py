@@ -17,6 +17,9 @@ SURE = 2.0
 USUAL_NOISE, USUAL_COUNT = 0.04, 4
 """What is taken for the noise of a reading, and as how many readings that counts, where few have been made yet."""
 
+SHORT = 0.25
+"""As how many readings a first, short one counts: it is half as long, and all that is new to the tiers is in it."""
+
 
 class Verdict(Enum):
     """Whether a choice is within 5 % of what it is compared with."""
@@ -53,15 +56,23 @@ def error_of_ratio(one: CutPace, other: CutPace, noise: float) -> float:
     """Standard error of the ratio of two streams' paces, as a part of it; 0 for a stream and itself."""
     if one is other:
         return 0.0
-    return noise * math.sqrt(1 / max(1, len(one.paces)) + 1 / max(1, len(other.paces)))
+    return noise * math.sqrt(1 / _count(one) + 1 / _count(other))
 
 
 def compared(one: CutPace, other: CutPace, noise: float) -> Verdict:
-    """Whether `one` takes at most 5 % longer than `other`, neither of which was given up."""
+    """Whether `one` takes at most 5 % longer than `other`, neither of which was given up.
+
+    That it takes longer is never said by a short reading: it may have been disturbed, which only ever makes it slower.
+    """
     ratio, error = one.seconds / other.seconds, SURE * error_of_ratio(one, other, noise)
     if ratio * (1 + error) <= NEAR:
         return Verdict.NEAR
-    return Verdict.FAR if ratio * (1 - error) > NEAR else Verdict.OPEN
+    is_far = ratio * (1 - error) > NEAR and not (one.is_short or other.is_short)
+    return Verdict.FAR if is_far else Verdict.OPEN
+
+
+def _count(pace: CutPace) -> float:
+    return SHORT if pace.is_short else max(1, len(pace.paces))
 
 
 def rivals(name: str, found: Mapping[str, CutPace], streams: Mapping[str, Stream], noise: float) -> dict[str, Verdict]:

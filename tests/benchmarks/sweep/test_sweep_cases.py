@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.sweep.cases import MOST_ROUNDS, measure_streams
+from benchmarks.sweep.cases import FIRST, MOST_ROUNDS, MOST_SECONDS, measure_streams
 from benchmarks.sweep.streams import CutPace, Shares, Stream
 from benchmarks.sweep.uncertainty import best_cut
 
@@ -20,9 +20,11 @@ class Tiers:
 
     def __init__(self, **paces: float) -> None:
         self._paces, self.asked = {**TRUE, **paces}, list[tuple[str, float | None]]()
+        self.parts = list[float]()
 
-    def watch(self, shares: Shares, give_up: float | None) -> dict[str, Any]:
+    def watch(self, shares: Shares, part: float, give_up: float | None) -> dict[str, Any]:
         name = shares[0][0] if len(shares) == 1 else "mixed:mix"
+        self.parts.append(part)
         self.asked.append((name, give_up))
         pace = self._paces[name]
         is_bound = give_up is not None and pace > give_up
@@ -80,24 +82,25 @@ def test_what_was_carried_and_may_be_the_best_is_watched() -> None:
 def test_a_choice_is_read_again_until_it_is_certain_whether_it_is_near_the_best() -> None:
     tiers = Tiers(a=0.0103)
     found = measure_streams(streams("a", promised="a"), {}, tiers.watch)
-    assert 1 < len(found["a"].readings) <= 1 + MOST_ROUNDS
+    assert 1 < len(found["a"].readings) <= MOST_ROUNDS  # the first one was short
+    assert tiers.parts == [FIRST] * 4 + [1.0] * (len(tiers.parts) - 4)
     assert len(found["a"].readings) == len(found["b"].readings)
     assert tiers.names[4:6] == ["b", "a"]  # in turns, with the cut that leaves it open
     assert found["a"].seconds == pytest.approx(0.0103)
 
 
-def test_a_choice_that_is_clearly_the_best_or_clearly_not_is_read_once() -> None:
-    for promised, pace in (("b", 0.008), ("output", 0.019)):
+def test_a_choice_that_is_clearly_the_best_is_read_once_and_one_that_is_clearly_not_twice() -> None:
+    for promised, pace, times in (("b", 0.007, 1), ("output", 0.019, 2)):
         tiers = Tiers(**{promised: pace})
         measure_streams(streams(promised, promised=promised), {}, tiers.watch)
-        assert max(Counter(tiers.names).values()) == 1
+        assert Counter(tiers.names)[promised] == times
 
 
 def test_a_promised_mix_is_held_against_cuts_and_is_never_the_best_of_them() -> None:
     every = {**streams(), "mixed:mix": MIX}
     tiers = Tiers(**{"mixed:mix": 0.0099})
     found = measure_streams(every, {}, tiers.watch)
-    assert len(found["mixed:mix"].readings) > 1
+    assert Counter(tiers.names)["mixed:mix"] > 1
     best = best_cut(found, every)
     assert best is not None
     assert best.name == "b"
@@ -106,4 +109,7 @@ def test_a_promised_mix_is_held_against_cuts_and_is_never_the_best_of_them() -> 
 def test_rounds_are_bounded() -> None:
     tiers = Tiers(a=0.0105)
     measure_streams(streams("a", promised="a"), {}, tiers.watch, rounds=2)
-    assert Counter(tiers.names)["a"] <= 3
+    assert Counter(tiers.names)["a"] == 3
+    late, moments = Tiers(a=0.0105), iter([0.0, 1.0, MOST_SECONDS + 1.0])
+    measure_streams(streams("a", promised="a"), {}, late.watch, clock=lambda: next(moments))
+    assert Counter(late.names)["a"] == 2

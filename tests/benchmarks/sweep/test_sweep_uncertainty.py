@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from benchmarks.sweep.streams import CutPace, Stream
 from benchmarks.sweep.uncertainty import (
+    SHORT,
     USUAL_NOISE,
     Verdict,
     best_cut,
@@ -48,6 +50,14 @@ def test_more_readings_make_a_ratio_surer() -> None:
 )
 def test_within_five_percent_is_said_only_where_it_is_certain(seconds: float, verdict: Verdict) -> None:
     assert compared(pace(*[seconds] * 2), pace(*[0.0100] * 2), 0.02) is verdict
+
+
+def test_a_short_reading_says_little_and_never_that_a_choice_is_far_from_the_best() -> None:
+    short, whole = pace(0.020, is_short=True), pace(0.010)
+    assert error_of_ratio(short, whole, 0.04) == pytest.approx(0.04 * (1 / SHORT + 1) ** 0.5)
+    assert compared(short, whole, 0.02) is compared(pace(0.020), replace(whole, is_short=True), 0.02) is Verdict.OPEN
+    assert compared(pace(0.020), whole, 0.02) is Verdict.FAR
+    assert compared(replace(whole, is_short=True), pace(0.020), 0.02) is Verdict.NEAR
 
 
 def test_a_choice_is_held_against_every_cut() -> None:
