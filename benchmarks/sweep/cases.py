@@ -84,14 +84,19 @@ def _best_seconds(found: Mapping[str, CutPace], streams: Mapping[str, Stream]) -
 
 
 def _in_question(found: Mapping[str, CutPace], streams: Mapping[str, Stream]) -> list[str]:
-    """Promised choices of which it is not certain whether they are near the best, and the cuts that leave it open."""
+    """Promised choices of which it is not certain whether they are near the best, and the cuts that leave it open.
+
+    That one is far from the best is never said by its first, short reading alone.
+    """
     noise = spread(found.values())
     wanted = set[str]()
     for name, stream in streams.items():
-        is_known = found[name].is_bound or verdict_on(name, found, streams, noise) is not Verdict.OPEN
-        if stream.is_promised and not is_known:
+        if not stream.is_promised or found[name].is_bound:
+            continue
+        verdict = verdict_on(name, found, streams, noise)
+        if verdict is Verdict.OPEN or (verdict is Verdict.FAR and found[name].is_short):
             against = rivals(name, found, streams, noise)
-            left = (rival for rival, verdict in against.items() if verdict is Verdict.OPEN)
+            left = (rival for rival, verdict in against.items() if verdict is not Verdict.NEAR)
             wanted |= {name, *sorted(left, key=lambda rival: found[rival].seconds)[:MOST_RIVALS]}
     return sorted(wanted, key=lambda name: found[name].seconds)
 

@@ -30,6 +30,7 @@ from hapi.model import Graph, capture
 from hapi.model.zoo import load_model
 from hapi.plan import INPUT, Link, Plan, Share
 from hapi.wire.allowed import NONE, Allowed
+from hapi.wire.protocol import ServerStatus
 from profiler.remote import ServerClient
 from profiler.tiers import Job, profile_with_server
 
@@ -91,7 +92,7 @@ class Client:
     def watch(
         self, shares: tuple[tuple[str, float], ...], seconds: float, most_seconds: float, give_up: float | None
     ) -> dict[str, Any]:
-        """The pace of a stream over a mix of cuts, and what it took: bytes, and processor seconds here.
+        """The pace of a stream over a mix of cuts, and what it took: bytes, processor seconds here, and batches.
 
         It is given up after `most_seconds`, or when it is clear that its pace is no better than `give_up`.
         """
@@ -104,8 +105,9 @@ class Client:
         with closing(iter(loader)) as batches:
             pace = watch(self._trained(batches), rule, time.perf_counter)
         busy = time.process_time() - busy
-        self._until_idle()
+        status = self._until_idle()
         after = loader.stats.to_json()
+        cuts = {name for name, _ in shares}
         arrived = sum(after["samples_by_cut"].values()) - sum(before["samples_by_cut"].values())
         return {
             **pace.to_json(),
@@ -115,6 +117,7 @@ class Client:
             "requests": after["requests"] - before["requests"],
             "retries": after["retries"] - before["retries"],
             "client_cpu_seconds": busy,
+            "server_batches": {prefix.cut: prefix.batch for prefix in status.prefixes if prefix.cut in cuts},
         }
 
     def fill_samples(self, shares: tuple[tuple[str, float], ...]) -> int:
@@ -173,7 +176,7 @@ class Client:
             self._loaders[shares].warm_up()
         return self._loaders[shares]
 
-    def _until_idle(self) -> None:
+    def _until_idle(self) -> ServerStatus:
         """The next stream must not meet what is left of this one; InputError if the server is never idle."""
         deadline = time.monotonic() + IDLE_SECONDS
         while (status := self._server.status()).requests_active or status.requests_queued:
@@ -184,6 +187,7 @@ class Client:
                     "If they are somebody else's, give the server to the sweep alone."
                 )
             time.sleep(0.02)
+        return status
 
 
 class Commands:

@@ -60,15 +60,11 @@ def error_of_ratio(one: CutPace, other: CutPace, noise: float) -> float:
 
 
 def compared(one: CutPace, other: CutPace, noise: float) -> Verdict:
-    """Whether `one` takes at most 5 % longer than `other`, neither of which was given up.
-
-    That it takes longer is never said by a short reading: it may have been disturbed, which only ever makes it slower.
-    """
+    """Whether `one` takes at most 5 % longer than `other`, neither of which was given up."""
     ratio, error = one.seconds / other.seconds, SURE * error_of_ratio(one, other, noise)
     if ratio * (1 + error) <= NEAR:
         return Verdict.NEAR
-    is_far = ratio * (1 - error) > NEAR and not (one.is_short or other.is_short)
-    return Verdict.FAR if is_far else Verdict.OPEN
+    return Verdict.FAR if ratio * (1 - error) > NEAR else Verdict.OPEN
 
 
 def _count(pace: CutPace) -> float:

@@ -92,6 +92,23 @@ def test_a_mix_of_cuts_gives_the_same_batches(
     assert sum(loader.stats.samples_by_cut.values()) == SAMPLES
 
 
+@pytest.mark.parametrize("replan", [True, False], ids=["dealt late", "dealt beforehand"])
+def test_a_given_mix_gives_the_same_batches_however_it_is_dealt(
+    server: FakeServer, graph: Graph, transform: v2.Compose, expected: list, replan: bool
+) -> None:
+    given = Plan("given", (Share("stem", 0.5), Share("input", 0.5)), None, None)
+    dealt = []
+    for _ in range(2):
+        loader = open_loader(server, graph, transform, pushdown=given, replan=replan, requests_in_flight=1)
+        assert_same([batch for _ in range(2) for batch in loader], expected)
+        assert set(loader.stats.samples_by_cut) == {"stem", "input"}
+        dealt.append(loader.stats.samples_by_cut)
+    assert replan or dealt[0] == dealt[1]
+    assert loader.plan.cuts == given.cuts
+    assert loader.plan.history == ()
+    assert_no_threads()
+
+
 def test_auto_goes_without_a_server_that_has_no_room_and_says_so(
     server: FakeServer, graph: Graph, transform: v2.Compose, expected: list
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -52,12 +51,12 @@ def test_within_five_percent_is_said_only_where_it_is_certain(seconds: float, ve
     assert compared(pace(*[seconds] * 2), pace(*[0.0100] * 2), 0.02) is verdict
 
 
-def test_a_short_reading_says_little_and_never_that_a_choice_is_far_from_the_best() -> None:
-    short, whole = pace(0.020, is_short=True), pace(0.010)
+def test_a_short_reading_says_little() -> None:
+    short, whole = pace(0.013, is_short=True), pace(0.010)
     assert error_of_ratio(short, whole, 0.04) == pytest.approx(0.04 * (1 / SHORT + 1) ** 0.5)
-    assert compared(short, whole, 0.02) is compared(pace(0.020), replace(whole, is_short=True), 0.02) is Verdict.OPEN
-    assert compared(pace(0.020), whole, 0.02) is Verdict.FAR
-    assert compared(replace(whole, is_short=True), pace(0.020), 0.02) is Verdict.NEAR
+    assert compared(short, whole, 0.05) is Verdict.OPEN
+    assert compared(pace(0.013), whole, 0.05) is Verdict.FAR
+    assert compared(pace(0.030, is_short=True), whole, 0.05) is Verdict.FAR
 
 
 def test_a_choice_is_held_against_every_cut() -> None:
