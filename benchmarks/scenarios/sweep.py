@@ -19,7 +19,7 @@ def sweep(
     bandwidth: options.Bandwidths = None,
     system: options.Systems = None,
     seconds: Annotated[
-        float | None, typer.Option(min=0.1, help="To watch each cut once its pipeline has filled. (default 1.5)")
+        float | None, typer.Option(min=0.1, help="To watch each cut once its pipeline has filled. (default 2.5)")
     ] = None,
     samples: options.Samples = None,
     batch_size: options.BatchSize = 8,

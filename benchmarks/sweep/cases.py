@@ -17,11 +17,11 @@ SPARE = 3.0
 one: the link did not hold it up there, and does not here."""
 CLOSE = 1.12
 """What was measured over a faster link says nothing of a cut that may be so near the best: that is watched here."""
-FIRST = 0.5
+FIRST = 0.4
 """Part of the usual time for which each stream is watched at first, to see which of them matter."""
 MOST_RIVALS = 4
 """Cuts that a choice is held against in one turn, the fastest of those that leave open whether it is near the best."""
-MOST_ROUNDS, MOST_SECONDS = 5, 40.0
+MOST_ROUNDS, MOST_SECONDS = 5, 30.0
 """How often those are watched again, in turns, unless it is certain before whether each choice is near the best; after
 so many seconds no further turn is begun."""
 

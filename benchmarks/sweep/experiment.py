@@ -34,7 +34,7 @@ BANDWIDTHS = ("20mbit", "63mbit", "200mbit", "500mbit", "1gbit", "2gbit")
 QUICK_MODELS, QUICK_BANDWIDTHS = ("alexnet",), ("20mbit", "100mbit", "1gbit")
 POLICIES = ("none", "all", "static", "paper", "paper-v1", "single", "mix")
 PHOTOGRAPHS, QUICK_PHOTOGRAPHS = 128, 64
-SECONDS, QUICK_SECONDS = 1.5, 1.0
+SECONDS, QUICK_SECONDS = 2.5, 2.0
 PLANNED_SAMPLES = 50_000
 """Of the job that is planned: so many that its beginning does not count, as in what is measured."""
 OPEN_SECONDS, PROFILE_SECONDS, MOST_SECONDS = 180.0, 180.0, 30.0
