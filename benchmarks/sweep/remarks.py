@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.sweep.cases import FAR, FIRST, HOPELESS, MOST_ROUNDS, MOST_SECONDS
+from benchmarks.sweep.cases import FAR, FIRST, HOPELESS, MOST_ROUNDS, MOST_SECONDS, SUSPECT
 from benchmarks.sweep.uncertainty import SURE
 from benchmarks.testbed.others import DISTURBED, TRIES
 
@@ -21,7 +21,8 @@ def remarks(watched_seconds: float, *, is_shaped: bool) -> list[str]:
         "of cuts, and takes hundreds of samples of each",
         f"the planner is told the bandwidth{frames}; the limit is the linear program's over the measured profile",
         f"a reading is {watched_seconds:g} s of a stream after its pipeline had filled; each stream has one at first, "
-        f"{FIRST * watched_seconds:g} s long, which no longer counts when it has others; "
+        f"{FIRST * watched_seconds:g} s long, which no longer counts when it has others, and is made twice where it is "
+        f"{SUSPECT:g} times slower than predicted; "
         f"cuts known to be {HOPELESS:g} times slower than the best are given up, and choices known to be {FAR:g} times "
         "slower: they are at least so slow, and so is a cut whose bytes alone take the link as long",
         f"a choice is near the best if it takes at most 5 % longer than any cut; where that is not {SURE:g} standard "
@@ -34,5 +35,6 @@ def remarks(watched_seconds: float, *, is_shaped: bool) -> list[str]:
         f"network profiled again, {TRIES} times at most: the least disturbed try counts, and `others` of a reading in "
         "the JSON tells, `low` of work at a low priority, which was let be",
         "a cut that no policy chose, and whose bytes the link carries in a third of the time that the cut took over a "
-        "faster link, counts as measured there, unless that is near the best: then it was watched at this link, too",
+        "faster link, counts as measured there, unless it would be the best or leaves a choice open: then it was "
+        "watched at this link, too",
     ]
