@@ -33,7 +33,9 @@ MODELS = ("alexnet", "resnet18", "squeezenet1_1", "mobilenet_v2", "shufflenet_v2
 BANDWIDTHS = ("20mbit", "63mbit", "200mbit", "500mbit", "1gbit", "2gbit")
 QUICK_MODELS, QUICK_BANDWIDTHS = ("alexnet",), ("20mbit", "100mbit", "1gbit")
 POLICIES = ("none", "all", "static", "paper", "paper-v1", "single", "mix")
-PHOTOGRAPHS, QUICK_PHOTOGRAPHS = 128, 64
+PHOTOGRAPHS = 128
+"""So many that requests have eight samples, and those of a cut with a third of a mix six: with half of that a server
+computes fours, which networks with large weights take a fifth longer for."""
 SECONDS, QUICK_SECONDS = 2.5, 2.0
 PLANNED_SAMPLES = 50_000
 """Of the job that is planned: so many that its beginning does not count, as in what is measured."""
@@ -85,7 +87,7 @@ class Settings:
     @property
     def photographs(self) -> int:
         """How many: they are read again and again."""
-        return self.samples or (QUICK_PHOTOGRAPHS if self.quick else PHOTOGRAPHS)
+        return self.samples or PHOTOGRAPHS
 
     @property
     def watched_seconds(self) -> float:
