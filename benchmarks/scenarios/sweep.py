@@ -46,7 +46,7 @@ def sweep(
     Their streams are read again, in turns with the cuts that they are held against, until that is certain of a case or
     has been tried five times; `+-` is the standard error that is left of a ratio, and `open` counts what stayed open.
 
-    The whole takes about half an hour, a network about five minutes. An interrupted run keeps its rows; with --resume
+    The whole takes some 40 minutes, a network five to eight. An interrupted run keeps its rows; with --resume
     it goes on, or `--model NAME --resume --report DIR` adds one network at a time to one page.
     """
     from benchmarks.sweep.experiment import Settings, run
