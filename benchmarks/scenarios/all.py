@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FIRST = ("e2e", "sweep", "memory", "tenants")
 LAST = ("simulate", "check", "published")
 CHECK = "check"
+DEVICE = "device"
 LEFT_OUT = ("all", "memory-model")
 MOST_SECONDS, QUICK_MOST_SECONDS = 4 * 3600.0, 900.0
 """After which a scenario is ended as by Ctrl-C, with what it has: the others shall come."""
@@ -56,7 +57,8 @@ def run_all(
     Where the published figures need more than a scenario's defaults (networks and links), it is run with those. At the
     end DIR's README.md is written: what is there, from which command, machine, day and commit. A scenario that fails
     is a failed row here, and the next one runs; one that takes too long (four hours, a quarter of an hour with --quick)
-    is ended with the rows that it has. With --quick each scenario that has that option is run with it.
+    is ended with the rows that it has. Without a GPU `device` is left out. With --quick each scenario that has that
+    option is run with it.
     """
     from benchmarks.bench.index import write_index
     from hapi.errors import InputError
@@ -69,6 +71,9 @@ def run_all(
             for name, words in runs.items():
                 if scenario and name not in scenario:
                     continue
+                if name == DEVICE and not scenario and not has_gpu():
+                    bench.remark("device: left out, as torch finds no CUDA device here (--scenario device tries it)")
+                    continue
                 command = ["bench", *words, "--report", str(results / name)]
                 bench.say(f"hapi {shlex.join(command)}")
                 with bench.trial(system=name, command=f"hapi {shlex.join(command)}") as trial:
@@ -76,6 +81,13 @@ def run_all(
         finally:
             if bench.rows:
                 bench.say(f"wrote {write_index(results)}")
+
+
+def has_gpu() -> bool:
+    """Whether there is what `hapi bench device` measures by default."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def planned(results: Path, quick: bool) -> dict[str, list[str]]:

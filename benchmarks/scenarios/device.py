@@ -80,8 +80,13 @@ def device(
         from benchmarks.bench.photographs import multiplied, photographs
         from benchmarks.scenarios.engine import load
         from hapi.engine import check_precision, exact_sums
+        from hapi.errors import InputError
         from hapi.model import capture
 
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise InputError(
+                f"--device {device}: torch finds no CUDA device here. `--device cpu` measures a processor."
+            )
         check_precision(precision, device)
         exact_sums()
         if device != "cpu":

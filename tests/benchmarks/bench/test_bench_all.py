@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.bench.rows import Row
 from benchmarks.bench.run import Trial
+from benchmarks.scenarios import all as all_scenarios
 from benchmarks.scenarios import names
 from benchmarks.scenarios.all import LEFT_OUT, planned, run_scenario
 from hapi import cli
@@ -74,3 +75,24 @@ def test_a_scenario_that_is_none_is_refused(
         cli.main()
     assert ended.value.code == 2
     assert "published" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_without_a_gpu_its_scenario_runs_only_when_it_is_asked_for(
+    asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+
+    def run(trial: Trial, words: list[str], *rest: object) -> None:
+        ran.append(words[1])
+        trial.measured(seconds=1.0, rows=1, rows_failed=0)
+
+    monkeypatch.setattr(all_scenarios, "has_gpu", lambda: False)
+    monkeypatch.setattr(all_scenarios, "run_scenario", run)
+    more = ["--scenario", "device"] if asked else []
+    monkeypatch.setattr("sys.argv", ["hapi", "bench", "all", "--quick", "--results", str(tmp_path), *more])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    assert ("device" in ran) == asked
+    assert ("no CUDA device here" in " ".join(capsys.readouterr().out.split())) != asked
