@@ -140,12 +140,19 @@ class StreamEncoder:
         if not self._expected:
             if batch.objects is None or len(batch.objects) != rows:
                 raise InputError(f"a batch of {rows} rows at cut 'input' needs as many objects.")
-            return [pa.array(batch.objects, pa.large_binary())]
+            return [_joined(batch.objects)]
         found = [(tuple(tensor.shape), tensor.dtype) for tensor in batch.tensors]
         wanted = [((rows, *shape), dtype) for shape, dtype in self._expected]
         if found != wanted:
             raise InputError(f"a batch carries tensors {found}, the stream announced {wanted}.")
         return [array for tensor in batch.tensors for array in self._codec.encode(tensor)]
+
+
+def _joined(objects: Sequence[bytes]) -> pa.Array:
+    """The objects as a column, copied once: Arrow's own conversion grows its buffer and copies what is there again."""
+    ends = np.cumsum([0, *map(len, objects)], dtype=np.int64)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(objects))]
+    return pa.Array.from_buffers(pa.large_binary(), len(objects), buffers)
 
 
 def tensor_column(position: int) -> str:

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 
+import pyarrow
 import pytest
 
 ROUNDS, TENSORS = 10, 2
@@ -80,3 +81,26 @@ def test_memory_of_its_own_goes_back_with_the_tensor() -> None:
         "True False",
         "True True",
     ]
+
+
+ARROW = """
+from hapi.allocator import keep_freed_memory
+keep_freed_memory()
+import pyarrow
+print(pyarrow.default_memory_pool().backend_name)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+@pytest.mark.parametrize(("pool", "expected"), [(None, "system"), ("mimalloc", "mimalloc")])
+def test_arrow_takes_its_memory_from_there_unless_the_environment_names_another(
+    pool: str | None, expected: str
+) -> None:
+    if pool is not None and pool not in pyarrow.supported_memory_backends():
+        pytest.skip(f"this Arrow has no {pool}")
+    ours = ("MALLOC_", "GLIBC_", "ARROW_DEFAULT_MEMORY_POOL")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    chosen = {} if pool is None else {"ARROW_DEFAULT_MEMORY_POOL": pool}
+    command = [sys.executable, "-c", ARROW]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**clean, **chosen})
+    assert done.stdout.strip() == expected
