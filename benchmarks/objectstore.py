@@ -1,9 +1,9 @@
-"""A real S3 server on loopback, without Docker or privileges: OpenStack Swift with s3api, from PyPI.
+"""A real S3 server on loopback, without Docker or privileges: OpenStack Swift with s3api, or rclone's, from PyPI.
 
-    python -m benchmarks.objectstore start|stop|status --root DIR
+    python -m benchmarks.objectstore start|stop|status --root DIR [--kind swift|rclone]
 
 `start` prints one JSON document with the address and the keys. Data stays in DIR between starts; `stop` ends only the
-processes that `start` began. Linux only; the first start installs Swift (about 20 s).
+processes that `start` began. Linux only; the first start installs the server (Swift: about 20 s).
 """
 
 from __future__ import annotations
@@ -15,29 +15,26 @@ import os
 import re
 import secrets
 import signal
+import socket
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psutil
 
-from benchmarks.swift import (
-    MEMCACHED,
-    REGION,
-    ObjectStoreError,
-    check_file_system,
-    command_of,
-    configure,
-    default_venv,
-    free_ports,
-    install,
-    servers,
-)
+from benchmarks import rclone, swift
+from benchmarks.installing import ObjectStoreError
+from benchmarks.swift import REGION
 from hapi.settings import StoreSettings
+
+KINDS: Mapping[str, ModuleType] = {program.NAME: program for program in (swift, rclone)}
+"""Programs: Swift keeps to all of S3's rules that tests look at; rclone costs little."""
 
 START_SECONDS = 30.0
 STOP_SECONDS = 5.0
@@ -70,9 +67,9 @@ class Endpoint:
 
 
 @contextlib.contextmanager
-def object_store(root: str | os.PathLike[str], *, host: str = "127.0.0.1", workers: int = 0) -> Iterator[Endpoint]:
+def object_store(root: str | os.PathLike[str], *, kind: str = swift.NAME) -> Iterator[Endpoint]:
     """A store with its data below `root`, for as long as the context lasts; ObjectStoreError says why there is none."""
-    endpoint = start(root, host=host, workers=workers)
+    endpoint = start(root, kind=kind)
     try:
         yield endpoint
     finally:
@@ -84,18 +81,19 @@ def start(
     *,
     host: str = "127.0.0.1",
     port: int = 0,
-    access_key: str = "test:tester",
+    access_key: str = "",
     secret_key: str | None = None,
-    workers: int = 0,
-    venv: Path | None = None,
+    kind: str = swift.NAME,
 ) -> Endpoint:
     """Starts the store, or finds it running; returns when it answers.
 
-    Port 0 is a free one; `workers` are extra processes that answer clients. The access key has the form account:user.
-    Without `secret_key`, that of the last start is kept, or a new one made.
+    Port 0 is a free one. Without `access_key` it is the program's usual one, in whose form it must be. Without
+    `secret_key`, that of the last start is kept, or a new one made.
     """
-    if not re.fullmatch(r"[\w.-]+:[\w.-]+", access_key):
-        raise ObjectStoreError(f"access key {access_key!r}: Swift names users account:user, like test:tester.")
+    program = KINDS[kind]
+    access_key = access_key or program.ACCESS_KEY
+    if not re.fullmatch(program.ACCESS_KEY_FORM, access_key):
+        raise ObjectStoreError(f"access key {access_key!r}: {kind} wants {program.ACCESS_KEY_WORDS}.")
     if sys.platform != "linux":
         raise ObjectStoreError("the test object store runs on Linux only. Use MinIO or another S3 server.")
     folder = Path(root).resolve()
@@ -105,26 +103,26 @@ def start(
         return _endpoint(before)
     if before:
         _end(_processes(before))
-    venv = venv or default_venv()
-    install(venv)
-    check_file_system(folder)
+    venv = program.install()
     secret = secret_key or before.get("secret_key") or secrets.token_urlsafe(24)
+    *_, front = program.servers()
     for _ in range(PORT_TRIES):
-        ports = free_ports(host, port)
-        configure(folder, venv, host, ports, access_key, secret, workers)
+        ports = _free_ports({name: (host, port) if name == front else ("127.0.0.1", 0) for name in program.servers()})
+        commands = program.prepare(folder, venv, host, ports, access_key, secret)
+        answers = [url for name in ports if (url := program.health(name, host, ports)) is not None]
         children: list[psutil.Process] = []
         try:
-            children.extend(_spawn(folder, kind, command_of(kind, venv, folder, ports)) for kind in ports)
-            if _wait_until_healthy(host, ports, children):
+            children.extend(_spawn(folder, name, command) for name, command in commands.items())
+            if _wait_until_healthy(answers, children):
                 break
         except BaseException:
             _end(children)
             raise
         _end(children)
     else:
-        logs = "\n".join((folder / f"{kind}.log").read_text()[-500:] for kind in servers())
+        logs = "\n".join((folder / f"{name}.log").read_text()[-500:] for name in program.servers())
         raise ObjectStoreError(f"the object store at {folder} did not come up. Its logs end with:\n{logs}")
-    endpoint = Endpoint(f"http://{host}:{ports['proxy']}", access_key, secret)
+    endpoint = Endpoint(f"http://{host}:{ports[front]}", access_key, secret)
     began = [(child.pid, child.create_time()) for child in children]
     _keep_state(folder, {**asdict(endpoint), "processes": began})
     return endpoint
@@ -163,22 +161,39 @@ def _spawn(folder: Path, kind: str, command: list[str]) -> psutil.Process:
     return psutil.Process(os.posix_spawn(command[0], command, os.environ, file_actions=streams, setsid=True))
 
 
-def _wait_until_healthy(host: str, ports: Mapping[str, int], children: Sequence[psutil.Process]) -> bool:
+def _free_ports(wanted: Mapping[str, tuple[str, int]]) -> dict[str, int]:
+    """A port per server, free a moment ago, at these addresses; port 0 is any."""
+    with contextlib.ExitStack() as stack:
+        ports = {}
+        for name, (host, port) in wanted.items():
+            taken = stack.enter_context(socket.socket())
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                taken.bind((host, port))
+            except OSError as error:
+                raise ObjectStoreError(f"cannot listen on {host}:{port} ({error.strerror}).") from error
+            ports[name] = taken.getsockname()[1]
+        return ports
+
+
+def _wait_until_healthy(answers: Sequence[str], children: Sequence[psutil.Process]) -> bool:
     deadline = time.monotonic() + START_SECONDS
-    waiting = set(ports) - {MEMCACHED}  # which listens at once, and without which the proxy works, too
+    waiting = list(answers)
     while waiting and time.monotonic() < deadline:
         if not all(map(_alive, children)):
             return False
-        waiting = {kind for kind in waiting if not _healthy(host if kind == "proxy" else "127.0.0.1", ports[kind])}
+        waiting = [url for url in waiting if not _healthy(url)]
         time.sleep(0.03)
     return not waiting
 
 
-def _healthy(host: str, port: int) -> bool:
+def _healthy(url: str) -> bool:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"http://{host}:{port}/healthcheck", timeout=2) as answer:
+        with opener.open(url, timeout=2) as answer:
             return bool(answer.status == 200)
+    except urllib.error.HTTPError as error:
+        return error.code < 500  # it answers, and misses a signature
     except OSError:
         return False
 
@@ -235,20 +250,20 @@ def _end(processes: Sequence[psutil.Process]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.objectstore", description="A real S3 server on loopback (OpenStack Swift)."
+        prog="python -m benchmarks.objectstore", description="A real S3 server on loopback."
     )
     parser.add_argument("verb", choices=["start", "stop", "status"])
     parser.add_argument("--root", required=True, help="folder for data, configuration and logs")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: a free one")
-    parser.add_argument("--workers", type=int, default=0, help="extra processes that answer clients")
+    parser.add_argument("--kind", choices=sorted(KINDS), default=swift.NAME, help="which program")
     options = parser.parse_args(arguments)
     try:
         if options.verb == "stop":
             print(json.dumps({"running": False, "stopped": stop(options.root)}))
             return 0
         if options.verb == "start":
-            found: Endpoint | None = start(options.root, host=options.host, port=options.port, workers=options.workers)
+            found: Endpoint | None = start(options.root, host=options.host, port=options.port, kind=options.kind)
         else:
             found = status(options.root)
     except ObjectStoreError as error:

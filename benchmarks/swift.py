@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import base64
-import contextlib
-import fcntl
 import os
 import pwd
 import secrets
 import shutil
-import socket
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from hapi.errors import HapiError
+from benchmarks import installing
+from benchmarks.installing import ObjectStoreError
 
+NAME = "swift"
 VERSION = "2.38.3"
 REGION = "us-east-1"
+ACCESS_KEY = "test:tester"
+ACCESS_KEY_FORM = r"[\w.-]+:[\w.-]+"
+ACCESS_KEY_WORDS = "account:user, like test:tester"
+REMARK = f"objects come from OpenStack Swift {VERSION}"
 SERVERS = ("object", "container", "account", "proxy")
 """In starting order; `proxy` is the one that clients talk to."""
 MEMCACHED = "memcached"
@@ -39,62 +41,42 @@ for kind, port in (item.split("=") for item in ports):
 """
 
 
-class ObjectStoreError(HapiError):
-    """The object store could not be installed, started or stopped."""
-
-    kind = "object-store-failed"
+def install() -> Path:
+    """Installs it, once; answers where."""
+    venv = installing.cached(f"swift-{VERSION}", "HAPI_SWIFT_VENV")
+    installing.install(f"swift=={VERSION}", venv, "install it and set HAPI_SWIFT_VENV")
+    return venv
 
 
 def servers() -> tuple[str, ...]:
-    """What is started here, in order: Swift's own, and memcached where it is installed (Debian's package memcached)."""
+    """What is started here, in order: memcached where it is installed (Debian's package memcached), and Swift's own.
+    The last one is what clients talk to."""
     return SERVERS if shutil.which(MEMCACHED) is None else (MEMCACHED, *SERVERS)
 
 
-def command_of(kind: str, venv: Path, folder: Path, ports: Mapping[str, int]) -> list[str]:
-    """The command line of one of `servers`."""
+def prepare(
+    root: Path, venv: Path, host: str, ports: Mapping[str, int], access_key: str, secret_key: str
+) -> dict[str, list[str]]:
+    """Writes configuration and rings below `root`; the command line of each server. Data of an earlier start stays
+    readable."""
+    check_file_system(root)
+    configure(root, venv, host, ports, access_key, secret_key)
+    return {kind: _command(kind, venv, root, ports) for kind in ports}
+
+
+def health(kind: str, host: str, ports: Mapping[str, int]) -> str | None:
+    """What answers once a server does; nothing for memcached, which listens at once and is not needed."""
+    own = host if kind == SERVERS[-1] else "127.0.0.1"
+    return None if kind == MEMCACHED else f"http://{own}:{ports[kind]}/healthcheck"
+
+
+def _command(kind: str, venv: Path, folder: Path, ports: Mapping[str, int]) -> list[str]:
     if kind == MEMCACHED:
         found = shutil.which(MEMCACHED)
         assert found is not None
         user = pwd.getpwuid(os.geteuid()).pw_name
         return [found, "-l", "127.0.0.1", "-p", str(ports[kind]), "-U", "0", "-m", "64", "-t", "1", "-u", user]
     return [str(venv / f"bin/swift-{kind}-server"), str(folder / f"etc/{kind}-server.conf")]
-
-
-def default_venv() -> Path:
-    """Where the installation is kept between runs: HAPI_SWIFT_VENV, or a folder of the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    python = f"py{sys.version_info.major}.{sys.version_info.minor}"
-    return Path(os.environ.get("HAPI_SWIFT_VENV") or cache / "hapi" / f"swift-{VERSION}-{python}")
-
-
-def install(venv: Path) -> None:
-    """Installs Swift into a virtual environment of its own, once; parallel callers wait for one another."""
-    requirement = f"swift=={VERSION}"
-    stamp = venv / ".installed"
-    venv.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{venv}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if stamp.exists() and stamp.read_text() == requirement:
-            return
-        shutil.rmtree(venv, ignore_errors=True)
-        if uv := shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"):
-            _install_step([uv, "venv", "--quiet", "--python", sys.executable, str(venv)])
-            _install_step([uv, "pip", "install", "--quiet", "--python", str(venv / "bin/python"), requirement])
-        else:
-            _install_step([sys.executable, "-m", "venv", str(venv)])
-            pip = [str(venv / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-            _install_step([*pip, requirement])
-        stamp.write_text(requirement)
-
-
-def _install_step(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip()[-800:]
-        raise ObjectStoreError(
-            f"cannot install Swift {VERSION} ({command[0]} ended with {done.returncode}): {said}. "
-            "It comes from the Python package index: check the network, or install it and set HAPI_SWIFT_VENV."
-        )
 
 
 def check_file_system(folder: Path) -> None:
@@ -112,25 +94,7 @@ def check_file_system(folder: Path) -> None:
         probe.unlink()
 
 
-def free_ports(host: str, first: int) -> dict[str, int]:
-    """A port per server, free a moment ago; `first` is what the proxy shall have, 0 for any."""
-    with contextlib.ExitStack() as stack:
-        ports = {}
-        for kind in servers():
-            taken = stack.enter_context(socket.socket())
-            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            address = (host, first) if kind == "proxy" else ("127.0.0.1", 0)
-            try:
-                taken.bind(address)
-            except OSError as error:
-                raise ObjectStoreError(f"cannot listen on {address[0]}:{address[1]} ({error.strerror}).") from error
-            ports[kind] = taken.getsockname()[1]
-        return ports
-
-
-def configure(
-    root: Path, venv: Path, host: str, ports: Mapping[str, int], access_key: str, secret_key: str, workers: int
-) -> None:
+def configure(root: Path, venv: Path, host: str, ports: Mapping[str, int], access_key: str, secret_key: str) -> None:
     """Writes the configuration and rings below `root`; data of an earlier start stays readable."""
     etc, data = root / "etc", root / "data"
     etc.mkdir(parents=True, exist_ok=True)
@@ -147,14 +111,14 @@ def configure(
         f"user = {pwd.getpwuid(os.geteuid()).pw_name}\nswift_dir = {etc}\nlog_level = WARNING\n"
         "fallocate_reserve = 0\ndisable_fallocate = true\n"
     )
-    _write(etc / "proxy-server.conf", _proxy(host, ports, access_key, secret_key, workers, common))
+    _write(etc / "proxy-server.conf", _proxy(host, ports, access_key, secret_key, common))
     for kind in ("account", "container", "object"):
         _write(etc / f"{kind}-server.conf", _backend(kind, ports[kind], data, common))
     rings = [f"{kind}={ports[kind]}" for kind in ("account", "container", "object")]
     subprocess.run([str(venv / "bin/python"), "-c", _RING, str(etc), *rings], check=True, capture_output=True)
 
 
-def _proxy(host: str, ports: Mapping[str, int], access_key: str, secret_key: str, workers: int, common: str) -> str:
+def _proxy(host: str, ports: Mapping[str, int], access_key: str, secret_key: str, common: str) -> str:
     pipeline = [name for name in _PIPELINE.split() if name != "cache" or MEMCACHED in ports]
     account, user = (base64.b64encode(part.encode()).decode().rstrip("=") for part in access_key.split(":"))
     extra = {
@@ -168,7 +132,7 @@ def _proxy(host: str, ports: Mapping[str, int], access_key: str, secret_key: str
         f"[filter:{name}]\nuse = egg:swift#{_EGGS.get(name, name)}\n{extra.get(name, '')}" for name in pipeline[:-1]
     )
     return (
-        f"[DEFAULT]\nbind_ip = {host}\nbind_port = {ports['proxy']}\nworkers = {workers}\n{common}"
+        f"[DEFAULT]\nbind_ip = {host}\nbind_port = {ports['proxy']}\nworkers = 0\n{common}"
         f"[pipeline:main]\npipeline = {' '.join(pipeline)}\n"
         "[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\nobject_chunk_size = 1048576\n"
         f"client_chunk_size = 1048576\nnode_timeout = 60\n{sections}"

