@@ -87,7 +87,8 @@ class DirectReads:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             log.debug("%s: %s; botocore tries again", target, error)
             return None
-        if answer.status == (200 if span is None else 206):
+        is_part = answer.status == 206 or "Content-Range" in answer.headers  # which rclone's server says with a 200
+        if answer.status in (200, 206) and is_part == (span is not None):
             self._refusals = 0
             return answer.data
         if answer.status in (400, 401, 403):

@@ -139,8 +139,9 @@ KEYS = Credentials("key", "secret", "token")
 
 @pytest.fixture
 def answers() -> Iterator[SimpleNamespace]:
-    """A server: `url`, the `requests` it had, and the (status, body, promised length) that it `gives` to all."""
-    state = SimpleNamespace(requests=[], gives=(200, b"whole", 5))
+    """A server: `url`, the `requests` it had, and the (status, body, promised length) that it `gives` to all, with more
+    `headers`."""
+    state = SimpleNamespace(requests=[], gives=(200, b"whole", 5), headers={})
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -149,7 +150,8 @@ def answers() -> Iterator[SimpleNamespace]:
             state.requests.append((self.path, dict(self.headers)))
             status, body, promised = state.gives
             self.send_response(status)
-            self.send_header("Content-Length", str(promised))
+            for name, value in {"Content-Length": str(promised), **state.headers}.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
             self.close_connection = promised != len(body)
@@ -196,6 +198,14 @@ def test_a_public_bucket_is_asked_without_a_signature(answers: SimpleNamespace) 
     ((_, headers),) = answers.requests
     assert headers["Range"] == "bytes=0-2"
     assert "Authorization" not in headers
+    reads.close()
+
+
+def test_a_part_is_told_by_its_header_too(answers: SimpleNamespace) -> None:
+    reads = learned(answers)
+    answers.gives, answers.headers = (200, b"who", 3), {"Content-Range": "bytes 0-2/5"}  # as rclone's server answers
+    assert reads.read("p/x", "bytes=0-2") == b"who"
+    assert reads.read("p/x", None) is None
     reads.close()
 
 
