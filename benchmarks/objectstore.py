@@ -23,8 +23,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -33,8 +32,27 @@ from benchmarks.installing import ObjectStoreError
 from benchmarks.swift import REGION
 from hapi.settings import StoreSettings
 
-KINDS: Mapping[str, ModuleType] = {program.NAME: program for program in (swift, rclone)}
-"""Programs: Swift keeps to all of S3's rules that tests look at; rclone costs little."""
+
+class Program(Protocol):
+    """What a module like benchmarks.swift tells of the servers that make a store."""
+
+    NAME: str
+    ACCESS_KEY: str
+    ACCESS_KEY_FORM: str
+    ACCESS_KEY_WORDS: str
+    REMARK: str
+
+    def install(self) -> Path: ...
+    def servers(self) -> tuple[str, ...]: ...
+    def prepare(
+        self, root: Path, venv: Path, host: str, ports: Mapping[str, int], access_key: str, secret_key: str
+    ) -> dict[str, list[str]]: ...
+    def health(self, kind: str, host: str, ports: Mapping[str, int]) -> str | None: ...
+
+
+PROGRAMS: tuple[Program, ...] = (swift, rclone)
+KINDS: Mapping[str, Program] = {program.NAME: program for program in PROGRAMS}
+"""Swift keeps to all of S3's rules that tests look at; rclone costs little."""
 
 START_SECONDS = 30.0
 STOP_SECONDS = 5.0

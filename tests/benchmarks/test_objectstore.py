@@ -12,8 +12,9 @@ import pytest
 from benchmarks import objectstore
 from benchmarks.installing import ObjectStoreError, run_step
 from benchmarks.objectstore import Endpoint, object_store
+from benchmarks.testbed.services import store_kind
 from hapi.data.stores import S3Store
-from hapi.errors import AccessDeniedError
+from hapi.errors import AccessDeniedError, InputError
 
 pytestmark = pytest.mark.s3
 
@@ -21,6 +22,10 @@ pytestmark = pytest.mark.s3
 @pytest.mark.parametrize("kind", objectstore.KINDS)
 def test_data_and_keys_outlive_a_stop_and_everything_ends(s3_store: Endpoint, tmp_path: Path, kind: str) -> None:
     # s3_store has shown that a server can be started here; this one is a second, of its own
+    try:
+        objectstore.KINDS[kind].install()
+    except ObjectStoreError as error:
+        pytest.skip(f"no {kind} on this machine: {error}")
     with object_store(tmp_path, kind=kind) as first:
         assert first.url != s3_store.url
         assert objectstore.start(tmp_path, kind=kind) == first
@@ -67,6 +72,16 @@ def test_the_command_tells_what_runs(s3_store: Endpoint, tmp_path: Path, capsys:
     taken = s3_store.url.rpartition(":")[2]
     assert objectstore.main(["start", "--root", str(tmp_path), "--port", taken]) == 1
     assert f"cannot listen on 127.0.0.1:{taken}" in capsys.readouterr().err
+
+
+def test_benchmarks_take_the_store_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HAPI_BENCH_STORE", raising=False)
+    assert store_kind() == "rclone"
+    monkeypatch.setenv("HAPI_BENCH_STORE", "swift")
+    assert store_kind() == "swift"
+    monkeypatch.setenv("HAPI_BENCH_STORE", "minio")
+    with pytest.raises(InputError, match=r"HAPI_BENCH_STORE is 'minio'\. Known are rclone, swift"):
+        store_kind()
 
 
 def test_what_cannot_work_is_a_sentence(tmp_path: Path) -> None:
