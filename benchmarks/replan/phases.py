@@ -10,6 +10,9 @@ from pathlib import Path
 SETTLING_SPANS = 5
 """Spans that are begun after a change of the link and do not count. Those that were under way do not count either."""
 
+LEAST_PART = 0.25
+"""Part of a phase that must be left once it has settled: batches that waited come together, and tell no rate."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -54,7 +57,7 @@ def read_batches(progress: Path) -> list[Batch]:
 
 
 def reached(batches: Sequence[Batch], begin: float, end: float, span: int, in_flight: int) -> Reached | None:
-    """Between two moments, without what was begun before and without the first spans; None if nothing is left.
+    """Between two moments, without what was begun before and without the first spans; None if too little is left.
 
     `span` are the samples of one, `in_flight` how many are under way at once.
     """
@@ -64,7 +67,7 @@ def reached(batches: Sequence[Batch], begin: float, end: float, span: int, in_fl
         return None
     begun = before[-1].arrived + in_flight * span if before else 0
     settled = [batch for batch in inside if batch.samples >= begun + SETTLING_SPANS * span]
-    if len(settled) < 2:
+    if not settled or settled[-1].at - settled[0].at < LEAST_PART * (end - begin):
         return None
     first, last = settled[0], settled[-1]
     return Reached(

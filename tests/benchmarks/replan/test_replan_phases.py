@@ -46,6 +46,12 @@ def test_a_phase_that_never_settles_reached_nothing() -> None:
     assert reached([], 0.0, 1.0, SPAN, 4) is None
 
 
+def test_batches_that_waited_and_come_together_tell_no_rate() -> None:
+    late = [Batch(9.0 + number / 1000, (40 + number) * SPAN, (42 + number) * SPAN, 0, 0) for number in range(3)]
+    assert reached(late, 0.0, 10.0, SPAN, 4) is None
+    assert unsettled(late, 0.0, 10.0).samples == 42 * SPAN
+
+
 def test_lines_that_are_being_written_wait(tmp_path: Path) -> None:
     progress = tmp_path / "progress.jsonl"
     assert read_batches(progress) == []
