@@ -44,13 +44,16 @@ CALIBRATION_EPOCHS = 2
 START_SECONDS, PATIENCE = 300.0, 4.0
 """A run is given up after so many times what plain needs at that link, and the first seconds on top."""
 CALIBRATION_SECONDS = 1800.0
+SHORT_SECONDS = 3.0
+"""A run whose epochs took less is repeated: a hiccup of a tenth of a second tells."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """What is compared, on what. Empty tuples and None are the defaults, smaller ones with `quick`.
 
-    `samples` is as `--samples` takes it: a number, and MODEL=NUMBER for single networks.
+    `samples` is as `--samples` takes it: a number, and MODEL=NUMBER for single networks. `repeats` says how often runs
+    of less than `SHORT_SECONDS` are made.
     """
 
     models: tuple[str, ...] = ()
@@ -71,6 +74,7 @@ class Settings:
     s3_endpoint: str | None = None
     train_options: tuple[str, ...] = ()
     serve_options: tuple[str, ...] = ()
+    repeats: int = 3
     upload: bool = False
     compile: bool = False
     quick: bool = False
@@ -124,6 +128,9 @@ def run(settings: Settings, *, report: Path | None = None, as_json: bool = False
         for remark in bed.remarks:
             bench.remark(remark)
         bench.remark("plain's compute time, which rho is relative to, is that of its fastest epoch without a limit")
+        bench.remark(
+            f"runs shorter than {SHORT_SECONDS:g} s were made {settings.repeats} times, and the middle one counts"
+        )
         for remark in (*stores[models[0]].remarks, *counted(settings, models, stores)):
             bench.remark(remark)
         companions = {store.uri: Companions(bed, store, bench.remark) for store in stores.values()}
@@ -250,16 +257,25 @@ class Experiment:
         settings = self._settings
         epochs = epochs or settings.epochs
         self._bench.say(f"  {system} ...")
+        with self._bench.trial(
+            system=system,
+            model=self._model.removeprefix("torchvision:"),
+            bandwidth_bits_per_s=rate,
+            rho=rho,
+            epochs=epochs,
+            samples=self._store.samples or None,
+            batch_size=settings.batch_size,
+        ) as trial:
+            runs = [self._run(system, rate, epochs)]
+            while runs[0]["seconds"] < SHORT_SECONDS and len(runs) < settings.repeats:
+                runs.append(self._run(system, rate, epochs))
+            trial.measured(note=note_of(system, epochs), **middle(runs))
+        return trial.row
+
+    def _run(self, system: str, rate: float | None, epochs: int) -> dict[str, Any]:
+        """What one run measured, beside a fresh server and with empty caches."""
+        settings = self._settings
         with (
-            self._bench.trial(
-                system=system,
-                model=self._model.removeprefix("torchvision:"),
-                bandwidth_bits_per_s=rate,
-                rho=rho,
-                epochs=epochs,
-                samples=self._store.samples or None,
-                batch_size=settings.batch_size,
-            ) as trial,
             self._companions.options(system) as own,
             self._server(system) as server,
             fresh_caches(self._bed.folder, self._sent) as caches,
@@ -281,12 +297,12 @@ class Experiment:
             carried, worked = self._bed.link.carried(), self._bed.cpu_seconds(self._bed.storage)
             most = self._most_seconds(rate, epochs)
             outcome = self._bed.run(self._bed.compute, command, variables, seconds=most)
-            worked = self._bed.cpu_seconds(self._bed.storage) - worked
-            stages = server.stages(self._bed) if server else {}
-            trial.measured(note=note_of(system, epochs))
-            trial.measured(**values(outcome), storage_cpu_seconds=worked, server_stages=stages)
-            trial.measured(**_on_the_link(carried, self._bed.link.carried()))
-        return trial.row
+            return {
+                **values(outcome),
+                "storage_cpu_seconds": self._bed.cpu_seconds(self._bed.storage) - worked,
+                "server_stages": server.stages(self._bed) if server else {},
+                **_on_the_link(carried, self._bed.link.carried()),
+            }
 
     def _most_seconds(self, rate: float | None, epochs: int) -> float:
         """After which a run is given up: whatever it does, the other rows shall come."""
@@ -333,6 +349,12 @@ def values(outcome: Outcome) -> dict[str, Any]:
         "reasons": plan.get("reasons", []),
         "client_stages": document.get("stages", {}),
     }
+
+
+def middle(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The run of the middle by its seconds; of several with `each_run`, the seconds of all in their order."""
+    chosen = sorted(runs, key=lambda run: run["seconds"])[len(runs) // 2]
+    return {**chosen, "each_run": [run["seconds"] for run in runs]} if len(runs) > 1 else chosen
 
 
 def _on_the_link(before: tuple[int, int] | None, after: tuple[int, int] | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from benchmarks import rclone
-from benchmarks.e2e.experiment import Settings, run
+from benchmarks.e2e.experiment import Settings, middle, run
 from benchmarks.installing import ObjectStoreError
 
 
@@ -25,6 +25,7 @@ def test_a_tiny_run_without_namespaces(tmp_path: Path, capsys: pytest.CaptureFix
         bandwidths=("100mbit",),
         systems=("all", "static"),
         samples=("10",),
+        repeats=1,
         testbed="relay",
         serve_options=("--max-batch", "8"),
         train_options=("--retry-seconds", "5"),
@@ -56,6 +57,7 @@ def test_a_system_that_breaks_leaves_the_others(capsys: pytest.CaptureFixture[st
         bandwidths=("100mbit",),
         systems=("ray", "all"),
         samples=("6",),
+        repeats=1,
         testbed="relay",
         serve_options=("--device", "abacus"),
     )
@@ -68,3 +70,9 @@ def test_a_system_that_breaks_leaves_the_others(capsys: pytest.CaptureFixture[st
     ]  # fmt: skip
     assert "uv pip install" in rows[2]["note"] or "--testbed namespaces" in rows[2]["note"]
     assert "device" in rows[3]["note"]
+
+
+def test_the_middle_of_short_runs_counts() -> None:
+    runs = [{"seconds": seconds, "bytes": number} for number, seconds in enumerate((1.6, 1.2, 1.5))]
+    assert middle(runs) == {"seconds": 1.5, "bytes": 2, "each_run": [1.6, 1.2, 1.5]}
+    assert middle(runs[:1]) == runs[0]
