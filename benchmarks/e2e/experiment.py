@@ -128,9 +128,10 @@ def run(settings: Settings, *, report: Path | None = None, as_json: bool = False
         for remark in bed.remarks:
             bench.remark(remark)
         bench.remark("plain's compute time, which rho is relative to, is that of its fastest epoch without a limit")
-        bench.remark(
-            f"runs shorter than {SHORT_SECONDS:g} s were made {settings.repeats} times, and the middle one counts"
-        )
+        if settings.repeats > 1:
+            bench.remark(
+                f"runs of less than {SHORT_SECONDS:g} s were made {settings.repeats} times, and the middle one counts"
+            )
         for remark in (*stores[models[0]].remarks, *counted(settings, models, stores)):
             bench.remark(remark)
         companions = {store.uri: Companions(bed, store, bench.remark) for store in stores.values()}
