@@ -130,7 +130,8 @@ def combine(
     """The profile of a model on two tiers: everything that happens to one sample is charged to one of them.
 
     The server reads, and unless the cut is `input` decodes, transforms, runs the prefix and encodes. The client reads
-    the stream, runs what is left and trains the head (`head_seconds` per sample); at cut `input` it decodes too.
+    the stream, runs what is left and trains the head (`head_seconds` per sample); at cut `input` it decodes what it has
+    received, too.
     What a cut ships is counted by the client's rows: it chooses the codec, the server measures without knowing it. What
     the client measured of writing in its `ways` is scaled by how fast the server is at such work.
     Raises ProfileError if the two tables are not of the same cuts.
@@ -146,7 +147,8 @@ def combine(
         if far.name == INPUT:
             out_bytes = server.input_bytes or client.input_bytes or far.out_bytes
             server_seconds = server.read_seconds
-            client_seconds = client.busy_seconds(client.decode_seconds, near.suffix_seconds)
+            received = out_bytes * client.decode_seconds_per_byte
+            client_seconds = client.busy_seconds(received + client.decode_seconds, near.suffix_seconds)
         elif near.ways:
             ways = tuple(_way(server, client, far, near, way, slowness, head_seconds) for way in near.ways)
             out_bytes, server_seconds = ways[0].out_bytes, ways[0].server_seconds
