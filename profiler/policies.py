@@ -18,6 +18,11 @@ TINY_SHARE = 0.01
 LEAST_GAIN = 0.03
 """Part of the best single cut's time that a mix must save: costs are not known any better than that, and a mix needs
 another prefix on the server."""
+TIE = 0.01
+"""Plans whose predicted times differ by no more than this part are equals: costs are not known any better. Of equals the
+one is taken that ships the fewest bytes, as a link is often shared with others."""
+MOST_CUTS = 3
+"""Of a mix: as many as there are resources."""
 HOPELESS = 1e6
 """A cut so many times slower than the best one can take less than a millionth of the samples: it is left out, since
 coefficients that far apart are beyond a solver's precision."""
@@ -32,28 +37,27 @@ class Choice:
 
 
 def choose_single(pipeline: Pipeline) -> Choice:
-    """The one cut with the least predicted time among those that fit; of equals, the one that ships least."""
-    candidates = _fitting(pipeline)
-    columns = pipeline.columns
-    best = min(candidates, key=lambda index: (pipeline.seconds(pipeline.unit(index)), columns[index].out_bytes))
-    return Choice(pipeline.unit(best))
+    """The one cut with the least predicted time among those that fit; of equals (TIE), the one that ships least."""
+    times = _times(pipeline)
+    enough = min(times.values()) * (1 + TIE)
+    equals = [index for index, seconds in times.items() if seconds <= enough]
+    return Choice(pipeline.unit(min(equals, key=lambda index: (pipeline.columns[index].out_bytes, times[index]))))
 
 
 def choose_mix(pipeline: Pipeline) -> Choice:
     """The mix of cuts with the least predicted time; the best single cut, so never worse than none, unless it gains.
 
-    A cut's features travel in one way only: where the optimum has a cut in two, the one with the larger share stays.
+    Of mixes that are equals (TIE) it is the one that ships least. A cut's features travel in one way only: where the optimum has a cut in two, the one with the larger share stays.
     """
-    candidates = _fitting(pipeline)
-    best = choose_single(pipeline)
-    exact = solve(pipeline, candidates, first_samples=pipeline.first_samples)
+    candidates, times = _fitting(pipeline), _times(pipeline)
+    exact = solve(pipeline, candidates, first_samples=pipeline.first_samples, tie=TIE)
     while rivals := _rivals(pipeline, exact):  # at most once per cut
         candidates = [index for index in candidates if index not in rivals]
-        exact = solve(pipeline, candidates, first_samples=pipeline.first_samples)
+        exact = solve(pipeline, candidates, first_samples=pipeline.first_samples, tie=TIE)
     kept = np.where(exact >= TINY_SHARE, exact, 0.0)
     mixed = Choice(kept / kept.sum())
-    gains = pipeline.seconds(mixed.shares) < pipeline.seconds(best.shares) * (1 - LEAST_GAIN)
-    return mixed if gains else best
+    gains = pipeline.seconds(mixed.shares) < min(times.values()) * (1 - LEAST_GAIN)
+    return mixed if gains else choose_single(pipeline)
 
 
 def limit_shares(pipeline: Pipeline) -> np.ndarray:
@@ -61,7 +65,7 @@ def limit_shares(pipeline: Pipeline) -> np.ndarray:
     return solve(pipeline, list(range(len(pipeline.columns))), first_samples=0)
 
 
-def solve(pipeline: Pipeline, candidates: list[int], *, first_samples: int) -> np.ndarray:
+def solve(pipeline: Pipeline, candidates: list[int], *, first_samples: int, tie: float = 0.0) -> np.ndarray:
     """The linear program: shares x of the candidate cuts and pace t (seconds per sample of the busiest resource) that
 
         minimise  (n - b) t + b sum_c x_c (server_c + link_c + client_c)
@@ -69,6 +73,10 @@ def solve(pipeline: Pipeline, candidates: list[int], *, first_samples: int) -> n
 
     with n samples per epoch, of which the first b pass one resource after the other. With b = 0 that is the highest
     steady rate 1/t. A vertex of this polytope has at most three cuts.
+
+    With `tie` a second program follows: among the mixes whose objective is at most 1 + tie times the least, that which
+    minimises bytes and objective, each as a part of what they were. So time is given only for a larger part of the
+    bytes. Of its optimum with more than three cuts, which its further row allows, nothing is taken.
     """
     paces = pipeline.costs[:, candidates].max(axis=0)
     shares = np.zeros(pipeline.costs.shape[1])
@@ -79,20 +87,32 @@ def solve(pipeline: Pipeline, candidates: list[int], *, first_samples: int) -> n
     # the optimum is then between 1/3 and 1, where the solver's tolerances are meant
     costs = pipeline.costs[:, candidates] / paces.min()
     start = first_samples / pipeline.samples
+    objective = np.append(start * costs.sum(axis=0), 1.0 - start)
+    within = np.hstack([costs, -np.ones((3, 1))])
+    least, found = _optimum(objective, within, np.zeros(3))
+    carried = float(costs[1] @ found)
+    if tie and carried > 0.0:
+        rows, bounds = np.vstack([within, objective]), np.append(np.zeros(3), least * (1 + tie))
+        _, smaller = _optimum(np.append(costs[1] / carried, 0.0) + objective / least, rows, bounds)
+        found = smaller if np.count_nonzero(smaller) <= MOST_CUTS else found
+    shares[candidates] = found / found.sum()
+    return shares
+
+
+def _optimum(objective: np.ndarray, within: np.ndarray, bounds: np.ndarray) -> tuple[float, np.ndarray]:
+    """The least value of the objective, and the shares (all variables but the last) at which it is reached."""
     result = linprog(
-        c=np.append(start * costs.sum(axis=0), 1.0 - start),
-        A_ub=np.hstack([costs, -np.ones((3, 1))]),
-        b_ub=np.zeros(3),
-        A_eq=np.append(np.ones(len(candidates)), 0.0)[None, :],
+        c=objective,
+        A_ub=within,
+        b_ub=bounds,
+        A_eq=np.append(np.ones(len(objective) - 1), 0.0)[None, :],
         b_eq=[1.0],
         bounds=(0.0, None),
         method="highs-ds",
     )
     if not result.success:
         raise RuntimeError(f"the linear program of the planner failed: {result.message}")
-    found = np.clip(result.x[:-1], 0.0, None)
-    shares[candidates] = found / found.sum()
-    return shares
+    return float(result.fun), np.clip(result.x[:-1], 0.0, None)
 
 
 POLICIES: dict[str, Callable[[Pipeline], Choice]] = {
@@ -117,6 +137,11 @@ def _rivals(pipeline: Pipeline, shares: np.ndarray) -> set[int]:
     doubled = {names[index] for index in used if [names[other] for other in used].count(names[index]) > 1}
     kept = {max((index for index in used if names[index] == name), key=lambda index: shares[index]) for name in doubled}
     return {index for index, name in enumerate(names) if name in doubled} - kept
+
+
+def _times(pipeline: Pipeline) -> dict[int, float]:
+    """Column -> predicted seconds of the job if every sample takes it, for those whose cuts fit."""
+    return {index: pipeline.seconds(pipeline.unit(index)) for index in _fitting(pipeline)}
 
 
 def _fitting(pipeline: Pipeline) -> list[int]:
