@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
 from time import thread_time
 
 import numpy as np
 import torch
 
 from hapi.wire import Codec, FeatureBatch, StreamEncoder, read_stream
+from hapi.wire.protocol import ARROW_STREAM
+from profiler.remote.loopback import loopback
 
 ROWS, ROW_VALUES = 8, 2**17
 """Of one message: half a megabyte a row, as early cuts have it."""
 MESSAGES = 8
 """Together more than a processor's caches hold: in a job other data passes through them between two messages."""
-PIECE_BYTES = 2**16
-"""That a client takes from its socket at once."""
+TURNS = 2
+"""So often are they sent; the last time counts. In the first, memory is touched for the first time, which in a job it is
+not."""
+ANSWER_SECONDS = 60.0
 
 
 def wire_seconds_per_byte(
@@ -25,39 +32,87 @@ def wire_seconds_per_byte(
 ) -> tuple[float, float]:
     """(to write, to read) processor seconds per byte on the wire.
 
-    Rows of float32 features are joined, encoded, handed to a socket, taken from it and decoded, as tiers do it; what
-    the network between them takes is not in it. `clock` tells what the calling thread has worked, in seconds.
+    Rows of float32 features are joined, encoded, and sent as an answer of HTTP over a connection within this machine, by
+    a loop of events; there they are read as answers of a server are, and decoded. What a network takes is not in it.
+    `clock` tells what the calling thread has worked, in seconds.
     """
-    encoder = StreamEncoder([(ROW_VALUES,)], [torch.float32], codec.name)
     rows = [[torch.randn(ROW_VALUES) for _ in range(ROWS)] for _ in range(messages)]
     shipped = messages * ROWS * codec.bytes_per_row((ROW_VALUES,))
-    ours, theirs = socket.socketpair()
-    read: list[float] = []
-    with ours, theirs:
-        reader = threading.Thread(target=lambda: read.append(_read_all(theirs, clock)), name="hapi-measure")
-        reader.start()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        sender = _Sender(listening, codec, rows, clock)
+        sender.start()
         try:
-            began = clock()
-            ours.sendall(encoder.header())
-            for number, row in enumerate(rows):
-                indices = np.arange(number * ROWS, (number + 1) * ROWS)
-                ours.sendall(encoder.encode(FeatureBatch(indices, np.zeros(ROWS, np.int64), (torch.stack(row),))))
-            ours.sendall(encoder.end())
-            written = clock() - began
+            with closing(loopback(listening.getsockname()[1], ANSWER_SECONDS)) as connection:
+                for _ in range(TURNS):
+                    began = clock()
+                    with connection.stream("GET", "/link", expects=ARROW_STREAM) as pieces:
+                        for _ in read_stream(pieces):
+                            pass
+                    read = clock() - began
         finally:
-            ours.shutdown(socket.SHUT_WR)
-            reader.join()
-    return written / shipped, read[0] / shipped
+            sender.end()
+    return sender.seconds[-1] / shipped, read / shipped
 
 
-def _read_all(source: socket.socket, clock: Callable[[], float]) -> float:
-    """Seconds that this thread works on reading a stream to its end."""
-    began = clock()
-    for _ in read_stream(_pieces(source)):
-        pass
-    return clock() - began
+@dataclass
+class _Sender:
+    """The other side, on a thread of its own: it answers every request on every connection with the same rows.
+
+    `seconds` are what its thread worked for each answer.
+    """
+
+    listening: socket.socket
+    codec: Codec
+    rows: list[list[torch.Tensor]]
+    clock: Callable[[], float]
+    seconds: list[float] = field(default_factory=list)
+
+    def start(self) -> None:
+        self._loop, self._is_over = asyncio.new_event_loop(), asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="hapi-measure", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Ends the thread; what it was sending breaks off."""
+        self._loop.call_soon_threadsafe(self._is_over.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        with closing(self._loop) as loop:
+            loop.run_until_complete(self._serve())
+
+    async def _serve(self) -> None:
+        server = await asyncio.start_server(self._answer, sock=self.listening)
+        async with server:
+            await self._is_over.wait()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            while not reader.at_eof():
+                try:
+                    await reader.readuntil(b"\r\n\r\n")
+                except asyncio.IncompleteReadError:
+                    return
+                began = self.clock()
+                await self._send(writer)
+                self.seconds.append(self.clock() - began)
+
+    async def _send(self, writer: asyncio.StreamWriter) -> None:
+        encoder = StreamEncoder([(ROW_VALUES,)], [torch.float32], self.codec.name)
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {ARROW_STREAM}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        writer.write(head.encode())
+        await _send_piece(writer, encoder.header())
+        for number, row in enumerate(self.rows):
+            indices = np.arange(number * ROWS, (number + 1) * ROWS)
+            batch = FeatureBatch(indices, np.zeros(ROWS, np.int64), (torch.stack(row),))
+            await _send_piece(writer, encoder.encode(batch))
+        await _send_piece(writer, encoder.end())
+        await _send_piece(writer, b"")
 
 
-def _pieces(source: socket.socket) -> Iterator[bytes]:
-    while piece := source.recv(PIECE_BYTES):
-        yield piece
+async def _send_piece(writer: asyncio.StreamWriter, piece: bytes) -> None:
+    """A chunk of HTTP, the last one if it is empty."""
+    writer.write(b"%x\r\n" % len(piece))
+    writer.write(piece)
+    writer.write(b"\r\n")
+    await writer.drain()

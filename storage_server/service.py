@@ -38,7 +38,7 @@ from storage_server.extraction.pipeline import Extraction, Job
 from storage_server.extraction.rehearsal import Rehearsals
 from storage_server.extraction.sizing import BatchPolicy, KneePolicy
 from storage_server.extraction.stages import Stages
-from storage_server.extraction.trial import answer_seconds, as_run, seconds_per_sample
+from storage_server.extraction.trial import answer_seconds, as_run, beyond, in_jobs, seconds_per_sample
 from storage_server.features.opening import open_features
 from storage_server.features.served import ServedCuts
 from storage_server.features.starts import Start, starts_of
@@ -263,6 +263,16 @@ class Service:
             samples = min(request.samples, DEFAULT_SAMPLES)
             tried = partial(self._tried, lease, precision, manifest, transform, samples, cancel, tenant)
             load = as_run(load, tier, tried)
+
+            data = {"dataset": request.dataset, "transform": list(request.transform), "samples": samples}
+            more, _ = self._measurements.get(
+                {**key, **how, **data, "what": "requests", "last": last or OUTPUT, "batch": batch},
+                partial(beyond, tier, load.load_seconds, samples, tried),
+                to_json=dict,
+                from_json=lambda found: {str(cut): float(seconds) for cut, seconds in found.items()},
+                refresh=request.refresh,
+            )
+            tier = in_jobs(tier, more)
         return replace(
             tier,
             load_seconds=load.load_seconds,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from time import perf_counter
+
+import numpy as np
 
 from hapi.plan import INPUT
 from profiler import LoadCost, TierProfile, TierRow
@@ -15,6 +17,10 @@ SHORT = 0.25
 """Part of a trial's samples for which a request is run that its own is held against."""
 LIGHT = 0.25
 """Part of the whole network's seconds that the prefix of a trial may take, so that trials are short."""
+DEEPER = (1.0, 0.5)
+"""Parts of the seconds of the longest prefix that may be tried at which further cuts are tried, while there is time."""
+DEEPER_SECONDS = 4.0
+"""For all of those together, as predicted: a slow network is tried less deeply."""
 
 
 def as_run(load: LoadCost, tier: TierProfile, seconds: Callable[[str], float | None]) -> LoadCost:
@@ -35,6 +41,63 @@ def as_run(load: LoadCost, tier: TierProfile, seconds: Callable[[str], float | N
         rest = whole - row.prefix_seconds
     rest -= row.out_bytes * tier.encode_seconds_per_byte
     return replace(load, read_seconds=read, load_seconds=max(load.load_seconds, rest))
+
+
+def beyond(
+    tier: TierProfile, load_seconds: float, samples: int, seconds: Callable[[str], float | None]
+) -> dict[str, float]:
+    """Cut -> what requests with so many samples take per sample beyond loading, prefix and bytes, at a few cuts.
+
+    In them a prefix shares a processor with decoding: batches are not always full, and what else runs takes weights
+    from the caches. `load_seconds` are what `as_run` found, `seconds(cut)` runs the requests. Nothing on an
+    accelerator, whose time is its own.
+    """
+    found = {}
+    for row in [] if tier.computes_while_loading else deeper_rows(tier, load_seconds, samples):
+        whole = seconds(row.name)
+        if whole is not None:
+            parts = load_seconds + row.prefix_seconds + row.out_bytes * tier.encode_seconds_per_byte
+            found[row.name] = max(0.0, whole - parts)
+    return found
+
+
+def in_jobs(tier: TierProfile, more: Mapping[str, float]) -> TierProfile:
+    """The tier with prefixes as long as they are in requests: `more` is what `beyond` found.
+
+    Between two of those cuts it is added in proportion, from the light cut on, of which all is in loading; after the
+    last as much in proportion as there.
+    """
+    light = light_row(tier)
+    known, added = [0.0 if light is None else light.prefix_seconds], [0.0]
+    for row in tier.rows:
+        if row.name in more and row.prefix_seconds > known[-1]:
+            known.append(row.prefix_seconds)
+            added.append(max(added[-1], more[row.name]))
+    slowness = added[-1] / known[-1] if known[-1] else 0.0
+
+    def longer(seconds: float) -> float:
+        return seconds + float(np.interp(seconds, known, added)) + slowness * max(0.0, seconds - known[-1])
+
+    return replace(tier, rows=tuple(replace(row, prefix_seconds=longer(row.prefix_seconds)) for row in tier.rows))
+
+
+def deeper_rows(tier: TierProfile, load_seconds: float, samples: int) -> list[TierRow]:
+    """The cuts to be tried beside the light one, in order: as deep as time allows, and one half as deep."""
+    rows = tier.rows[1 : 1 + [row.name for row in tier.rows].index(tier.fits_to)]
+    light, left = light_row(tier), DEEPER_SECONDS
+    if light is None:
+        return []
+    runs = PASSES * (samples + int(SHORT * samples))
+    affordable = [row for row in rows if runs * (load_seconds + row.prefix_seconds) <= left]
+    longest = max((row.prefix_seconds for row in affordable), default=0.0)
+    chosen: list[TierRow] = []
+    for part in DEEPER:
+        row = min(affordable, key=lambda row: (abs(row.prefix_seconds - part * longest), row.out_bytes), default=light)
+        cost = runs * (load_seconds + row.prefix_seconds)
+        if row.prefix_seconds > light.prefix_seconds and row not in chosen and cost <= left:
+            chosen.append(row)
+            left -= cost
+    return sorted(chosen, key=lambda row: row.prefix_seconds)
 
 
 def light_row(tier: TierProfile) -> TierRow | None:

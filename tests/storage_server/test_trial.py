@@ -8,7 +8,16 @@ from dataclasses import replace
 import pytest
 
 from profiler import LoadCost, TierProfile, TierRow
-from storage_server.extraction.trial import PASSES, answer_seconds, as_run, light_row, seconds_per_sample
+from storage_server.extraction.trial import (
+    PASSES,
+    answer_seconds,
+    as_run,
+    beyond,
+    deeper_rows,
+    in_jobs,
+    light_row,
+    seconds_per_sample,
+)
 
 ROWS = (
     TierRow("input", 600, 0.0, 0.020),
@@ -59,6 +68,32 @@ def test_the_trial_is_light_in_seconds_and_bytes_and_fits() -> None:
     assert light_row(replace(TIER, fits_to="input")) is None
     heavy = tuple(replace(row, prefix_seconds=0.02) for row in ROWS)
     assert light_row(replace(TIER, rows=heavy)) == heavy[1]
+
+
+def test_what_deeper_requests_take_beyond_their_parts_is_the_prefix_s() -> None:
+    more = beyond(TIER, 0.010, 32, Requests(c=0.0211, output=0.03401))
+    assert more == pytest.approx({"c": 0.001, "output": 0.004})
+    # b is the light cut, whose excess is loading's; between the trials in proportion, before it none
+    found = in_jobs(TIER, more)
+    assert [row.prefix_seconds for row in found.rows] == pytest.approx([0.0, 0.001, 0.004, 0.011, 0.024])
+    assert [row.suffix_seconds for row in found.rows] == [row.suffix_seconds for row in ROWS]
+    rows = (*ROWS[:4], TierRow("d", 100, 0.015, 0.005), ROWS[4])
+    assert in_jobs(replace(TIER, rows=rows), more).rows[4].prefix_seconds == pytest.approx(0.0175)
+
+
+def test_what_lies_deeper_than_the_last_trial_is_as_much_slower() -> None:
+    slow = replace(TIER, rows=(*ROWS, TierRow("deep", 10, 0.07, 0.0)), fits_to="deep")
+    assert [row.name for row in deeper_rows(slow, 0.010, 32)] == ["output"]
+    found = in_jobs(slow, beyond(slow, 0.010, 32, Requests(output=0.03201)))
+    assert [row.prefix_seconds for row in found.rows[4:]] == pytest.approx([0.022, 0.077])
+
+
+def test_prefixes_become_no_shorter_and_without_memory_or_on_an_accelerator_stay() -> None:
+    assert in_jobs(TIER, beyond(TIER, 0.010, 32, Requests(c=0.001, output=0.001))) == TIER
+    assert in_jobs(TIER, beyond(TIER, 0.010, 32, Requests(c=None, output=None))) == TIER
+    requests = Requests()
+    assert beyond(replace(TIER, device="cuda:0"), 0.010, 32, requests) == {}
+    assert requests.asked == []
 
 
 def test_what_more_samples_take_counts_and_the_faster_pass_of_each() -> None:
