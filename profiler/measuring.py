@@ -24,7 +24,7 @@ from profiler.wire import wire_seconds_per_byte
 
 CPU_BATCH, DEVICE_BATCH = 8, 64
 """Batch sizes at which CPUs and accelerators are past the steep part of their throughput, and that most models fit."""
-MEASUREMENT_FORMAT = 2
+MEASUREMENT_FORMAT = 3
 """Counted up when what is measured, or how, changes: what was remembered before is then measured anew."""
 
 

@@ -19,8 +19,8 @@ LEAST_GAIN = 0.03
 """Part of the best single cut's time that a mix must save: costs are not known any better than that, and a mix needs
 another prefix on the server."""
 TIE = 0.01
-"""Plans whose predicted times differ by no more than this part are equals: costs are not known any better. Of equals the
-one is taken that ships the fewest bytes, as a link is often shared with others."""
+"""Plans whose predicted times differ by no more than this part are equals: costs are not known any better. Of equals
+the one is taken that ships the fewest bytes, as a link is often shared with others."""
 MOST_CUTS = 3
 """Of a mix: as many as there are resources."""
 HOPELESS = 1e6
@@ -47,7 +47,8 @@ def choose_single(pipeline: Pipeline) -> Choice:
 def choose_mix(pipeline: Pipeline) -> Choice:
     """The mix of cuts with the least predicted time; the best single cut, so never worse than none, unless it gains.
 
-    Of mixes that are equals (TIE) it is the one that ships least. A cut's features travel in one way only: where the optimum has a cut in two, the one with the larger share stays.
+    Of mixes that are equals (TIE) it is the one that ships least. A cut's features travel in one way only: where the
+    optimum has a cut in two, the one with the larger share stays.
     """
     candidates, times = _fitting(pipeline), _times(pipeline)
     exact = solve(pipeline, candidates, first_samples=pipeline.first_samples, tie=TIE)

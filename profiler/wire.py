@@ -22,8 +22,8 @@ ROWS, ROW_VALUES = 8, 2**17
 MESSAGES = 8
 """Together more than a processor's caches hold: in a job other data passes through them between two messages."""
 TURNS = 2
-"""So often are they sent; the last time counts. In the first, memory is touched for the first time, which in a job it is
-not."""
+"""So often are they sent; the last time counts. In the first, memory is touched for the first time, in a job only
+seldom."""
 ANSWER_SECONDS = 60.0
 
 
@@ -32,9 +32,9 @@ def wire_seconds_per_byte(
 ) -> tuple[float, float]:
     """(to write, to read) processor seconds per byte on the wire.
 
-    Rows of float32 features are joined, encoded, and sent as an answer of HTTP over a connection within this machine, by
-    a loop of events; there they are read as answers of a server are, and decoded. What a network takes is not in it.
-    `clock` tells what the calling thread has worked, in seconds.
+    Rows of float32 features are joined, encoded, and sent as an answer of HTTP over a connection within this machine,
+    by a loop of events; there they are read as answers of a server are, and decoded. What a network takes is not in
+    it. `clock` tells what the calling thread has worked, in seconds.
     """
     rows = [[torch.randn(ROW_VALUES) for _ in range(ROWS)] for _ in range(messages)]
     shipped = messages * ROWS * codec.bytes_per_row((ROW_VALUES,))
