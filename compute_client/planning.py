@@ -14,7 +14,7 @@ from profiler.remote import ServerClient
 
 AUTO = "auto"
 FOLLOWING = ("mix", "single")
-PROFILE_REPEATS, PROFILE_SECONDS = 3, 5.0
+PROFILE_REPEATS, PROFILE_SECONDS = 3, 1.5
 """Timed runs here, and after how long no further one is begun: a plan should not cost more than it saves."""
 
 

@@ -19,7 +19,7 @@ from profiler.flops import count_flops
 from profiler.memory import prefix_memory
 from profiler.tier import TierProfile, TierRow, TierWay
 from profiler.timing import time_nodes
-from profiler.ways import compress_seconds, measure_ways
+from profiler.ways import EXAMPLES, compress_seconds, measure_ways
 from profiler.wire import wire_seconds_per_byte
 
 CPU_BATCH, DEVICE_BATCH = 8, 64
@@ -51,9 +51,9 @@ def measure(
     Args:
         graph: the captured backbone.
         device: on which to run it.
-        batch_size: of the timed runs; by default 8 on a CPU and 64 on an accelerator.
+        batch_size: of the timed runs, at most; by default 8 on a CPU and 64 on an accelerator.
         repeats: timed runs, of which the fastest counts.
-        limit_seconds: after which no further run is started.
+        limit_seconds: after which no further run is started; slow networks are timed with smaller batches.
         engine, precision: of the engine that will run it. What it runs from the first call on is measured; that it may
             be compiled later is left to those who measure rates while they work.
         codec: in which `out_bytes` are counted.
@@ -82,7 +82,9 @@ def measure(
     encode, decode = wire_seconds_per_byte(get_codec("float32"))
     ways: dict[str, tuple[TierWay, ...]] = {}
     if allowed is not None and allowed.is_choice:
-        ways = measure_ways(graph, examples, allowed, copy_seconds_per_byte=(encode, decode), device=whole.device)
+        copied = (encode, decode)
+        some = None if examples is None else examples[: _examples(times.whole, limit_seconds)]
+        ways = measure_ways(graph, some, allowed, copy_seconds_per_byte=copied, device=whole.device)
     rows = []
     for cut in graph.cuts:
         prefix, suffix = map(as_run, graph.split(cut))
@@ -102,7 +104,7 @@ def measure(
         encode, decode = wire_seconds_per_byte(writer)
     return TierProfile(
         device=str(whole.device),
-        batch_size=batch,
+        batch_size=times.batch,
         rows=tuple(rows),
         load_seconds=load_seconds,
         read_seconds=read_seconds,
@@ -130,6 +132,11 @@ def measured_with(digest: str, device: torch.device | str, threads: int | None =
         "torch": str(torch.__version__),
         "engine": "eager",
     }
+
+
+def _examples(seconds_per_sample: float, limit_seconds: float) -> int:
+    """Samples that the network computes in a quarter of the time, one at least."""
+    return max(1, min(EXAMPLES, int(limit_seconds / 4 / max(seconds_per_sample, 1e-9))))
 
 
 def _total(seconds: Mapping[str, float], program: Program) -> float:

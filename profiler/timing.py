@@ -70,10 +70,11 @@ class CudaStopwatch:
 
 @dataclass(frozen=True)
 class NodeTimes:
-    """Seconds per sample: `whole` of an undisturbed run, and `nodes` of each node, which sum to it."""
+    """Seconds per sample, in batches of `batch`: `whole` of an undisturbed run, and `nodes`, which sum to it."""
 
     whole: float
     nodes: Mapping[str, float]
+    batch: int
 
     def of(self, program: Program) -> float:
         """Seconds per sample of the nodes of a part."""
@@ -88,29 +89,50 @@ def time_nodes(
     limit_seconds: float = 20.0,
     clock: Callable[[], float] = perf_counter,
 ) -> NodeTimes:
-    """Runs a program on random data: a warm-up, then whole runs and observed runs in turn.
+    """Runs a program on random data: one sample to warm up, then whole runs and observed runs in turn.
 
-    Of whole runs the fastest counts, as what disturbs them only ever makes them slower. Observing costs time at every
-    node, which whole runs do not pay: the medians of the nodes' times are scaled to sum to that.
-    Stops after `repeats` turns, or earlier (but after one) when `limit_seconds` are over.
+    Of all runs the fastest counts, as what disturbs them only ever makes them slower. Observing costs time at every
+    node, which whole runs do not pay: the medians of the nodes' times are scaled to sum to the fastest run's.
+    Stops after `repeats` turns, or earlier (but after one) when another would not end within `limit_seconds`. Where one
+    turn with `batch` samples would take longer than that it has fewer, at least one: a network that slow gains little
+    from more.
     """
-    inputs = [spec_input(spec.shape, spec.dtype, batch, program.device) for spec in program.inputs]
+    deadline = clock() + limit_seconds
     wholes: list[float] = []
     observed: list[Mapping[str, float]] = []
-    deadline = clock() + limit_seconds
     with torch.inference_mode():
-        program(*inputs)
-        _wait(program.device)
-        while not wholes or (len(wholes) < repeats and clock() < deadline):
-            started = clock()
-            program(*inputs)
-            _wait(program.device)
-            wholes.append(clock() - started)
+        one = _run(program, _inputs(program, 1), clock)
+        if program.device.type != "cpu":  # the first run has loaded the device's code
+            one = _run(program, _inputs(program, 1), clock)
+        batch = _batch_in_time(batch, one, limit_seconds)
+        inputs = _inputs(program, batch)
+        turn_seconds = 0.0
+        while not wholes or (len(wholes) < repeats and clock() + turn_seconds < deadline):
+            began = clock()
+            wholes.append(_run(program, inputs, clock))
             watch = _stopwatch(program.device, clock)
             program.run(*inputs, observe=watch.observe)
             observed.append(watch.seconds())
-    whole = min(wholes) / batch
-    return NodeTimes(whole, _scaled([node.name for node in program.nodes], observed, whole))
+            turn_seconds = clock() - began
+    whole = min([*wholes, *(sum(run.values()) for run in observed)]) / batch
+    return NodeTimes(whole, _scaled([node.name for node in program.nodes], observed, whole), batch)
+
+
+def _inputs(program: Program, batch: int) -> list[torch.Tensor]:
+    return [spec_input(spec.shape, spec.dtype, batch, program.device) for spec in program.inputs]
+
+
+def _run(program: Program, inputs: Sequence[torch.Tensor], clock: Callable[[], float]) -> float:
+    started = clock()
+    program(*inputs)
+    _wait(program.device)
+    return clock() - started
+
+
+def _batch_in_time(batch: int, one_seconds: float, limit_seconds: float) -> int:
+    """Samples of which a whole run and an observed one fit into the time, where one sample takes so long."""
+    in_time = limit_seconds / (2 * one_seconds) if one_seconds > 0 else batch
+    return max(1, min(batch, int(in_time)))
 
 
 def _scaled(names: Sequence[str], observed: Sequence[Mapping[str, float]], whole: float) -> dict[str, float]:

@@ -60,8 +60,8 @@ from storage_server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
 
-PROFILE_SECONDS = 10.0
-"""A profile holds the device for about so long; other requests wait meanwhile."""
+PROFILE_SECONDS = 1.5
+"""A profile holds the device for about so long; other requests wait meanwhile, and the job that asked for it."""
 TRANSFORMS = 64
 """That are remembered, of those that requests named last."""
 CACHE_BYTES = 256 * 2**20

@@ -23,7 +23,8 @@ DOUBLINGS = 3
 """Sizes that are tried: from where batch sizes are explored on, as many as tell whether larger ones gain anything."""
 
 MOST_TURNS, ENOUGH_SECONDS = 4, 0.5
-"""How often each is run, at least twice, and after how long not again: what disturbs it only ever makes it slower."""
+"""How often each is run, at least twice, and after how long not again, nor a larger one: what disturbs it only ever
+makes it slower, and the first job waits for all of it."""
 
 
 class Rehearsals:
@@ -59,16 +60,19 @@ class Rehearsals:
     def _timed(self, prefix: Prefix, most: int) -> Mapping[int, float]:
         sizes = [size for size in (START << doubling for doubling in range(DOUBLINGS)) if size <= most]
         found: dict[int, float] = {}
-        began = self._clock()
+        deadline = self._clock() + ENOUGH_SECONDS
         for turn in range(MOST_TURNS):
-            for size in sizes or [power_of_two(most)]:
+            for size in list(found) if turn else sizes or [power_of_two(most)]:
                 tried = attempt(partial(self._run, prefix, size))
                 if not tried.has_value:
                     break
                 found[size] = min(tried.get(), found.get(size, math.inf))
-            if turn and self._clock() - began > ENOUGH_SECONDS:  # in the first, memory was touched for the first time
+                if not turn and self._clock() > deadline:  # of a slow network the job itself tries larger ones
+                    break
+            if turn and self._clock() > deadline:  # in the first, memory was touched for the first time
                 break
-        if sizes and most >= 2 * sizes[-1]:  # a job will try it now and then; here only its memory is measured
+        if found and sizes == list(found) and most >= 2 * sizes[-1]:
+            # a job will try it now and then; here only its memory is measured
             attempt(partial(self._run, prefix, power_of_two(most)))
         for size, seconds in found.items():
             self._rates.learned(prefix.key, size, size * seconds)

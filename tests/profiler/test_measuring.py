@@ -61,6 +61,12 @@ def test_time_is_limited_to_one_turn_at_least(graph: Graph) -> None:
     assert len(calls) < 10 + 2 * len(graph.nodes)
 
 
+@pytest.mark.parametrize(("limit", "batch"), [(100.0, 8), (6.0, 3), (0.5, 1)])
+def test_a_slow_network_is_timed_with_fewer_samples(graph: Graph, limit: float, batch: int) -> None:
+    # by this clock one sample takes a second
+    assert time_nodes(graph.whole, 8, repeats=1, limit_seconds=limit, clock=FakeClock()).batch == batch
+
+
 def test_flops_are_those_of_the_formulas(graph: Graph) -> None:
     flops = count_flops(graph.whole)
     convolution, linear = 2 * 3 * 3 * 3 * 8 * 16 * 16, 2 * 128 * 10
