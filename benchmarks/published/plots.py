@@ -11,7 +11,7 @@ from benchmarks.bench.report import INK, PALE, QUIET, colour
 from benchmarks.bench.rows import Row
 from benchmarks.bench.run import Plot
 from benchmarks.published import adaptation, quality, tenancy, times, traffic
-from benchmarks.published.figures import ADAPTATION, SPLIT_QUALITY, TENANT_POINTS, TIMES
+from benchmarks.published.figures import ADAPTATION, SERIES, SPLIT_QUALITY, TENANT_POINTS, TIMES
 from hapi.units import format_bytes
 
 if TYPE_CHECKING:
@@ -44,15 +44,17 @@ def plots(kept: dict[str, list[Row]]) -> list[Plot]:
 def draw_time(ours: Sequence[Row], figure: Figure, rows: Sequence[Row]) -> None:
     """Their runs as points by rho (the bandwidth series as a line), ours as lines."""
     axes: Any = figure.subplots()
-    series = sorted((run.rho, run.speedup) for run in TIMES if run.batch == 8000)
+    series = sorted((run.rho, run.speedup) for run in SERIES)
     axes.plot(*zip(*series, strict=True), "s--", color=QUIET, markersize=5, label="published: alexnet, batch 8000, GPU")
-    for client, mark in (("GPU", "x"), ("CPU", "+")):
-        points = [(run.rho, run.speedup) for run in TIMES if run.batch != 8000 and run.client == client]
-        label = f"published: other runs, {client} client"
+    for client, mark in (("GPU", "x"), ("CPU", "+"), (None, "1")):
+        points = [(run.rho, run.speedup) for run in TIMES if run not in SERIES and run.client == client]
+        label = f"published: other runs, {client or 'unknown'} client"
         axes.plot(*zip(*points, strict=True), mark, color=QUIET, markersize=8, label=label)
-    for place, (model, curve) in enumerate(times.speedups(ours).items()):
+    for place, (model, runs) in enumerate(times.speedups(ours).items()):
         label = f"ours: {NAMES.get(model, model)}"
-        axes.plot(*zip(*curve, strict=True), "o-", color=colour("", place), linewidth=2, markersize=5, label=label)
+        for curve in runs.values():  # a line never joins points of two runs
+            axes.plot(*zip(*curve, strict=True), "o-", color=colour("", place), linewidth=2, markersize=5, label=label)
+            label = "_"
     axes.axhline(1.0, color=INK, linewidth=0.8)
     axes.set_xscale("log")
     axes.set_yscale("log")

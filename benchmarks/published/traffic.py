@@ -9,7 +9,7 @@ from benchmarks.baselines.published import freeze_cut
 from benchmarks.baselines.systems import PLAIN
 from benchmarks.bench.kept import newest
 from benchmarks.bench.rows import Row
-from benchmarks.published.comparison import Figure, line, said
+from benchmarks.published.comparison import Figure, line, missing, said
 from benchmarks.published.figures import TRAFFIC, TRAFFIC_BATCH, Traffic
 from hapi.plan import INPUT, CutCost, Link, Profile
 from hapi.units import format_bytes
@@ -44,6 +44,9 @@ def measured(rows: Sequence[Row]) -> list[Row]:
     for run in TRAFFIC:
         mine = [row for row in rows if row.model == run.model and row.rho and row.bytes and row.samples and row.epochs]
         if not mine:
+            if rows:
+                command = f"hapi bench e2e --model torchvision:{run.model} --rho 4 --system plain --system mix"
+                found.append(missing(FIGURE, run.model, _from_to(run.baseline_bytes, run.split_bytes), command))
             continue
         top = max(row.rho or 0.0 for row in mine)
         sizes = {row.system: run.batch * (row.bytes or 0) / ((row.samples or 1) * (row.epochs or 1)) for row in mine
