@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 THEIRS = "#a7b1bb"
+OURS = "ours"
 NAMES = {"vit_b_16": "ViT"}
 
 
 def plots(kept: dict[str, list[Row]]) -> list[Plot]:
     """`kept` are the rows of results by scenario; a figure without any is left out."""
-    found = [
-        Plot("bytes", traffic.FIGURE.title, draw_bytes, traffic.FIGURE.regime, (10.0, 4.4)),
-    ]
+    found = []
     if kept.get("e2e"):
         draw = partial(draw_time, kept["e2e"])
         found.append(Plot("time", "How many times as fast, by rho", draw, times.FIGURE.regime, (10.0, 4.6)))
+    found.append(Plot("bytes", traffic.FIGURE.title, draw_bytes, traffic.FIGURE.regime, (10.0, 4.4)))
     if kept.get("memory"):
         draw = partial(draw_adaptation, kept["memory"])
         found.append(Plot("batches", adaptation.FIGURE.title, draw, adaptation.FIGURE.regime, (10.0, 4.4)))
@@ -91,7 +91,7 @@ def draw_bytes(figure: Figure, rows: Sequence[Row]) -> None:
 
 
 def draw_adaptation(ours: Sequence[Row], figure: Figure, rows: Sequence[Row]) -> None:
-    """Left theirs: seconds by samples at once. Right ours: images per second of every batch policy, by network."""
+    """Left theirs: seconds by samples at once. Right ours: the rate of every batch policy over ours, by network."""
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
     for adapted, label, shade in ((False, "fixed batch", QUIET), (True, "adapted", INK)):
         seconds = [run.adapted_seconds if adapted else run.fixed_seconds for run in ADAPTATION]
@@ -105,7 +105,8 @@ def draw_adaptation(ours: Sequence[Row], figure: Figure, rows: Sequence[Row]) ->
     left.set_xlabel("samples requested at once")
     left.set_ylabel("seconds")
     left.legend(fontsize=8)
-    ours = newest(ours, "model")
+    ours = [row for row in newest(ours, "model") if row.model]
+    base = {row.model: row.get("images_per_s") for row in ours if row.system == OURS and row.get("images_per_s")}
     models = list(dict.fromkeys(row.model for row in ours))
     systems = list(dict.fromkeys(row.system for row in ours))
     width = 0.84 / max(1, len(systems))
@@ -114,14 +115,18 @@ def draw_adaptation(ours: Sequence[Row], figure: Figure, rows: Sequence[Row]) ->
         label = system
         for row in ours:
             x = models.index(row.model) + width * (place - (len(systems) - 1) / 2)
-            if row.system == system and row.get("survived") == "yes" and row.get("images_per_s"):
-                right.bar(x, row.get("images_per_s"), width, color=shade, label=label)
+            if row.system != system:
+                continue
+            if row.get("survived") == "yes" and row.get("images_per_s") and row.model in base:
+                right.bar(x, row.get("images_per_s") / base[row.model], width, color=shade, label=label)
                 label = "_"
-            elif row.system == system:
+            else:
                 right.plot(x, 0.0, "x", color="#a8321f", markersize=7, clip_on=False, zorder=5)
+    right.axhline(1.0, color=INK, linewidth=0.8)
     right.set_title("ours (x: killed)")
-    right.set_xticks(range(len(models)), models, fontsize=8)
-    right.set_ylabel("images per second")
+    names = [f"{NAMES.get(model, model)}\n{base[model]:.3g}/s" if model in base else model for model in models]
+    right.set_xticks(range(len(models)), names, fontsize=8)
+    right.set_ylabel("images per second, of ours")
     right.set_ylim(bottom=0)
     right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from benchmarks.bench import options
-from benchmarks.bench.run import Bench
+from benchmarks.bench.bars import bars
+from benchmarks.bench.run import Bench, Plot
 from benchmarks.bench.table import BYTES, MODEL, SAMPLES, SECONDS, SYSTEM, Column, share, times
 
 if TYPE_CHECKING:
@@ -31,6 +32,14 @@ COLUMNS = (
     Column("requests", "requests"),
     Column("hit_share", "from cache", share),
     Column("cost_over_in_memory", "of in memory", times),
+)
+PLOTS = (
+    Plot(
+        "cost",
+        "An epoch of kept features, in epochs over features in memory",
+        bars("cost_over_in_memory", "times of in memory", times, line=1.0),
+        "The line is training the head on one tensor of features, measured in turn with each.",
+    ),
 )
 QUICK_SAMPLES, SAMPLES_USED = 200, 1000
 SETTLED = 2
@@ -66,7 +75,14 @@ def cache(
     with.
     """
     with Bench(
-        "cache", as_json=as_json, report=report, columns=COLUMNS, same=("model", "samples"), finish=_costs
+        "cache",
+        as_json=as_json,
+        report=report,
+        columns=COLUMNS,
+        same=("model", "samples"),
+        title="Epochs after the first",
+        plots=PLOTS,
+        finish=_costs,
     ) as bench:
         import torch
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.bench.bars import bars
 from benchmarks.bench.photographs import photographs
-from benchmarks.bench.run import Bench
+from benchmarks.bench.run import Bench, Plot
 from benchmarks.bench.table import BYTES, MODEL, SECONDS, SYSTEM, Column, number, times
 from hapi.data import TransformSpec, describe_transform, load_sample
 from hapi.model import Cut, Graph, capture, load_model
@@ -38,6 +39,27 @@ COLUMNS = (
     Column("feature_error", "feature error", lambda value: f"{value:.2e}"),
     SECONDS,
     BYTES,
+)
+PLOTS = (
+    Plot(
+        "accuracy",
+        "What a codec does to the accuracy of a head",
+        bars(
+            "accuracy_change",
+            "change of the accuracy",
+            lambda value: f"{value:+.4f}",
+            names=("cut", "system"),
+            line=0.0,
+            error="accuracy_change_error",
+        ),
+        "Mean over divisions of the photographs, with its standard error: within two of them it is noise.",
+    ),
+    Plot(
+        "bytes",
+        "What it saves",
+        bars("ratio", "times smaller than float32", times, names=("cut", "system"), line=1.0),
+        "Bytes of the whole stream.",
+    ),
 )
 
 
@@ -70,7 +92,9 @@ def run(settings: Settings, *, report: Path | None = None, as_json: bool = False
         get_codec(codec)
     torch.set_num_threads(1)  # seconds are those of one thread
     with (
-        Bench("codecs", as_json=as_json, report=report, columns=COLUMNS) as bench,
+        Bench(
+            "codecs", as_json=as_json, report=report, columns=COLUMNS, title="Codecs that change features", plots=PLOTS
+        ) as bench,
         photographs(settings.data, settings.samples) as folder,
     ):
         if settings.data is None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bench.bars import bars
 from benchmarks.bench.photographs import mean_bytes, photographs
-from benchmarks.bench.run import Bench
+from benchmarks.bench.run import Bench, Plot
 from benchmarks.bench.table import BANDWIDTH, BYTES, LIMIT, MODEL, SECONDS, SYSTEM, Column, number, share, times
 from benchmarks.testbed.services import Server, Store, start_server
 from benchmarks.testbed.testbed import Testbed, open_testbed
@@ -37,6 +38,20 @@ COLUMNS = (
     Column("server_cpu_seconds_per_gb", "server s/GB", number),
     Column("client_cpu_seconds_per_gb", "client s/GB", number),
     Column("gb_per_s", "features GB/s", number),
+)
+PLOTS = (
+    Plot(
+        "filled",
+        "How full the link is",
+        bars("filled", "what the bytes alone take, of the time", share, line=1.0),
+        "Kept features are sent; frames of Ethernet and TCP/IP take about 4 % of a link.",
+    ),
+    Plot(
+        "server_cpu",
+        "What sending costs the server's processors",
+        bars("server_cpu_seconds_per_gb", "seconds per GB of features", number),
+        "GB are those of the features as float32, whatever travels.",
+    ),
 )
 
 
@@ -77,7 +92,9 @@ def run(settings: Settings, *, report: Path | None = None, as_json: bool = False
         if way != OBJECTS:
             parse_way(way)
     with (
-        Bench("wire", as_json=as_json, report=report, columns=COLUMNS) as bench,
+        Bench(
+            "wire", as_json=as_json, report=report, columns=COLUMNS, title="Features on the wire", plots=PLOTS
+        ) as bench,
         photographs(settings.data, settings.samples, seed=settings.seed) as folder,
         open_testbed(settings.testbed) as bed,
     ):
