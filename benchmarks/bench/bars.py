@@ -61,8 +61,8 @@ def stacked(parts: Mapping[str, str], label: str, write: Callable[[float], str])
                               fontsize=8, color=QUIET)  # fmt: skip
             _finish(axes, group, ("system",), label, write)
         if figure.axes:
-            handles, told = figure.axes[0].get_legend_handles_labels()
-            figure.legend(handles, told, loc="outside lower center", ncols=4)
+            handles, called = figure.axes[0].get_legend_handles_labels()
+            figure.legend(handles, called, loc="outside lower center", ncols=4)
 
     return draw
 

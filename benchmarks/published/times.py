@@ -122,8 +122,9 @@ def _headlines(curves: Mapping[str, Mapping[str, Curve]]) -> list[Row]:
 
 def regime(point: TimePoint) -> str:
     """'0.05 Gbit/s, batch 8000, GPU client', as far as it is known."""
-    more = (point.batch and f"batch {point.batch}", point.client and f"{point.client} client")
-    return ", ".join((f"{point.gbit_per_s:g} Gbit/s", *filter(None, more)))
+    batch = f", batch {point.batch}" if point.batch else ""
+    client = f", {point.client} client" if point.client else ""
+    return f"{point.gbit_per_s:g} Gbit/s{batch}{client}"
 
 
 def speedups(rows: Sequence[Row], system: str = OURS) -> dict[str, dict[str, list[tuple[float, float]]]]:
@@ -148,7 +149,7 @@ def speedups(rows: Sequence[Row], system: str = OURS) -> dict[str, dict[str, lis
 
 def nearest(runs: Mapping[str, Curve], rho: float) -> tuple[str, Curve]:
     """(run, its curve) of the one that comes nearest to a rho; the newest of those that have it between two points."""
-    return min(reversed(runs.items()), key=lambda item: _away(item[1], rho))
+    return min(reversed(list(runs.items())), key=lambda item: _away(item[1], rho))
 
 
 def _away(curve: Curve, rho: float) -> float:
