@@ -62,6 +62,7 @@ def run_all(
     """
     from benchmarks.bench.index import write_index
     from hapi.errors import InputError
+    from hapi.units import format_seconds
 
     runs = planned(results, quick)
     if unknown := [name for name in scenario or () if name not in runs]:
@@ -80,6 +81,8 @@ def run_all(
                     run_scenario(trial, command, results / name, QUICK_MOST_SECONDS if quick else MOST_SECONDS)
         finally:
             if bench.rows:
+                total = format_seconds(sum(row.seconds or 0.0 for row in bench.rows))
+                bench.tell(f"{len(bench.rows)} scenarios took {total}.")
                 bench.say(f"wrote {write_index(results)}")
 
 
@@ -120,9 +123,9 @@ def _has_quick(scenario: str) -> bool:
 
 
 def run_scenario(trial: Trial, words: list[str], folder: Path, most_seconds: float = MOST_SECONDS) -> None:
-    """Runs one scenario; what it prints goes to the standard error stream. RuntimeError if it left no rows."""
+    """Runs one scenario; what it prints goes to the standard error stream. ProgramFailedError if it left no rows."""
     from benchmarks.bench.kept import ROWS, read
-    from benchmarks.testbed.processes import end_group
+    from benchmarks.testbed.processes import ProgramFailedError, end_group
 
     before = (folder / ROWS).stat().st_mtime_ns if (folder / ROWS).exists() else None
     begun = time.perf_counter()
@@ -133,11 +136,12 @@ def run_scenario(trial: Trial, words: list[str], folder: Path, most_seconds: flo
         status, told = _ended(process, most_seconds)
     finally:
         end_group(process)
+    trial.measured(seconds=time.perf_counter() - begun)
     if not (folder / ROWS).exists() or (folder / ROWS).stat().st_mtime_ns == before:
-        raise RuntimeError(f"{told} and wrote no rows; what it said is above")
+        raise ProgramFailedError(f"{told} and wrote no rows; what it said is above")
     kept = read(folder / ROWS)
     failed = sum(row.failed for row in kept.rows)
-    trial.measured(seconds=time.perf_counter() - begun, rows=len(kept.rows), rows_failed=failed)
+    trial.measured(rows=len(kept.rows), rows_failed=failed)
     if status:
         trial.measured(failed=True, note=told)
 

@@ -12,6 +12,7 @@ from benchmarks.bench.run import Trial
 from benchmarks.scenarios import all as all_scenarios
 from benchmarks.scenarios import names
 from benchmarks.scenarios.all import LEFT_OUT, planned, run_scenario
+from benchmarks.testbed.processes import ProgramFailedError
 from hapi import cli
 
 PROFILE = {
@@ -61,9 +62,9 @@ def test_a_run_is_a_row_with_its_seconds_and_counts(tmp_path: Path) -> None:
     assert trial.row.get("rows_failed") == 0
     assert trial.row.seconds is not None
     assert not trial.row.failed
-    with pytest.raises(RuntimeError, match="ended with 2 and wrote no rows"):
+    with pytest.raises(ProgramFailedError, match="ended with 2 and wrote no rows"):
         run_scenario(trial, ["bench", "simulate", "--cell", "none"], tmp_path / "one")
-    with pytest.raises(RuntimeError, match="took longer than 0 s and was ended and wrote no rows"):
+    with pytest.raises(ProgramFailedError, match="took longer than 0 s and was ended and wrote no rows"):
         run_scenario(trial, ["bench", *words], tmp_path / "one", most_seconds=0.01)
 
 
@@ -75,6 +76,29 @@ def test_a_scenario_that_is_none_is_refused(
         cli.main()
     assert ended.value.code == 2
     assert "published" in capsys.readouterr().err
+
+
+def test_a_scenario_that_fails_stops_no_other_and_is_told_by_the_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(trial: Trial, words: list[str], *rest: object) -> None:
+        trial.measured(seconds=60.0)
+        if words[1] == "decode":
+            raise ProgramFailedError("it ended with 1 and wrote no rows; what it said is above")
+        trial.measured(rows=3, rows_failed=0)
+
+    monkeypatch.setattr(all_scenarios, "run_scenario", run)
+    chosen = [word for name in ("decode", "wire", "published") for word in ("--scenario", name)]
+    monkeypatch.setattr("sys.argv", ["hapi", "bench", "all", "--json", "--results", str(tmp_path), *chosen])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    out, err = capsys.readouterr()
+    rows = {row["system"]: row for row in json.loads(out)["rows"]}
+    assert {name: row["failed"] for name, row in rows.items()} == {"decode": True, "wire": False, "published": False}
+    assert rows["decode"]["seconds"] == 60.0
+    assert "Traceback" not in err
+    assert "3 scenarios took 3 min" in err
 
 
 @pytest.mark.parametrize("asked", [False, True])
