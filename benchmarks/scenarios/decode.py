@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from benchmarks.bench import options
-from benchmarks.bench.run import Bench
+from benchmarks.bench.bars import bars
+from benchmarks.bench.run import Bench, Plot
 from benchmarks.bench.table import BYTES, MODEL, SAMPLES, SECONDS, SYSTEM, Column, number, times
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ COLUMNS = (
     Column("ratio_to_pillow", "of pillow", times),
     Column("largest_difference", "differs by", number),
 )
+PLOTS = (Plot("rates", "Photographs per second", bars("images_per_s", "images per second", number), "On one thread."),)
 QUICK_SAMPLES, SAMPLES_USED = 64, 400
 DEFAULT_MODELS = ["torchvision:resnet18"]
 
@@ -50,7 +52,9 @@ def decode(
     transform that both tiers run. `seconds` is the best of the repeats. The difference is the
     largest of any value to pillow's.
     """
-    with Bench("decode", as_json=as_json, report=report, columns=COLUMNS, compare_with=["pillow"]) as bench:
+    with Bench(
+        "decode", as_json=as_json, report=report, columns=COLUMNS, compare_with=["pillow"], plots=PLOTS
+    ) as bench:
         import torch
 
         from benchmarks.bench.photographs import photographs

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from benchmarks.bench import options
-from benchmarks.bench.run import Bench
+from benchmarks.bench.bars import bars
+from benchmarks.bench.run import Bench, Plot
 from benchmarks.bench.table import LIMIT, MODEL, SECONDS, SYSTEM, Column, number, times
 from hapi.errors import HapiError
 
@@ -35,6 +36,14 @@ COLUMNS = (
     Column("most_of_eager", "most of eager", times),
     Column("largest_error", "error", lambda value: f"{value:.1e}"),
     Column("compile_seconds", "compiling", number),
+)
+PLOTS = (
+    Plot(
+        "rates",
+        "Images per second",
+        bars("images_per_s", "images per second", number, names=("precision", "system")),
+        "The whole backbone, in batches that are in memory already.",
+    ),
 )
 MODELS = ["alexnet", "resnet18", "resnet50", "mobilenet_v2", "densenet121", "vit_b_16"]
 QUICK_MODELS = ["resnet18"]
@@ -82,7 +91,7 @@ def engine(
     keep_freed_memory()
     with (
         Bench("engine", as_json=as_json, report=report, columns=COLUMNS, compare_with=[EAGER, PLAIN],
-              same=("scenario", "model"), finish=_most) as bench,
+              same=("scenario", "model"), plots=PLOTS, finish=_most) as bench,
         tempfile.TemporaryDirectory(prefix="hapi-bench-engine-") as folder,
     ):  # fmt: skip
         import torch
