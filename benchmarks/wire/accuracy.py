@@ -25,6 +25,8 @@ from hapi.wire import FeatureBatch, StreamEncoder, get_codec, read_stream
 EXACT = "float32"
 BATCH = 50
 HELD_OUT = 0.2
+LOST = 0.5
+"""Relative error from which features are lost rather than rounded."""
 
 COLUMNS = (
     MODEL,
@@ -172,9 +174,13 @@ def _compare(bench: Bench, settings: Settings, name: str, graph: Graph, inputs: 
                     exact, wanted = judged, features
                 assert exact is not None
                 assert wanted is not None
+                error = float((features - wanted).norm() / wanted.norm())
+                if error > LOST:
+                    largest = float(wanted.abs().max())
+                    trial.measured(note=f"the largest feature is {largest:.1e}: {codec} cannot tell such values")
                 trial.measured(
                     **_figures(judged, exact),
-                    feature_error=float((features - wanted).norm() / wanted.norm()),
+                    feature_error=error,
                     bytes=size,
                     bytes_per_sample=size / len(inputs),
                     ratio=cut.bytes_per_sample * len(inputs) / size,

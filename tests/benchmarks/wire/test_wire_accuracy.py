@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.wire.accuracy import chosen_cuts, judge, round_trip
+from benchmarks.bench.run import Bench
+from benchmarks.wire.accuracy import Settings, _compare, chosen_cuts, judge, round_trip
 from hapi.model import Graph, capture
 
 
@@ -47,3 +48,14 @@ def test_a_head_finds_what_features_tell_and_no_more() -> None:
     destroyed = judge(torch.zeros(60, 3), labels, seeds=3, epochs=60)
     assert max(destroyed.accuracies) < 0.7
     assert min(destroyed.losses) > max(judged.losses)
+
+
+def test_features_that_a_codec_cannot_hold_are_told() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4, bias=False))
+    graph = capture(network, torch.randn(2, 3, 2, 2), name="small")
+    settings = Settings(("small",), ("output",), ("float16",), 20, None, "none", 2, 1, 1)
+    with Bench("codecs") as bench:
+        _compare(bench, settings, "small", graph, 1e-12 * torch.randn(20, 3, 2, 2), torch.arange(20) % 2)
+    exact, half = bench.rows
+    assert exact.note == ""
+    assert "float16 cannot tell such values" in half.note
