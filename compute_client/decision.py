@@ -72,10 +72,16 @@ class Decision:
         self.observer = Observer(profile, activity)
         self._replanner = Replanner(plan, profile, policy_of(pushdown), self.observer, probe=lambda: probed(server))
 
-    def dealing(self, default: tuple[str, str], sizes: Callable[[Plan], Mapping[str, int]]) -> Dealing | None:
-        """What deals spans of such sizes by the plan of the moment; None where they are dealt beforehand."""
+    def dealing(
+        self,
+        default: tuple[str, str],
+        sizes: Callable[[Plan], Mapping[str, int]],
+        seconds: Callable[[Plan], float | None],
+    ) -> Dealing | None:
+        """What deals spans of such sizes by the plan of the moment, which predicts so many seconds for each sample;
+        None where they are dealt beforehand."""
         is_late = self.is_followed or self._is_dealt_late
-        return Dealing(lambda: self.plan, self.reconsider, default, sizes) if is_late else None
+        return Dealing(lambda: self.plan, self.reconsider, default, sizes, seconds) if is_late else None
 
     def finished(self, finished: Finished) -> None:
         """A span is done."""

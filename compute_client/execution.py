@@ -154,7 +154,7 @@ class Execution:
     def _sizes(self, plan: Plan) -> dict[str, int]:
         """Samples in a span of each of a plan's cuts."""
         limit = self._limits.buffer_bytes // (2 * self._limits.in_flight)
-        seconds, samples = plan.predicted_seconds, self._workload.samples * self._workload.epochs
+        seconds = self._seconds(plan)
         return {
             cut.name: span_size(
                 self.dataset.samples,
@@ -162,10 +162,15 @@ class Execution:
                 limit_bytes=limit,
                 in_flight=self._limits.in_flight,
                 share=cut.share,
-                per_second=samples / seconds if seconds else math.inf,
+                per_second=1 / seconds if seconds else math.inf,
             )
             for cut in plan.cuts
         }
+
+    def _seconds(self, plan: Plan) -> float | None:
+        """What a plan predicts for each sample; None if it does not."""
+        samples = self._workload.samples * self._workload.epochs
+        return plan.predicted_seconds / samples if plan.predicted_seconds and samples else None
 
     def open(self) -> Pipeline:
         """Threads for one iteration."""
@@ -184,7 +189,7 @@ class Execution:
             budget_bytes=self._limits.buffer_bytes,
             keep=self._finished,
             together=min(self._workload.batch_size, MOST_TOGETHER) if self._decision.is_followed else 0,
-            deal=self._decision.dealing(self._allowed.default, self._sizes),
+            deal=self._decision.dealing(self._allowed.default, self._sizes, self._seconds),
         )
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import threading
 import time
@@ -24,9 +25,13 @@ from compute_client.source import SpanSource, Stage
 from compute_client.spans import Span, take_first
 from hapi.cancel import Cancel, CancelledWork
 from hapi.errors import BatchTimeoutError
+from hapi.plan import OUTPUT
 
 log = logging.getLogger(__name__)
 
+TOGETHER_SECONDS, LEAST_SECONDS = 0.25, 1e-6
+"""How long spans that are finished together may take, by the last that took their cut: nobody learns before that they
+are done. The least that is believed."""
 JOIN_SECONDS = 10.0
 """How long closing waits for a thread that is inside a computation or a system call."""
 
@@ -52,8 +57,9 @@ class Deal(Protocol):
         """Called before a span is begun, without any lock; may block for a while. Must not raise."""
         ...
 
-    def next(self, waiting: Sequence[Span]) -> Span:
-        """The span that would be begun now: the first samples of those that wait, one at least.
+    def next(self, waiting: Sequence[Span]) -> Span | None:
+        """The span that would be begun now: the first samples of those that wait, one at least; None to wait until
+        one of those that are begun has ended.
 
         Called under the pipeline's lock, perhaps several times.
         """
@@ -61,6 +67,10 @@ class Deal(Protocol):
 
     def begun(self, span: Span) -> None:
         """The span, as last answered, is begun. Called under the pipeline's lock."""
+        ...
+
+    def arrived(self, span: Span) -> None:
+        """It is here, and waits to be finished. Called under the pipeline's lock."""
         ...
 
     def ended(self, span: Span) -> None:
@@ -85,7 +95,7 @@ class Pipeline:
     ) -> None:
         """`keep` sees every finished span, on the thread that finishes, before it is handed out. Without a `deal`,
         spans have the cuts that they are submitted with. Spans that wait are finished at once, up to so many samples
-        `together`."""
+        `together`, if that does not take long."""
         self._together = together
         self._deal = deal
         self._source, self._finish, self._span_bytes, self._keep = source, finish, span_bytes, keep
@@ -96,6 +106,7 @@ class Pipeline:
         self._fetched: deque[tuple[Span, Stage]] = deque()
         self._done: dict[int, Finished | BaseException] = {}
         self._held: dict[int, int] = {}
+        self._seconds: dict[str, float] = {}
         self._active = 0
         self._next = 0
         self._threads = [
@@ -163,6 +174,8 @@ class Pipeline:
                 if stage.cut is not None and stage.cut != span.cut:
                     span = replace(span, cut=stage.cut, way=None)
                     self._held[span.number] = self._span_bytes(span)
+                if self._deal is not None:
+                    self._deal.arrived(span)
                 self._fetched.append((span, stage))
                 self._changed.notify_all()
 
@@ -171,10 +184,11 @@ class Pipeline:
         if self._deal is not None and not self._cancel.is_set:
             self._deal.consider()
         with self._changed:
-            self._changed.wait_for(lambda: self._cancel.is_set or self._admits())
+            while not self._cancel.is_set and (span := self._admitted()) is None:
+                self._changed.wait()
             if self._cancel.is_set:
                 return None
-            span = self._following()
+            assert span is not None
             take_first(self._waiting, len(span))
             if self._deal is not None:
                 self._deal.begun(span)
@@ -182,16 +196,15 @@ class Pipeline:
             self._active += 1
             return span
 
-    def _admits(self) -> bool:
+    def _admitted(self) -> Span | None:
+        """The span that is to be begun now; None while there is none, or no room for it."""
         if not self._waiting:
-            return False
-        if self._active == 0 and not self._done:
-            return True
-        return sum(self._held.values()) + self._span_bytes(self._following()) <= self._budget_bytes
-
-    def _following(self) -> Span:
-        """The span that is begun next, of those that wait."""
-        return self._waiting[0] if self._deal is None else self._deal.next(self._waiting)
+            return None
+        span = self._waiting[0] if self._deal is None else self._deal.next(self._waiting)
+        if span is None or (self._active == 0 and not self._done):
+            return span
+        held = sum(self._held.values())
+        return span if held + self._span_bytes(span) <= self._budget_bytes else None
 
     def _finish_spans(self) -> None:
         while True:
@@ -204,12 +217,14 @@ class Pipeline:
             del group
 
     def _next_group(self) -> list[tuple[Span, Stage]]:
-        """The span that the consumer waits for, and with it those behind it that are computed alike."""
-        ordered = sorted(self._fetched, key=lambda item: item[0].number)
+        """The span that the consumer waits for, and with it those behind it that are computed alike; before that, those
+        of which nothing is left to compute."""
+        ordered = sorted(self._fetched, key=lambda item: (item[0].cut != OUTPUT, item[0].number))
         first, rows = ordered[0], 0
+        most = min(self._together, TOGETHER_SECONDS / self._seconds.get(first[0].cut, math.inf))
         group = []
         for item in ordered:
-            if item is first or (_alike(item, first) and rows + len(item[1].rows) <= self._together):
+            if item is first or (_alike(item, first) and rows + len(item[1].rows) <= most):
                 group.append(item)
                 rows += len(item[1].rows)
         for item in group:
@@ -219,6 +234,7 @@ class Pipeline:
     def _finish_group(self, group: list[tuple[Span, Stage]]) -> None:
         """At once, which takes less time than one after the other; if that fails, to see which of them it is."""
         found: list[tuple[torch.Tensor, ...] | None] = [None] * len(group)
+        started, rows = time.perf_counter(), sum(len(stage.rows) for _, stage in group)
         if len(group) > 1:
             counts = [len(stage.rows) for _, stage in group]
             try:
@@ -230,6 +246,7 @@ class Pipeline:
                 log.debug("spans could not be finished together", exc_info=True)
         for (span, stage), own in zip(group, found, strict=True):
             self._finish_one(span, stage, own)
+        self._seconds[group[0][0].cut] = max(LEAST_SECONDS, time.perf_counter() - started) / max(1, rows)
 
     def _finish_one(self, span: Span, stage: Stage, features: tuple[torch.Tensor, ...] | None) -> None:
         """Hands a span out, once it is computed."""

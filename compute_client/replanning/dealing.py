@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from compute_client.spans import LEAST_SPAN, Span, first_of
-from hapi.plan import Plan
+from hapi.plan import OUTPUT, Plan
 
 LAST_PART = 0.5
 """Of what a cut is still to be given, the most that a span takes: towards the end they get shorter, so that no cut is
 busy long after the others."""
 ABOUT_FIRST = 1.5
 """Cuts whose spans would be done within so many times the shortest time count as equal: some have a longer way."""
+AHEAD_SECONDS = 1.0
+"""Work under way with which a cut gets no more, unless it is one span: what is not begun can still go where it is done
+first."""
+SPAN_SECONDS, LEAST_SECONDS = 0.5, 0.15
+"""Work of the longest span, and of the first and the last ones: a few samples of a network that takes long for each are
+many seconds. The first are short, so that nobody waits long for something to do."""
+MOST_DOUBLINGS = 16
+UNTOLD_SECONDS = 0.01
+"""Per sample, of a plan that does not predict any."""
 
 
 class Dealing:
     """Deals the samples of one pipeline. Not thread-safe but for `consider`: the pipeline's lock guards the rest.
 
-    A cut with a share s takes s of the samples that are finished in any time, so k samples on its way are done when
-    k / s are done of all. The next span goes where it would be done about first by that rule: so each cut has work
-    under way at any time, and with it server, link and client, and one that is faster or slower than the plan says is
-    given more or less at once, before anything was measured. Where that says little, and all would be done before the
-    last sample is, the cut that is furthest behind its share is next. One with so small a share that it would never be
-    first has its turn when it is behind by a span.
+    A cut with a share s takes s of the samples that are finished in any time: its next sample is done seconds / s after
+    the last one, where the plan has `seconds` for each of all samples. So there is a moment at which all cuts can be
+    done with all samples that are left, each with its part. The next span goes where it would be done about first, if
+    it would be by that moment: so each cut has work under way at any time, and with it server, link and client, and one
+    that is faster or slower than the plan says is given more or less at once, before anything was measured. Where that
+    says little, the cut that is furthest behind its share is next. While all have enough to do, nothing is begun.
     """
 
     def __init__(
@@ -34,15 +43,18 @@ class Dealing:
         consider: Callable[[], object],
         default: tuple[str, str],
         sizes: Callable[[Plan], Mapping[str, int]],
+        seconds: Callable[[Plan], float | None],
     ) -> None:
-        """`current` tells the plan, `consider` may change it; `default` is how features travel if it does not say, and
-        `sizes` are the most samples in a span of each of its cuts."""
-        self._current, self._consider, self._default, self._sizes_of = current, consider, default, sizes
+        """`current` tells the plan, `consider` may change it; `default` is how features travel if it does not say,
+        `sizes` are the most samples in a span of each of its cuts, `seconds` what it predicts for each sample."""
+        self._current, self._consider, self._default = current, consider, default
+        self._sizes_of, self._seconds_of = sizes, seconds
         self._plan: Plan | None = None
         self._ways: dict[str, tuple[str, str]] = {}
-        self._shares: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
         self._sizes: dict[str, int] = {}
         self._dealt: Counter[str] = Counter()
+        self._spans: Counter[str] = Counter()
         self._under_way: Counter[str] = Counter()
         self._begun: dict[int, Span] = {}
 
@@ -50,40 +62,49 @@ class Dealing:
         """Called before a span is begun, on a thread that may take its time."""
         self._consider()
 
-    def next(self, waiting: Sequence[Span]) -> Span:
-        """The span that would be begun now, of the first samples that wait."""
+    def next(self, waiting: Sequence[Span]) -> Span | None:
+        """The span that would be begun now, of the first samples that wait; None if the cuts have enough to do."""
         self._follow()
-        left = self._under_way.total() + sum(map(len, waiting))
-        lengths = {cut: self._length(cut, left) for cut in self._shares}
-        name = next((cut for cut in self._shares if self._is_owed(cut, lengths[cut], left)), None)
-        if name is None:
-            done = {cut: (self._under_way[cut] + lengths[cut]) / share for cut, share in self._shares.items()}
-            first = min(done.values())
-            soon = (cut for cut in done if done[cut] <= max(first, min(ABOUT_FIRST * first, left)))
-            name = min(soon, key=lambda cut: (self._dealt[cut] + lengths[cut]) / self._shares[cut])
-        return replace(first_of(waiting, lengths[name]), cut=name, way=self._ways[name])
+        busy = {cut: self._under_way[cut] * seconds for cut, seconds in self._seconds.items()}
+        end = together(((busy[cut], seconds) for cut, seconds in self._seconds.items()), sum(map(len, waiting)))
+        lengths = {cut: self._length(cut, end - busy[cut]) for cut in busy}
+        done = {cut: busy[cut] + lengths[cut] * self._seconds[cut] for cut in busy}
+        first = min(done.values())
+        soon = (cut for cut in done if done[cut] <= max(first, min(ABOUT_FIRST * first, end)))
+        cut = min(soon, key=lambda cut: (self._dealt[cut] + lengths[cut]) * self._seconds[cut])
+        if busy[cut] > max(AHEAD_SECONDS, self._least(cut) * self._seconds[cut]):
+            return None
+        return replace(first_of(waiting, lengths[cut]), cut=cut, way=self._ways[cut])
 
     def begun(self, span: Span) -> None:
         """The span is begun, as it was answered."""
         self._dealt[span.cut] += len(span)
+        self._spans[span.cut] += 1
         self._under_way[span.cut] += len(span)
         self._begun[span.number] = span
 
+    def arrived(self, span: Span) -> None:
+        """A span that was begun is here. Its cut has no more to do with it if nothing is left to compute: it only waits
+        for the client, which may be busy with others."""
+        if span.cut == OUTPUT:
+            self.ended(span)
+
     def ended(self, span: Span) -> None:
         """A span that was begun is finished, or has failed."""
-        span = self._begun.pop(span.number)  # it may have taken another way than it was to
-        self._under_way[span.cut] -= len(span)
+        begun = self._begun.pop(span.number, None)  # it may have taken another way than it was to
+        if begun is not None:
+            self._under_way[begun.cut] -= len(begun)
 
-    def _length(self, cut: str, left: int) -> int:
-        """Samples of its next span, while so many of all cuts are not finished."""
-        part = LAST_PART * (self._shares[cut] * left - self._under_way[cut])
-        return min(self._sizes[cut], max(LEAST_SPAN, math.ceil(part)))
+    def _length(self, cut: str, left: float) -> int:
+        """Samples of its next span, while it is to be given work for so many seconds until the end."""
+        seconds, least = self._seconds[cut], self._least(cut)
+        most = min(self._sizes[cut], max(least, int(SPAN_SECONDS / seconds)))
+        beginning = least << min(self._spans[cut], MOST_DOUBLINGS)
+        return min(most, beginning, max(least, math.ceil(LAST_PART * left / seconds)))
 
-    def _is_owed(self, cut: str, length: int, left: int) -> bool:
-        """Whether nothing is on its way to a cut that is a span behind its share, and would take part until the end."""
-        share = self._shares[cut]
-        behind = share * self._dealt.total() - self._dealt[cut]
-        return not self._under_way[cut] and behind >= length and share * left >= length
+    def _least(self, cut: str) -> int:
+        """Samples of its shortest span."""
+        return min(LEAST_SPAN, max(1, round(LEAST_SECONDS / self._seconds[cut])))
 
     def _follow(self) -> None:
         """Takes over a plan that is new."""
@@ -93,5 +114,19 @@ class Dealing:
         codec, compression = self._default
         self._plan, self._sizes = plan, dict(self._sizes_of(plan))
         self._ways = {share.name: (share.codec or codec, share.compression or compression) for share in plan.cuts}
-        self._shares = {share.name: share.share for share in plan.cuts if share.share > 0}
+        total = sum(share.share for share in plan.cuts)
+        each = total * (self._seconds_of(plan) or UNTOLD_SECONDS)
+        self._seconds = {share.name: each / share.share for share in plan.cuts if share.share > 0}
         self._dealt.clear()
+
+
+def together(busy: Iterable[tuple[float, float]], samples: int) -> float:
+    """The moment at which so many samples are done, if all end then: by workers that are (busy until, seconds each)."""
+    pace, moment, left = 0.0, 0.0, float(samples)
+    for until, seconds in sorted(busy):
+        if pace and left <= pace * (until - moment):
+            break
+        left -= pace * (until - moment)
+        moment = until
+        pace += 1 / seconds
+    return moment + left / pace

@@ -181,6 +181,9 @@ class Pairs:
     def begun(self, span: Span) -> None:
         self.under_way.add(span.number)
 
+    def arrived(self, span: Span) -> None:
+        assert span.number in self.under_way
+
     def ended(self, span: Span) -> None:
         self.under_way.remove(span.number)
 

@@ -1,4 +1,4 @@
-"""A job on simulated time: four requests in flight through a server, a link and a client that work one after the other.
+"""A job on simulated time: six requests in flight through a server, a link and a client that work one after the other.
 
 Noise, rates and a second tenant may change while it runs. It drives the real observer, replanner and dealing.
 """
@@ -21,7 +21,7 @@ from hapi.plan import Link, Plan, Profile
 from hapi.wire.work import Work
 from profiler.planner import plan
 
-IN_FLIGHT, BUFFERED, SPAN, MESSAGE, AHEAD = 4, 10, 64, 16, 16
+IN_FLIGHT, BUFFERED, SPAN, MESSAGE, AHEAD = 6, 14, 64, 16, 16
 CHUNK = 16_384
 
 
@@ -69,7 +69,8 @@ class SimulatedJob:
             made, profile, "mix", self.observer, probe=self._probe, clock=self.clock, wall_clock=self.clock
         )
         consider = self.replanner.consider if replan else lambda: None
-        self._dealing = Dealing(lambda: self.replanner.plan, consider, ("float32", "none"), self._sizes)
+        way = ("float32", "none")
+        self._dealing = Dealing(lambda: self.replanner.plan, consider, way, self._sizes, self._seconds)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._numbers = count()
@@ -127,13 +128,20 @@ class SimulatedJob:
     def _noisy(self, seconds: float) -> float:
         return seconds * self._random.uniform(1 - self._noise, 1 + self._noise)
 
+    def _seconds(self, made: Plan) -> float:
+        assert made.predicted_seconds is not None
+        return made.predicted_seconds / (self.profile.samples or 1)
+
     def _sizes(self, made: Plan) -> dict[str, int]:
         """As a loader has them."""
-        assert made.predicted_seconds is not None
-        pace = (self.profile.samples or 1) / made.predicted_seconds
         return {
             cut.name: span_size(
-                self.profile.samples, 1.0, limit_bytes=10**9, in_flight=IN_FLIGHT, share=cut.share, per_second=pace
+                self.profile.samples,
+                1.0,
+                limit_bytes=10**9,
+                in_flight=IN_FLIGHT,
+                share=cut.share,
+                per_second=1 / self._seconds(made),
             )
             for cut in made.cuts
         }
@@ -145,6 +153,8 @@ class SimulatedJob:
                 number = next(self._numbers) * SPAN
                 self._pending.append(Span(number, "", 0, tuple(range(number, number + SPAN))))
             span = self._dealing.next(self._pending)
+            if span is None:
+                break
             take_first(self._pending, len(span))
             self._dealing.begun(span)
             self._in_flight += 1
@@ -207,6 +217,7 @@ class SimulatedJob:
         if request.arrived == len(request.span):
             self._in_flight -= 1
             self._buffered += 1
+            self._dealing.arrived(request.span)
             self._waiting.append(request.span)
             self._finish()
             self._begin_spans()

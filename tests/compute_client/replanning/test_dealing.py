@@ -5,15 +5,18 @@ from __future__ import annotations
 import heapq
 from collections import Counter, deque
 from collections.abc import Mapping
+from functools import partial
 
 import pytest
 
-from compute_client.replanning.dealing import Dealing
+from compute_client.replanning.dealing import AHEAD_SECONDS, SPAN_SECONDS, Dealing, together
 from compute_client.spans import Dealer, Span, SpanCutter, span_size, take_first
-from hapi.plan import Plan, Share
+from hapi.plan import OUTPUT, Plan, Share
 
 DEFAULT = ("float32", "none")
 IN_FLIGHT = 4
+SECONDS = 0.005
+"""That a plan predicts for each sample."""
 
 
 def plan_of(**shares: float) -> Plan:
@@ -27,8 +30,8 @@ def sizes_of(plan: Plan, samples: int) -> dict[str, int]:
     }
 
 
-def dealing_of(plan: Plan, samples: int) -> Dealing:
-    return Dealing(lambda: plan, lambda: None, DEFAULT, lambda plan: sizes_of(plan, samples))
+def dealing_of(plan: Plan, samples: int, seconds: float | None = SECONDS) -> Dealing:
+    return Dealing(lambda: plan, lambda: None, DEFAULT, lambda plan: sizes_of(plan, samples), lambda plan: seconds)
 
 
 def spans_of(plan: Plan, samples: int) -> deque[Span]:
@@ -38,59 +41,101 @@ def spans_of(plan: Plan, samples: int) -> deque[Span]:
     return deque(spans + ([last] if last is not None else []))
 
 
-def epoch(plan: Plan, samples: int, paces: Mapping[str, float]) -> tuple[float, Counter[str]]:
-    """Seconds of an epoch on ways that work side by side, each with so many samples per second; and what they did."""
-    dealing, waiting, done = dealing_of(plan, samples), spans_of(plan, samples), Counter[str]()
-    now, free, ends, under_way = 0.0, dict.fromkeys(paces, 0.0), list[tuple[float, int, Span]](), 0
+def begin(dealing: Dealing, waiting: deque[Span]) -> Span | None:
+    """The next span, begun; None if there is none now."""
+    span = dealing.next(waiting)
+    assert span == dealing.next(waiting)
+    if span is not None:
+        take_first(waiting, len(span))
+        dealing.begun(span)
+    return span
+
+
+def epoch(plan: Plan, samples: int, paces: Mapping[str, float], seconds: float = SECONDS) -> tuple[float, Counter[str]]:
+    """Samples' times of an epoch on ways that work side by side, each with so many samples in a time; what they did."""
+    dealing, waiting, done = dealing_of(plan, samples, seconds), spans_of(plan, samples), Counter[str]()
+    now, free, ends = 0.0, dict.fromkeys(paces, 0.0), list[tuple[float, int, Span]]()
     while waiting or ends:
-        while waiting and under_way < IN_FLIGHT:
-            span = dealing.next(waiting)
-            take_first(waiting, len(span))
-            dealing.begun(span)
+        while waiting and len(ends) < IN_FLIGHT and (span := begin(dealing, waiting)) is not None:
             done[span.cut] += len(span)
-            under_way += 1
             free[span.cut] = max(now, free[span.cut]) + len(span) / paces[span.cut]
             heapq.heappush(ends, (free[span.cut], span.number, span))
         now, _, span = heapq.heappop(ends)
         dealing.ended(span)
-        under_way -= 1
     assert done.total() == samples
     return now, done
 
 
-def test_every_cut_has_its_share_under_way_from_the_beginning() -> None:
+def test_every_cut_has_work_under_way_from_the_beginning() -> None:
     plan = plan_of(input=0.1, output=0.9)
     dealing, waiting = dealing_of(plan, 512), spans_of(plan, 512)
     begun = Counter[str]()
     for _ in range(IN_FLIGHT):
-        span = dealing.next(waiting)
-        assert span == dealing.next(waiting)
+        span = begin(dealing, waiting)
+        assert span is not None
         assert span.way == DEFAULT
-        take_first(waiting, len(span))
-        dealing.begun(span)
         begun[span.cut] += 1
-    assert begun == {"input": 2, "output": 2}
+    assert begun == {"input": 1, "output": 3}
+
+
+LENGTHS = [(0.005, [4, 8, 16, 32]), (0.05, [3, 6]), (0.2, [1, 2]), (2.0, [1, 1])]
+
+
+@pytest.mark.parametrize(("seconds", "lengths"), LENGTHS)
+def test_the_first_spans_are_short_and_nobody_has_much_ahead(seconds: float, lengths: list[int]) -> None:
+    plan = plan_of(layer=1.0)
+    dealing, waiting = dealing_of(plan, 512, seconds), spans_of(plan, 512)
+    begun = [len(span) for span in iter(lambda: begin(dealing, waiting), None)]
+    assert begun[: len(lengths)] == lengths
+    most = max(AHEAD_SECONDS, seconds) + max(SPAN_SECONDS, seconds)
+    assert AHEAD_SECONDS < seconds * sum(begun) <= most
+
+
+def test_more_is_begun_once_a_span_has_ended() -> None:
+    plan = plan_of(layer=1.0)
+    dealing, waiting = dealing_of(plan, 512, 1.0), spans_of(plan, 512)
+    first = begin(dealing, waiting)
+    assert first is not None
+    assert begin(dealing, waiting) is not None
+    assert dealing.next(waiting) is None
+    dealing.ended(first)
+    assert dealing.next(waiting) is not None
+
+
+@pytest.mark.parametrize(("cut", "is_done"), [("layer", False), (OUTPUT, True)])
+def test_what_only_waits_for_the_client_is_done(cut: str, is_done: bool) -> None:
+    plan = plan_of(**{cut: 1.0})
+    dealing, waiting = dealing_of(plan, 512, 1.0), spans_of(plan, 512)
+    first = begin(dealing, waiting)
+    assert first is not None
+    assert begin(dealing, waiting) is not None
+    assert begin(dealing, waiting) is None
+    dealing.arrived(first)
+    assert (dealing.next(waiting) is not None) is is_done
+    dealing.ended(first)
+    assert dealing.next(waiting) is not None
 
 
 def test_after_a_change_cuts_are_dealt_by_the_new_shares() -> None:
     plans = [plan_of(input=0.5, output=0.5), plan_of(layer=1.0)]
-    dealing = Dealing(lambda: plans[0], lambda: None, DEFAULT, lambda plan: sizes_of(plan, 200))
+    sizes = partial(sizes_of, samples=200)
+    dealing = Dealing(lambda: plans[0], lambda: None, DEFAULT, sizes, lambda plan: SECONDS)
     waiting = spans_of(plans[0], 200)
-    before = dealing.next(waiting)
+    before = begin(dealing, waiting)
+    assert before is not None
     assert before.cut in ("input", "output")
-    take_first(waiting, len(before))
-    dealing.begun(before)
     del plans[0]
-    after = dealing.next(waiting)
-    assert (after.cut, len(after)) == ("layer", sizes_of(plans[0], 200)["layer"])
-    dealing.begun(after)
+    after = begin(dealing, waiting)
+    assert after is not None
+    assert after.cut == "layer"
     dealing.ended(before)
     dealing.ended(after)
 
 
 def test_a_span_that_took_another_way_is_counted_where_it_was_begun() -> None:
-    dealing, waiting = dealing_of(plan_of(layer=1.0), 64), spans_of(plan_of(layer=1.0), 64)
+    dealing, waiting = dealing_of(plan_of(layer=1.0), 64, 1.0), spans_of(plan_of(layer=1.0), 64)
     span = dealing.next(waiting)
+    assert span is not None
     dealing.begun(span)
     dealing.ended(Span(span.number, "input", 0, span.indices))
     assert dealing.next(waiting) == span
@@ -99,7 +144,9 @@ def test_a_span_that_took_another_way_is_counted_where_it_was_begun() -> None:
 def test_a_span_ends_before_an_index_that_comes_again() -> None:
     dealing = dealing_of(plan_of(layer=1.0), 1000)
     waiting = [Span(0, "", 0, (1, 2, 3)), Span(3, "", 0, (4, 2, 5)), Span(6, "", 0, tuple(range(10, 60)))]
-    assert dealing.next(waiting).indices == (1, 2, 3, 4)
+    span = dealing.next(waiting)
+    assert span is not None
+    assert span.indices == (1, 2, 3, 4)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.5])
@@ -107,6 +154,14 @@ def test_a_span_ends_before_an_index_that_comes_again() -> None:
 def test_no_way_works_on_long_after_the_others(share: float, samples: int) -> None:
     seconds, _ = epoch(plan_of(input=share, output=1 - share), samples, {"input": share, "output": 1 - share})
     assert seconds <= 1.05 * samples + 6
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+@pytest.mark.parametrize("samples", [20, 48, 176])
+def test_of_few_samples_that_take_long_none_is_left_for_one_way(share: float, samples: int) -> None:
+    plan, paces = plan_of(input=share, output=1 - share), {"input": share, "output": 1 - share}
+    seconds, _ = epoch(plan, samples, paces, seconds=0.1)
+    assert seconds <= samples + 0.5 / share
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.5, 2.0])
@@ -123,3 +178,10 @@ def test_a_cut_with_a_tiny_share_has_its_turn() -> None:
     plan = plan_of(input=0.004, output=0.996)
     _, done = epoch(plan, 3000, {"input": 0.004, "output": 0.996})
     assert 6 <= done["input"] <= 24
+
+
+def test_all_are_done_at_once() -> None:
+    assert together([(0.0, 1.0)], 10) == 10.0
+    assert together([(0.0, 1.0), (4.0, 0.5)], 10) == pytest.approx(6.0)
+    assert together([(7.0, 0.5), (0.0, 1.0)], 5) == 5.0
+    assert together([(1.0, 1.0), (1.0, 1.0)], 2) == 2.0
