@@ -16,8 +16,14 @@ def test_batches_follow_training_within_bounds(graph: Graph) -> None:
     assert suffix_batch(nn.Identity(), 1) == LEAST_BATCH
     assert suffix_batch(nn.Identity(), 32) == 32
     assert suffix_batch(nn.Identity(), 10**6) == MOST_BATCH
+
+
+def test_no_more_than_make_activations_much_more_than_weights(graph: Graph, monkeypatch) -> None:
     _, suffix = graph.split("stem")
-    assert suffix_batch(suffix, 32) == 32
+    monkeypatch.setattr(type(suffix), "weight_bytes", 1000)
+    for peak, expected in ((30, 32), (200, 20), (4000, LEAST_BATCH)):
+        monkeypatch.setattr(suffix, "peak_bytes", lambda batch, peak=peak: peak * batch)
+        assert suffix_batch(suffix, 32) == expected
 
 
 def test_a_large_suffix_gets_smaller_batches(graph: Graph, monkeypatch) -> None:
