@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from time import thread_time
 
@@ -68,7 +68,8 @@ class _Sender:
     seconds: list[float] = field(default_factory=list)
 
     def start(self) -> None:
-        self._loop, self._is_over = asyncio.new_event_loop(), asyncio.Event()
+        self._runner, self._is_over = asyncio.Runner(), asyncio.Event()
+        self._loop = self._runner.get_loop()
         self._thread = threading.Thread(target=self._run, name="hapi-measure", daemon=True)
         self._thread.start()
 
@@ -78,21 +79,20 @@ class _Sender:
         self._thread.join()
 
     def _run(self) -> None:
-        with closing(self._loop) as loop:
-            loop.run_until_complete(self._serve())
+        with self._runner as runner:
+            runner.run(self._serve())
 
     async def _serve(self) -> None:
         server = await asyncio.start_server(self._answer, sock=self.listening)
-        async with server:
+        try:
             await self._is_over.wait()
+        finally:
+            server.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with closing(writer):
-            while not reader.at_eof():
-                try:
-                    await reader.readuntil(b"\r\n\r\n")
-                except asyncio.IncompleteReadError:
-                    return
+        with closing(writer), suppress(asyncio.IncompleteReadError, ConnectionError):  # whoever asked has left
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
                 began = self.clock()
                 await self._send(writer)
                 self.seconds.append(self.clock() - began)
