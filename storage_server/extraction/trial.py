@@ -19,7 +19,7 @@ LIGHT = 0.25
 """Part of the whole network's seconds that the prefix of a trial may take, so that trials are short."""
 DEEPER = (1.0, 0.5)
 """Parts of the seconds of the longest prefix that may be tried at which further cuts are tried, while there is time."""
-DEEPER_SECONDS = 4.0
+DEEPER_SECONDS = 2.5
 """For all of those together, as predicted: a slow network is tried less deeply."""
 
 

@@ -71,7 +71,7 @@ def test_the_trial_is_light_in_seconds_and_bytes_and_fits() -> None:
 
 
 def test_what_deeper_requests_take_beyond_their_parts_is_the_prefix_s() -> None:
-    more = beyond(TIER, 0.010, 32, Requests(c=0.0211, output=0.03401))
+    more = beyond(TIER, 0.010, 16, Requests(c=0.0211, output=0.03401))
     assert more == pytest.approx({"c": 0.001, "output": 0.004})
     # b is the light cut, whose excess is loading's; between the trials in proportion, before it none
     found = in_jobs(TIER, more)
@@ -83,16 +83,16 @@ def test_what_deeper_requests_take_beyond_their_parts_is_the_prefix_s() -> None:
 
 def test_what_lies_deeper_than_the_last_trial_is_as_much_slower() -> None:
     slow = replace(TIER, rows=(*ROWS, TierRow("deep", 10, 0.07, 0.0)), fits_to="deep")
-    assert [row.name for row in deeper_rows(slow, 0.010, 32)] == ["output"]
-    found = in_jobs(slow, beyond(slow, 0.010, 32, Requests(output=0.03201)))
+    assert [row.name for row in deeper_rows(slow, 0.010, 16)] == ["output"]
+    found = in_jobs(slow, beyond(slow, 0.010, 16, Requests(output=0.03201)))
     assert [row.prefix_seconds for row in found.rows[4:]] == pytest.approx([0.022, 0.077])
 
 
 def test_prefixes_become_no_shorter_and_without_memory_or_on_an_accelerator_stay() -> None:
-    assert in_jobs(TIER, beyond(TIER, 0.010, 32, Requests(c=0.001, output=0.001))) == TIER
-    assert in_jobs(TIER, beyond(TIER, 0.010, 32, Requests(c=None, output=None))) == TIER
+    assert in_jobs(TIER, beyond(TIER, 0.010, 16, Requests(c=0.001, output=0.001))) == TIER
+    assert in_jobs(TIER, beyond(TIER, 0.010, 16, Requests(c=None, output=None))) == TIER
     requests = Requests()
-    assert beyond(replace(TIER, device="cuda:0"), 0.010, 32, requests) == {}
+    assert beyond(replace(TIER, device="cuda:0"), 0.010, 16, requests) == {}
     assert requests.asked == []
 
 
