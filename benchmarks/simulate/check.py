@@ -48,7 +48,7 @@ class Case:
     seconds: float
     bytes: int
     batch: int
-    """Samples that the server took at once, at most."""
+    """Samples that the server took at once, in the mean: a batch is not always whole, and the first ones are small."""
 
 
 def run_check(

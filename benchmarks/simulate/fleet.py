@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import httpx
 
 from benchmarks.tenants.jobs import Network
 from compute_client.loader import DataLoader
@@ -25,6 +28,7 @@ from profiler.tiers import Job, profile_with_server
 
 WANTED = "HAPI_FLEET"
 BATCH_SIZE = 32
+_BATCHES = re.compile(r"^hapi_batch_samples_(sum|count) (\S+)$", re.MULTILINE)
 WARM_UPS = 4
 """Passes that are not timed, at most: the server tries batch sizes in them."""
 PROFILED_SAMPLES = 64
@@ -94,9 +98,13 @@ class Fleet:
         """Whether the server has found its batch sizes."""
         return all(prefix.reason != "exploring" for prefix in self._clients[0].status().prefixes)
 
-    def batch(self, cut: str) -> int:
-        """Samples that the server takes at once at a cut."""
-        return next(prefix.batch for prefix in self._clients[0].status().prefixes if prefix.cut == cut)
+    def batches(self) -> tuple[float, float]:
+        """(samples, batches) that the server has computed so far."""
+        token = self._wanted.tokens[0]
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        answer = httpx.get(f"{self._wanted.url}/metrics", headers=headers, timeout=60.0).raise_for_status()
+        found = {name: float(value) for name, value in _BATCHES.findall(answer.text)}
+        return found["sum"], found["count"]
 
 
 def together(loaders: Sequence[DataLoader]) -> float:
@@ -146,15 +154,17 @@ def measured_cases(fleet: Fleet, wanted: Wanted) -> list[dict[str, Any]]:
                 break
         for tenants in [tenants for other, tenants in wanted.cases if other == cut]:
             received = sum(loader.stats.bytes_received for loader in loaders)
+            samples, batches = fleet.batches()
             seconds = [together(loaders[:tenants]) for _ in range(wanted.repeats)]
             received = sum(loader.stats.bytes_received for loader in loaders) - received
+            samples, batches = (now - then for now, then in zip(fleet.batches(), (samples, batches), strict=True))
             cases.append(
                 {
                     "cut": name,
                     "tenants": tenants,
                     "seconds": seconds,
                     "bytes": received // wanted.repeats,
-                    "batch": fleet.batch(name),
+                    "batch": max(1, round(samples / max(1.0, batches))),
                 }
             )
     return cases
