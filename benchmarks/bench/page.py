@@ -15,6 +15,8 @@ from hapi.units import format_bytes
 if TYPE_CHECKING:
     from benchmarks.bench.run import Bench, Plot
 
+COLUMNS_BESIDE, LETTERS_BESIDE = 8, 60
+"""A table of more columns has longer notes below its rows: beside them they would be out of sight."""
 Picture = tuple[str, bytes]
 """Its kind, as in image/KIND, and its bytes."""
 
@@ -89,15 +91,21 @@ def _table(title: str, rows: Sequence[Row], columns: Sequence[Column]) -> str:
     shown = [column for column in columns if any(column.cell(row) != "-" for row in rows)]
     head = "".join(f'<th class="{_side(column)}">{escape(column.title)}</th>' for column in shown)
     is_mixed = len({row.system for row in rows}) > 1  # else there is nothing to tell ours from
-    failed, noted = any(row.failed for row in rows), any(row.note for row in rows)
-    head = ("<th></th>" if failed else "") + head + ('<th class="text">note</th>' if noted else "")
+    failed, longest = any(row.failed for row in rows), max((len(row.note) for row in rows), default=0)
+    noted, is_below = longest > 0, len(shown) > COLUMNS_BESIDE and longest > LETTERS_BESIDE
+    head = ("<th></th>" if failed else "") + head + ('<th class="text">note</th>' if noted and not is_below else "")
     body = []
     for row in rows:
         mark = f"<td>{'<span>failed</span>' if row.failed else ''}</td>" if failed else ""
         cells = "".join(f'<td class="{_side(column)}">{escape(column.cell(row))}</td>' for column in shown)
-        note = f'<td class="note">{escape(row.note)}</td>' if noted else ""
+        note = f'<td class="note">{escape(row.note)}</td>' if noted and not is_below else ""
         kind = "failed" if row.failed else "ours" if row.system == "mix" and is_mixed else ""
+        if is_below and row.note:
+            kind += " noted"
         body.append(f'<tr class="{kind}">{mark}{cells}{note}</tr>')
+        if is_below and row.note:
+            width = len(shown) + failed
+            body.append(f'<tr class="{kind} below"><td class="note" colspan="{width}">{escape(row.note)}</td></tr>')
     above = f"<h2>{escape(title)}</h2>" if title else ""
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     return f'<section class="wide">{above}<div>{table}</div></section>'
@@ -140,6 +148,7 @@ tbody tr:hover td { background: var(--paper); }
 td.text { white-space: normal; max-width: 22rem; }
 .note { white-space: normal; min-width: 16rem; color: var(--quiet); font-size: .85rem; text-align: left; }
 tr.ours td { background: var(--ours); font-weight: 600; } tr.ours td.note { font-weight: 400; }
+tr.noted:not(.below) td { border-bottom: none; } tr.below td { padding-top: 0; overflow-wrap: anywhere; }
 tr.failed td { color: var(--wrong); background: var(--wrong-card); }
 tr.failed span { border: 1px solid var(--wrong); border-radius: 99px; padding: 0 .5rem; font-size: .75rem; }
 .facts th { text-align: left; } .facts td { white-space: normal; }

@@ -15,7 +15,7 @@ from benchmarks.bench.kept import read_folder, rows_of
 from benchmarks.bench.report import MOST_SVG_BYTES
 from benchmarks.bench.rows import Row, row_from_json
 from benchmarks.bench.run import Bench, Plot
-from benchmarks.bench.table import MODEL, SECONDS, SYSTEM
+from benchmarks.bench.table import MODEL, SECONDS, SYSTEM, Column
 from hapi.errors import InputError
 
 
@@ -118,3 +118,18 @@ def test_an_empty_folder_keeps_nothing(tmp_path: Path) -> None:
     assert "Nothing is kept yet." in index(read_folder(tmp_path), tmp_path)
     with pytest.raises(InputError, match="not a folder"):
         read_folder(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("columns", "note", "is_below"), [(9, "long " * 20, True), (9, "short", False), (3, "long " * 20, False)]
+)
+def test_long_notes_of_wide_tables_lie_below_their_rows(
+    tmp_path: Path, columns: int, note: str, is_below: bool
+) -> None:
+    shown = [Column(f"column_{number}", f"column {number}") for number in range(columns)]
+    with Bench("wire", report=tmp_path, columns=shown) as bench:
+        for text in ("", note):
+            bench.add(Row("wire", "mix", "toy", note=text).filled(**{column.key: 1 for column in shown}))
+    page = (tmp_path / "index.html").read_text()
+    assert (f'colspan="{columns}">{note}' in page) == is_below
+    assert (f'<td class="note">{note}' in page) != is_below
