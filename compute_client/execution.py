@@ -23,6 +23,7 @@ from compute_client.pipeline import Finished, Pipeline
 from compute_client.planning import (
     AUTO,
     Workload,
+    computed_seconds,
     fixed_cut,
     fixed_plan,
     follows,
@@ -76,6 +77,7 @@ class Execution:
         self._seed, self._workload, self._limits, self._link = seed, workload, limits, link
         self._fixed = fixed_cut(pushdown, server is not None)
         self._note: str | None = None
+        self._kept_share = 0.0  # until a plan is made by measuring
         self._transform = self._portable(transform)
         if self._fixed not in (None, INPUT):
             self._fixed = self._named(str(self._fixed))
@@ -154,7 +156,7 @@ class Execution:
     def _sizes(self, plan: Plan) -> dict[str, int]:
         """Samples in a span of each of a plan's cuts."""
         limit = self._limits.buffer_bytes // (2 * self._limits.in_flight)
-        seconds = self._seconds(plan)
+        seconds = computed_seconds(plan, self._workload, self._kept_share)
         return {
             cut.name: span_size(
                 self.dataset.samples,
@@ -168,9 +170,9 @@ class Execution:
         }
 
     def _seconds(self, plan: Plan) -> float | None:
-        """What a plan predicts for each sample; None if it does not."""
-        samples = self._workload.samples * self._workload.epochs
-        return plan.predicted_seconds / samples if plan.predicted_seconds and samples else None
+        """What a plan predicts for each sample that is computed; None if it does not, or was made for we do not know
+        what."""
+        return None if isinstance(self._pushdown, Plan) else computed_seconds(plan, self._workload, self._kept_share)
 
     def open(self) -> Pipeline:
         """Threads for one iteration."""
@@ -252,6 +254,7 @@ class Execution:
             assert self._server is not None
             assert isinstance(self._transform, TransformSpec)
             self._teacher.upload()
+            self._kept_share = kept_share(self.cache, self.feature_shapes, self._workload.epochs)
             try:
                 plan, profile = measured_plan(
                     self._pushdown,
@@ -263,7 +266,7 @@ class Execution:
                     allowed=self._allowed,
                     link=self._link,
                     threads=self._limits.threads,
-                    kept_share=kept_share(self.cache, self.feature_shapes, self._workload.epochs),
+                    kept_share=self._kept_share,
                 )
                 if self._follows:
                     self._decision.follow(plan, profile, self._pushdown, self.activity, self._server)

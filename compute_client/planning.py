@@ -112,6 +112,16 @@ def measured_plan(
     return plan(profile, policy_of(pushdown)), profile
 
 
+def computed_seconds(plan: Plan, workload: Workload, kept_share: float) -> float | None:
+    """What a plan that was made for this work predicts for each sample that is computed; None if it does not.
+
+    `kept_share` as above: what is kept takes nearly no time. A plan that has changed since predicts as if nothing was.
+    """
+    later = workload.epochs - 1
+    epochs = 1 + later * (1.0 if plan.history else 1 - kept_share)
+    return plan.predicted_seconds / (workload.samples * epochs) if plan.predicted_seconds and workload.samples else None
+
+
 def policy_of(pushdown: str) -> str:
     """The planner's policy: `auto` is `mix`."""
     return "mix" if pushdown == AUTO else pushdown
