@@ -29,9 +29,9 @@ from hapi.plan import OUTPUT
 
 log = logging.getLogger(__name__)
 
-TOGETHER_SECONDS, LEAST_SECONDS = 0.25, 1e-6
-"""How long spans that are finished together may take, by the last that took their cut: nobody learns before that they
-are done. The least that is believed."""
+TOGETHER_SECONDS, LEAST_SECONDS = 0.75, 1e-6
+"""How long spans that are finished together may take, by the last that took their cut, while there are others to deal:
+nobody learns before the end that they are done. The least that is believed."""
 JOIN_SECONDS = 10.0
 """How long closing waits for a thread that is inside a computation or a system call."""
 
@@ -221,7 +221,8 @@ class Pipeline:
         of which nothing is left to compute."""
         ordered = sorted(self._fetched, key=lambda item: (item[0].cut != OUTPUT, item[0].number))
         first, rows = ordered[0], 0
-        most = min(self._together, TOGETHER_SECONDS / self._seconds.get(first[0].cut, math.inf))
+        in_time = TOGETHER_SECONDS / self._seconds.get(first[0].cut, math.inf) if self._waiting else math.inf
+        most = min(self._together, in_time)
         group = []
         for item in ordered:
             if item is first or (_alike(item, first) and rows + len(item[1].rows) <= most):
