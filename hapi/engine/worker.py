@@ -21,6 +21,7 @@ from hapi.allocator import keep_freed_memory
 from hapi.engine.agreement import allowed, compare, gain, given, probe
 from hapi.engine.library import Library
 from hapi.engine.module import as_module
+from hapi.engine.packing import PackWeights
 from hapi.engine.precision import Precision, exact_sums, rewritten
 from hapi.model import Program, load_archive
 
@@ -67,8 +68,9 @@ def work(job: Job) -> dict[str, Any]:
 def compile_to(program: Program, target: Path) -> Path:
     """The shared library of a program with a free batch size.
 
-    Freezing folds norms into convolutions and lays weights out once as the kernels want them. A free batch costs
-    nothing measurable beside a fixed one, and nothing is ever compiled again in service.
+    Freezing folds norms into convolutions and lays weights out once as the kernels want them, those of convolutions
+    with our help (see `packing`). So a free batch costs nothing measurable beside a fixed one, and nothing is ever
+    compiled again in service.
     """
     import torch._inductor as inductor
 
@@ -76,6 +78,8 @@ def compile_to(program: Program, target: Path) -> Path:
     batch = torch.export.Dim("batch", min=1)
     inputs = tuple(given(probe(program, EXAMPLE_BATCH), program))
     options: dict[str, Any] = {"freezing": True, "aot_inductor.output_path": str(target)}
+    if program.device.type == "cpu":
+        options["post_grad_custom_pre_pass"] = PackWeights(EXAMPLE_BATCH)
     if program.device.type == "cuda":
         options["aot_inductor.embed_kernel_binary"] = True  # else they are files beside it, and only it is kept
     with torch.no_grad():  # freezing is for inference only
