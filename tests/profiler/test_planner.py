@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hapi.errors import InputError, ProfileError
 from hapi.plan import Plan, Profile
 from profiler import POLICIES, Pipeline, plan
-from profiler.policies import TIE, solve
+from profiler.policies import LEAST_GAIN, TIE, solve
 
 
 def brute_force_pace(costs: np.ndarray) -> float:
@@ -236,10 +236,11 @@ def test_kept_features_make_later_epochs_cheaper(profile: Profile, kept: float, 
     made = plan(replace(profile, kept_share=kept, head_seconds=head))
     everything = plan(replace(profile, kept_share=1.0, head_seconds=head))
     assert made.limit_seconds <= made.predicted_seconds * (1 + 1e-9)
-    assert everything.predicted_seconds <= made.predicted_seconds * (1 + 1e-9)
-    assert made.predicted_seconds <= plain.predicted_seconds * (1 + 1e-9)
+    slack = 1 + TIE + LEAST_GAIN + 1e-3  # what is not worth a mix in one of them may be in the other
+    assert everything.predicted_seconds <= made.predicted_seconds * slack
+    assert made.predicted_seconds <= plain.predicted_seconds * slack
     later = (profile.epochs - 1) * max(1, profile.samples) * head
-    assert everything.predicted_seconds == pytest.approx(one.predicted_seconds + later)
+    assert everything.predicted_seconds == pytest.approx(one.predicted_seconds + later, rel=slack - 1)
 
 
 def test_that_features_are_kept_is_said() -> None:
