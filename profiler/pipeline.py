@@ -17,9 +17,9 @@ import numpy as np
 from hapi.errors import ProfileError
 from hapi.plan import INPUT, OUTPUT, CutCost, Profile
 
-REQUEST_SAMPLES, LEAST_REQUEST_SAMPLES, REQUESTS = 64, 8, 16
-"""Samples that pass through the resources one after the other before all are busy: those of one request. The loader
-makes requests of at most and at least so many, and between these so many requests of an epoch."""
+FIRST_SAMPLES, FIRST_PART = 64, 16
+"""Samples that pass through the resources one after the other before all are busy: at most so many, and of a short
+epoch one in so many, as the loader begins with short requests."""
 RESOURCES = ("the storage server", "the link", "the client")
 
 
@@ -72,9 +72,7 @@ class Pipeline:
     @property
     def first_samples(self) -> int:
         """Samples that pass through the resources one after the other, per epoch."""
-        samples = self.profile.samples
-        request = min(REQUEST_SAMPLES, max(LEAST_REQUEST_SAMPLES, math.ceil(samples / REQUESTS)))
-        return min(request, self.profile.batch_size, samples)
+        return min(FIRST_SAMPLES, math.ceil(self.profile.samples / FIRST_PART), self.profile.batch_size)
 
     def busy_seconds(self, shares: np.ndarray) -> np.ndarray:
         """Per resource, its seconds per sample under this mix (shares per column, summing to 1)."""
