@@ -29,6 +29,8 @@ QUEUED_PACKETS, QUEUED_EACH = 64, 2
 all, none is lost, and connections that have something to send take turns, as in routers that queue fairly. Without
 that, one of four over a slow link was given a fifth of its part for seconds (by BBR most, by Reno too), and as samples
 are handed out in order, the other three waited for it."""
+HEADERS_PART = 0.06
+"""Headers over contents, of the segments of a super-packet: tbf counts 66 bytes or more for 1,448."""
 START_SECONDS = 10.0
 PLAIN_USER = 65534
 """Who a program is inside of a user namespace, if it is root outside: servers that drop root's rights cannot there."""
@@ -104,13 +106,14 @@ class Namespaces:
 def shaping(device: str, bits_per_s: float | None) -> list[str]:
     """The command that shapes one end; None for a queue that never holds anything back.
 
-    The bucket holds one super-packet of the kernel, or tbf would have to split each, and about a millisecond of the
-    rate, or the timer would show; no more, as what it holds passes at once.
+    The bucket holds one super-packet of the kernel with a header for each of its segments, or tbf would split each into
+    frames, of which the client then reads one at a time; and about a millisecond of the rate, or the timer would show;
+    no more, as what it holds passes at once.
     """
     replace = ["tc", "qdisc", "replace", "dev", device, "root"]
     if bits_per_s is None:
         return [*replace, "pfifo", "limit", "1000"]
-    burst = int(max(super_packet(bits_per_s) + 1500, bits_per_s / 8 / 1000))
+    burst = int(max(super_packet(bits_per_s) * (1 + HEADERS_PART) + 1500, bits_per_s / 8 / 1000))
     limit = int(burst + max(bits_per_s / 8 * QUEUE_SECONDS, QUEUED_PACKETS * super_packet(bits_per_s)))
     return [*replace, "tbf", "rate", f"{int(bits_per_s)}bit", "burst", f"{burst}b", "limit", f"{limit}b"]
 

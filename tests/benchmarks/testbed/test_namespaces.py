@@ -72,8 +72,8 @@ def test_both_directions_are_shaped(system: FakeSystem) -> None:
     pair.shape(20e6)
     pair.shape(None)
     assert [line for line in system.ran if " tc " in line] == [
-        "nsenter -t 102 -n tc qdisc replace dev eth-s root tbf rate 20000000bit burst 17884b limit 1066460b",
-        "nsenter -t 101 -n tc qdisc replace dev eth-c root tbf rate 20000000bit burst 17884b limit 1066460b",
+        "nsenter -t 102 -n tc qdisc replace dev eth-s root tbf rate 20000000bit burst 18867b limit 1067443b",
+        "nsenter -t 101 -n tc qdisc replace dev eth-c root tbf rate 20000000bit burst 18867b limit 1067443b",
         "nsenter -t 102 -n tc qdisc replace dev eth-s root pfifo limit 1000",
         "nsenter -t 101 -n tc qdisc replace dev eth-c root pfifo limit 1000",
     ]
@@ -87,7 +87,7 @@ def test_connections_take_turns_in_a_queue_with_room_for_all(system: FakeSystem)
 
 
 def test_the_bucket_grows_with_the_rate() -> None:
-    assert "burst 67036b" in " ".join(shaping("eth-s", 5e8))
+    assert "burst 70968b" in " ".join(shaping("eth-s", 5e8))
     assert "burst 1250000b" in " ".join(shaping("eth-s", 1e10))
 
 
