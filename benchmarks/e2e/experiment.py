@@ -38,7 +38,7 @@ from hapi.units import format_bandwidth, format_bytes, parse_bandwidth
 MODELS = tuple(f"torchvision:{name}" for name in ("mobilenet_v2", "resnet18", "resnet50", "alexnet", "vit_b_16"))
 RHOS = (0.25, 1.0, 4.0, 16.0)
 SYSTEMS = (PLAIN, *PEERS, "none", "all", "static", "paper", "single", "mix")
-QUICK_MODELS, QUICK_RHOS, QUICK_SYSTEMS, QUICK_SAMPLES = MODELS[:1], (4.0,), (PLAIN, "none", "mix"), 96
+QUICK_MODELS, QUICK_RHOS, QUICK_SYSTEMS, QUICK_SAMPLES = MODELS[:1], (4.0,), (PLAIN, "none", "mix"), 144
 CALIBRATION_EPOCHS = 2
 """Of plain without a limit, at least: the first has its workers started and their memory touched for the first time."""
 START_SECONDS, PATIENCE = 300.0, 4.0
