@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from compute_client.cache import LoaderCache
+from compute_client.cache import Indices, LoaderCache
 
 NAME = "hapi-ahead"
 LEAST_WAIT_SECONDS = 1e-3
@@ -33,10 +33,10 @@ class ReadAhead:
         """`waited`: seconds for which the calling thread was not on a processor so far."""
         self._cache, self._view, self._waited = cache, view, waited
         self._thread: ThreadPoolExecutor | None = None
-        self._begun: tuple[list[int], Future[Gathered]] | None = None
+        self._begun: tuple[Indices, Future[Gathered]] | None = None
         self._pays = False
 
-    def begin(self, indices: list[int]) -> None:
+    def begin(self, indices: Indices) -> None:
         """Begins to read these samples, which come next, unless they are in memory or the last ones came at once."""
         if not self._pays or self._begun is not None or not self._cache.is_on_disk(indices, self._view):
             return
@@ -44,10 +44,10 @@ class ReadAhead:
             self._thread = ThreadPoolExecutor(1, NAME)
         self._begun = indices, self._thread.submit(self._gather, indices)
 
-    def gather(self, indices: list[int]) -> Gathered:
+    def gather(self, indices: Indices) -> Gathered:
         """What LoaderCache.gather answers for these samples, perhaps read before."""
         begun, self._begun = self._begun, None
-        if begun is not None and begun[0] == indices:
+        if begun is not None and np.array_equal(begun[0], indices):
             return begun[1].result()
         return self._gather(indices)
 
@@ -56,7 +56,7 @@ class ReadAhead:
         if self._thread is not None:
             self._thread.shutdown(wait=not threading.current_thread().name.startswith(NAME))
 
-    def _gather(self, indices: list[int]) -> Gathered:
+    def _gather(self, indices: Indices) -> Gathered:
         before = self._waited()
         gathered = self._cache.gather(indices, self._view)
         self._pays = self._waited() - before >= LEAST_WAIT_SECONDS

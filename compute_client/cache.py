@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from compute_client.dataset import Dataset
 from compute_client.pipeline import Finished
 from compute_client.stats import LoaderStats
-from compute_client.table import FeatureTable
+from compute_client.table import FeatureTable, in_order
 from hapi.cache import KEY_BYTES, DiskCache, FeatureKeys, layout
 from hapi.errors import InputError
 from hapi.machine import free_bytes
@@ -27,6 +28,7 @@ FREE_PART = 4
 """By default no more than a quarter of the memory that is free."""
 
 Tensors = tuple[torch.Tensor, ...]
+Indices = Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -102,37 +104,34 @@ class LoaderCache:
                 self._disk = None  # its keys name the weights that were
             self._version = version
 
-    def missing(self, indices: Sequence[int], view: int) -> np.ndarray:
+    def missing(self, indices: Indices, view: int) -> np.ndarray:
         """Positions in `indices` of the samples that are not kept, int64."""
         chosen = np.asarray(indices, np.int64)
-        absent = np.flatnonzero(~self._table.has(self._numbers(chosen, view)))
+        numbers = self._numbers(chosen, view)
+        absent = np.flatnonzero(~self._table.has(numbers))
         if len(absent) and self._disk is not None:
-            found = self._from_disk(self._numbers(chosen[absent], view), view)
-            absent = absent[~found]
+            absent = absent[~self._from_disk(numbers[absent], view)]
         return absent
 
-    def gather(self, indices: Sequence[int], view: int) -> tuple[np.ndarray, Tensors, torch.Tensor]:
+    def gather(self, indices: Indices, view: int) -> tuple[np.ndarray, Tensors, torch.Tensor]:
         """Samples that `missing` did not name: positions that are still there, their features and labels.
 
         Features (n, *shape) in host memory, the caller's own. Others were lost on disk in the meantime.
         """
         chosen = np.asarray(indices, np.int64)
         numbers = self._numbers(chosen, view)
-        here = self._table.has(numbers)
-        if here.all():
+        slots = self._table.slots(numbers)
+        if slots.min(initial=0) >= 0:
             return np.arange(len(chosen)), self._table.gather(numbers), torch.from_numpy(self._labels[chosen])
-        absent = np.flatnonzero(~here)
-        found, features = self._read(numbers[absent])
-        there = absent[found]
-        if here.any():
-            kept = np.flatnonzero(here)
-            joined = np.concatenate([kept, there])
-            order = np.argsort(joined)
-            there = joined[order]
-            features = _joined(self._table.gather(numbers[here]), features, torch.from_numpy(order))
-        return there, features, torch.from_numpy(self._labels[chosen[there]])
+        if (description := self._described(numbers, slots >= 0)) is None:
+            there = np.flatnonzero(slots >= 0)
+            return there, self._table.gather(numbers[there]), torch.from_numpy(self._labels[chosen[there]])
+        fetch = partial(self._read, description)
+        there, features = self._table.gather_with(numbers, slots, fetch, layout.kinds(description))
+        labels = self._labels[chosen if len(there) == len(chosen) else chosen[there]]
+        return there, features, torch.from_numpy(labels)
 
-    def is_on_disk(self, indices: Sequence[int], view: int) -> bool:
+    def is_on_disk(self, indices: Indices, view: int) -> bool:
         """Whether some of these are not in memory, so that `gather` has to read."""
         return self._disk is not None and not self._table.has(self._numbers(np.asarray(indices, np.int64), view)).all()
 
@@ -179,39 +178,49 @@ class LoaderCache:
 
     def _from_disk(self, numbers: np.ndarray, view: int) -> np.ndarray:
         """Which of these the disk has; brings them into memory while there is room."""
-        if self._disk is None or not self._know_keys(numbers, view):
+        if self._disk is None:
             return np.zeros(len(numbers), bool)
-        unknown = numbers[self._places[numbers] < 0]
-        if len(unknown):
-            self._places[unknown] = self._disk.locate(self._keys[unknown])
         found = self._places[numbers] >= 0
+        if not found.all():
+            if not self._know_keys(numbers, view):
+                return np.zeros(len(numbers), bool)
+            unknown = numbers[~found]
+            self._places[unknown] = self._disk.locate(self._keys[unknown])
+            found = self._places[numbers] >= 0
         if found.any() and not self._table.is_full:
             positions = np.flatnonzero(found)
-            rows, features = self._read(numbers[positions])
             found[:] = False
-            found[positions[rows]] = True
-            self._table.put(numbers[found], features)
+            if (description := self._described(numbers[positions])) is not None:
+                rows = layout.allocate_rows(description, len(positions))
+                there, features = in_order(self._read(description, numbers[positions], rows), rows)
+                found[positions[there]] = True
+                self._table.put(numbers[found], features)
         return found
 
-    def _read(self, numbers: np.ndarray) -> tuple[np.ndarray, Tensors]:
-        """What the disk still has of samples that lie there: at which places, ascending, and their features. None at
-        all if nothing is known of them."""
-        disk, none = self._disk, np.zeros(0, np.int64)
-        if disk is None or not len(numbers):
-            return none, ()
-        if self._description is None:
-            first = next((kept for key in self._keys[numbers] if (kept := disk.get(key.tobytes())) is not None), None)
+    def _described(self, numbers: np.ndarray, here: np.ndarray | None = None) -> bytes | None:
+        """What a sample's features are on disk; None if nothing is there of these samples, those left out that are
+        `here`, in memory."""
+        if self._description is None and self._disk is not None:
+            absent = numbers if here is None else numbers[~here]
+            kept = (self._disk.get(key.tobytes()) for key in self._keys[absent])
+            first = next((tensors for tensors in kept if tensors is not None), None)
             if first is None:
-                self._places[numbers] = -1
-                return none, ()
-            self._description = layout.describe(first)
-        found, features = disk.read_rows(self._places[numbers], self._description)
-        self._stats.add(disk_samples=int(found.sum()))
-        if found.all():
-            return np.arange(len(numbers)), features
-        self._places[numbers[~found]] = -1
-        rows = np.flatnonzero(found)
-        return rows, tuple(feature[torch.from_numpy(rows)] for feature in features)
+                self._places[absent] = -1
+            else:
+                self._description = layout.describe(first)
+        return self._description
+
+    def _read(self, description: bytes, numbers: np.ndarray, into: Tensors) -> np.ndarray:
+        """Which of these samples stands in each row of `into`, see DiskCache.read_rows."""
+        if self._disk is None:
+            return np.full(len(numbers), -1)
+        found = self._disk.read_rows(self._places[numbers], description, into)
+        lost = 0
+        if found.min() < 0:
+            gone = np.delete(numbers, found[found >= 0])
+            self._places[gone], lost = -1, len(gone)
+        self._stats.add(disk_samples=len(found) - lost)
+        return found
 
     def _know_keys(self, numbers: np.ndarray, view: int) -> bool:
         """Sees to it that `_keys` has those of these samples; False if they can have none."""
@@ -232,10 +241,3 @@ class LoaderCache:
         if makers and self._dataset.listing.labels is not None:
             self._labels[:] = self._dataset.listing.labels
         return makers
-
-
-def _joined(some: Tensors, others: Tensors, order: torch.Tensor) -> Tensors:
-    """Rows of both in this order; there may be no columns of the others at all."""
-    if not others:
-        return some
-    return tuple(torch.cat(columns).index_select(0, order) for columns in zip(some, others, strict=True))

@@ -28,9 +28,10 @@ computes."""
 
 @dataclass(frozen=True)
 class Planned:
-    """A batch that comes: its samples, and the positions of those that are not in the cache (None: all)."""
+    """A batch that comes: its samples, twice, and the positions of those that are not in the cache (None: all)."""
 
     indices: list[int]
+    chosen: np.ndarray
     missing: np.ndarray | None = None
 
     @property
@@ -39,14 +40,14 @@ class Planned:
         return len(self.indices) if self.missing is None else len(self.missing)
 
     @cached_property
-    def kept(self) -> tuple[list[int], list[int]]:
-        """The samples that are in the cache: positions in the batch, and indices."""
-        if self.missing is None:
-            return [], []
+    def kept(self) -> tuple[np.ndarray, np.ndarray]:
+        """The samples that are in the cache: positions in the batch, and indices, int64 (n,)."""
+        positions = np.arange(0 if self.missing is None else len(self.indices))
         if not self.fetched:
-            return list(range(len(self.indices))), self.indices
-        positions = np.delete(np.arange(len(self.indices)), self.missing).tolist()
-        return positions, [self.indices[position] for position in positions]
+            return positions, self.chosen
+        if self.missing is not None:
+            positions = np.delete(positions, self.missing)
+        return positions, self.chosen[positions]
 
 
 class LoaderIterator:
@@ -119,7 +120,7 @@ class EpochRun:
             samples = self._complete(batch)
             self._execution.stats.add(waiting_seconds=time.perf_counter() - started)
             self._top_up()
-            if self._ahead is not None and self._planned and self._planned[0].kept[1]:
+            if self._ahead is not None and self._planned and len(self._planned[0].kept[1]):
                 self._ahead.begin(self._planned[0].kept[1])
             self._yielded(batch.indices, len(samples))
             if len(samples):
@@ -162,16 +163,15 @@ class EpochRun:
     def _complete(self, batch: Planned) -> Batch:
         """The batch's samples: what came in spans, and what was kept."""
         fresh = self._assembler.next(batch.fetched) if batch.fetched else EMPTY
-        kept, indices = batch.kept
-        if self._ahead is None or not indices:
+        positions, indices = batch.kept
+        if self._ahead is None or not len(indices):
             return fresh
         device = self._execution.device
         there, features, labels = self._ahead.gather(indices)
         self._execution.stats.add(cached_samples=len(there))
         if not batch.fetched and len(there) == len(indices):
             return Batch(batch.indices, tuple(feature.to(device) for feature in features), labels, there)
-        positions = np.array(kept, np.int64)
-        parts = [Batch([indices[row] for row in there], features, labels, positions[there])]
+        parts = [Batch(indices[there].tolist(), features, labels, positions[there])]
         if batch.fetched:
             assert batch.missing is not None
             parts.append(replace(fresh, positions=batch.missing[fresh.positions]))
@@ -219,7 +219,8 @@ class EpochRun:
 
     def _plan(self, batch: list[int]) -> list[Span | None]:
         """Takes over the next batch; answers the spans that are whole now."""
-        planned = Planned(batch, None if self._cache is None else self._cache.missing(batch, self._view))
+        chosen = np.array(batch, np.int64)
+        planned = Planned(batch, chosen, None if self._cache is None else self._cache.missing(chosen, self._view))
         self._planned.append(planned)
         self._planned_samples += len(batch)
         if not planned.fetched:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import logging
 import os
 import threading
@@ -30,8 +29,6 @@ REFRESH_SECONDS = 5.0
 _LOCK = "lock"
 _PACK_SHIFT, _ENTRY_MASK = 32, 2**32 - 1
 """A place is one number: that of the pack above that of the entry."""
-_NO_PACK = 2**31
-"""Higher than every pack's number."""
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -56,7 +53,7 @@ class DiskCache:
         self.misses = 0
         self._keep_used = keep_used
         self._packs: dict[Path, Pack] = {}
-        self._maps: dict[Path, MappedPack] = {}
+        self._maps: dict[int, MappedPack] = {}
         self._numbered: list[Pack | None] = []
         self._places: dict[int, int] = {}
         self._writer: PackWriter | None = None
@@ -111,38 +108,24 @@ class DiskCache:
                 places = self._places_of(wanted)
         return places
 
-    def read_rows(self, places: np.ndarray, description: bytes) -> tuple[np.ndarray, Tensors]:
-        """Reads entries that `locate` found: which it read, bool (n,), and a row for each of all, (n, *shape).
+    def read_rows(self, places: np.ndarray, description: bytes, into: Tensors) -> np.ndarray:
+        """Reads entries that `locate` found into rows of contiguous host tensors (n, *shape), those of a pack together.
 
-        The others are not there any more, or are described otherwise; what stands in their rows means nothing.
+        Answers which entry stands in each row, by its position in `places`, int64 (n,). It is -1 where a row means
+        nothing: such an entry is not there any more, or is described otherwise.
         """
-        found = np.zeros(len(places), bool)
-        rows = tuple(torch.empty((len(places), *shape), dtype=dtype) for dtype, shape in layout.kinds(description))
-        columns = [row.reshape(len(places), -1).view(torch.uint8) for row in rows if row.numel()]
-        packs = places >> _PACK_SHIFT
-        order = np.argsort(packs, kind="stable")
-        ends = np.flatnonzero(np.diff(packs[order], append=_NO_PACK)) + 1
+        columns = [column.view(len(places), -1).view(torch.uint8) for column in into if column.numel()]
+        packs, numbers = places >> _PACK_SHIFT, places & _ENTRY_MASK
+        order, ends = _by_pack(packs)
         with self._lock:
-            for start, end in itertools.pairwise([0, *ends.tolist()]):
-                chosen = order[start:end]
-                which = int(packs[chosen[0]])
-                pack = self._numbered[which] if which >= 0 else None
-                if pack is None:
-                    continue
-                into = [column[start:end] for column in columns]
-                try:
-                    good, damaged = self._mapped(pack).fill(places[chosen] & _ENTRY_MASK, description, into)
-                except OSError:  # the others may still be there
-                    continue
-                found[chosen] = good
-                for number in damaged:
-                    self._drop(pack, number, DamagedEntryError("wrong checksum or length"))
-                self._used(pack, int(good.sum()))
-        self.misses += len(found) - int(found.sum())
-        if len(ends) > 1:  # each pack's came together
-            back = torch.from_numpy(np.argsort(order))
-            rows = tuple(row.index_select(0, back) for row in rows)
-        return found, rows
+            start = 0
+            for end in ends:
+                rows = order[start:end]
+                good = self._read_from(int(packs[rows[0]]), numbers[rows], description, columns, start)
+                if good is not None:
+                    rows[~good] = -1
+                start = end
+        return order
 
     def put(self, key: bytes, tensors: Tensors) -> None:
         """Keeps host tensors, unless they are there already, too large for a pack, or the disk does not want them."""
@@ -209,11 +192,26 @@ class DiskCache:
                 places[row] = -1
         return np.array(places, np.int64)
 
-    def _mapped(self, pack: Pack) -> MappedPack:
-        mapped = self._maps.get(pack.path)
-        if mapped is None:
-            mapped = self._maps[pack.path] = MappedPack(pack)
-        return mapped
+    def _read_from(
+        self, which: int, numbers: np.ndarray, description: bytes, columns: Sequence[torch.Tensor], start: int
+    ) -> np.ndarray | None:
+        """Reads entries of one pack into rows from `start` on: which of them it read, bool (n,), or None for all."""
+        pack = self._numbered[which] if which >= 0 else None
+        if pack is None:
+            self.misses += len(numbers)
+            return np.zeros(len(numbers), bool)
+        if (mapped := self._maps.get(which)) is None:
+            mapped = self._maps[which] = MappedPack(pack)
+        try:
+            good, damaged = mapped.fill(numbers, description, [column[start:][: len(numbers)] for column in columns])
+        except OSError:  # other packs may still be there
+            good, damaged = np.zeros(len(numbers), bool), []
+        for number in damaged:
+            self._drop(pack, number, DamagedEntryError("wrong checksum or length"))
+        found = len(numbers) if good is None else int(np.count_nonzero(good))
+        self.misses += len(numbers) - found
+        self._used(pack, found)
+        return good
 
     def _known(self, key: bytes) -> tuple[Pack, int] | None:
         place = self._places.get(_short(key))
@@ -245,8 +243,8 @@ class DiskCache:
 
     def _forget(self, path: Path) -> None:
         pack = self._packs.pop(path)
-        self._maps.pop(path, None)
         which = self._numbered.index(pack)
+        self._maps.pop(which, None)
         self._numbered[which] = None
         self._places = {key: place for key, place in self._places.items() if place >> _PACK_SHIFT != which}
 
@@ -324,6 +322,16 @@ class DiskCache:
     def _sizes(self) -> Iterator[tuple[Path, int]]:
         for path in self.folder.iterdir():
             yield path, _size(path)
+
+
+def _by_pack(packs: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """An order in which entries of the same pack follow one another, and where each pack's end in it."""
+    if not len(packs):
+        return np.zeros(0, np.int64), []
+    if (packs == packs[0]).all():
+        return np.arange(len(packs)), [len(packs)]
+    order = np.argsort(packs, kind="stable")
+    return order, [*(np.flatnonzero(np.diff(packs[order])) + 1).tolist(), len(packs)]
 
 
 def _short(key: bytes) -> int:

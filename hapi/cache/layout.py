@@ -35,6 +35,11 @@ def allocate(description: bytes) -> tuple[torch.Tensor, ...]:
     return tuple(torch.empty(shape, dtype=dtype) for dtype, shape in kinds(description))
 
 
+def allocate_rows(description: bytes, count: int) -> tuple[torch.Tensor, ...]:
+    """The same for `count` entries that are described alike, (count, *shape)."""
+    return tuple(torch.empty((count, *shape), dtype=dtype) for dtype, shape in kinds(description))
+
+
 def buffers(tensors: tuple[torch.Tensor, ...]) -> list[memoryview]:
     """The memory of contiguous host tensors, to be read from or written to."""
     return [tensor.reshape(-1).view(torch.uint8).numpy().data for tensor in tensors]

@@ -45,30 +45,33 @@ class MappedPack:
 
     def fill(
         self, numbers: np.ndarray, description: bytes, columns: Sequence[torch.Tensor]
-    ) -> tuple[np.ndarray, list[int]]:
+    ) -> tuple[np.ndarray | None, list[int]]:
         """Writes the values of the entries with these numbers (n,) into columns of bytes, uint8 (n, bytes); OSError.
 
-        Answers for which it did, bool (n,), and the numbers of entries that are damaged. Others are described
-        otherwise or were removed; what stands in their rows means nothing.
+        Answers for which it did, bool (n,), or None for all, and the numbers of entries that are damaged. Others are
+        described otherwise or were removed; what stands in their rows means nothing.
 
         PyTorch copies, as it lets go of Python's lock meanwhile: whoever trains needs it.
         """
         self._look(description)
-        starts, damaged = self._starts[numbers], []
-        if (starts < 0).any():
+        starts, good, damaged = self._starts[numbers], None, []
+        if starts.min() < 0:
             damaged = self._check(numbers[starts < 0], sum(column.shape[1] for column in columns))
             starts = self._starts[numbers]
-        good = starts >= 0
-        if good.any():
-            places = torch.from_numpy(starts if good.all() else np.where(good, starts, starts[good][0]))
-            for column in columns:
-                torch.index_select(self._windows(column.shape[1]), 0, places, out=column)
-                places = places + column.shape[1]
+            good = starts >= 0
+            if not good.any():
+                return good, damaged
+            starts = np.where(good, starts, starts[good][0])
+        places, before = torch.from_numpy(starts), 0
+        for column in columns:
+            size = column.shape[1]
+            torch.index_select(self._windows(before, size), 0, places, out=column)
+            before += size
         return good, damaged
 
-    def _windows(self, size: int) -> torch.Tensor:
-        """So many bytes from each place of the map on, a row for each."""
-        return self._bytes.as_strided((len(self._bytes) - size + 1, size), (1, 1))
+    def _windows(self, before: int, size: int) -> torch.Tensor:
+        """So many bytes of the map from each place on, `before` bytes left out: a row for each place."""
+        return self._bytes.as_strided((len(self._bytes) - before - size + 1, size), (1, 1), before)
 
     def _look(self, description: bytes) -> None:
         """Takes over what was added to the pack or removed; another description, or a file that was cut off, makes all

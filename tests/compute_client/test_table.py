@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import compute_client.table
 from compute_client.table import FeatureTable
 
 ROWS = 12
@@ -40,6 +44,41 @@ def test_it_keeps_what_comes_first_within_its_bytes(puts: list[list[int]], budge
             assert torch.equal(found_column, column)
     table.clear()
     assert not table.has(np.arange(ROWS)).any()
+
+
+@given(
+    st.sets(st.integers(0, ROWS - 1)),
+    st.sets(st.integers(0, ROWS - 1)),
+    st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=20),
+    st.integers(1, 80),
+    st.randoms(),
+)
+def test_rows_that_are_not_here_are_fetched_into_their_places(
+    kept: set[int], lost: set[int], wanted: list[int], guest_bytes: int, random: Random
+) -> None:
+    """Whatever is kept, in whichever order the others come, and however few at a time."""
+    table = FeatureTable(ROWS, 10_000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compute_client.table, "GUEST_BYTES", guest_bytes)
+        table.put(np.array(sorted(kept), np.int64), rows(sorted(kept) or [0])[: 2 if kept else 0])
+
+    def fetch(numbers: np.ndarray, into: tuple[torch.Tensor, ...]) -> np.ndarray:
+        assert kept.isdisjoint(numbers.tolist())
+        assert kept.isdisjoint(wanted) or len(numbers) * 26 <= max(26, guest_bytes)
+        order = random.sample(range(len(numbers)), len(numbers))
+        for column, values in zip(into, rows(numbers[order].tolist()), strict=True):
+            column.copy_(values)
+        return np.array([-1 if numbers[position] in lost else position for position in order], np.int64)
+
+    numbers = np.array(wanted, np.int64)
+    kinds = ((torch.float32, (3, 2)), (torch.float16, ()))
+    there, features = table.gather_with(numbers, table.slots(numbers), fetch, kinds)
+    expected = [place for place, number in enumerate(wanted) if number in kept or number not in lost]
+    assert there.tolist() == expected
+    if expected:
+        for found, column in zip(features, rows([wanted[place] for place in expected]), strict=True):
+            assert torch.equal(found, column)
+    assert len(table) == len(kept), "guests do not stay"
 
 
 def test_what_is_handed_out_is_the_callers() -> None:

@@ -31,6 +31,11 @@ def keys_of(*numbers: int) -> np.ndarray:
     return np.frombuffer(b"".join(map(key, numbers)), np.uint8).reshape(-1, 32)
 
 
+def found_of(order: np.ndarray) -> list[bool]:
+    """By position, whether `read_rows` read it."""
+    return [position in order for position in range(len(order))]
+
+
 def value(number: int, size: int = 20) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(number)
     return torch.randn(size, generator=generator), torch.randint(0, 100, (2, 3), generator=generator)
@@ -285,12 +290,11 @@ def test_reading_rows_takes_what_is_described_alike_only(tmp_path: Path) -> None
     description = layout.describe(value(1))
 
     def read(*numbers: int, described: bytes = description) -> list[bool]:
-        keys = keys_of(*numbers)
-        found, columns = cache.read_rows(cache.locate(keys), described)
-        assert all(len(column) == len(numbers) for column in columns)
-        for row in np.flatnonzero(found).tolist():
-            assert same(tuple(column[row] for column in columns), numbers[row])
-        return found.tolist()
+        columns = layout.allocate_rows(described, len(numbers))
+        order = cache.read_rows(cache.locate(keys_of(*numbers)), described, columns)
+        for row in np.flatnonzero(order >= 0).tolist():
+            assert same(tuple(column[row] for column in columns), numbers[order[row]])
+        return found_of(order)
 
     assert read(7, 3, 99, 7) == [True, True, False, True]
     assert read(20, 0, 19, 20) == [False, True, True, False]
@@ -330,7 +334,8 @@ def test_rows_that_are_damaged_are_not_found(tmp_path: Path, name: str, is_seen:
         cache = DiskCache(folder, BUDGET)
         description, keys = layout.describe(value(1)), keys_of(*range(9))
         if is_seen:
-            assert cache.read_rows(cache.locate(keys), description)[0].all()
+            columns = layout.allocate_rows(description, 9)
+            assert all(found_of(cache.read_rows(cache.locate(keys), description, columns)))
         (path,) = folder.glob(f"*.{name}")
         content = path.read_bytes()
         middle = len(content) // 2
@@ -339,9 +344,12 @@ def test_rows_that_are_damaged_are_not_found(tmp_path: Path, name: str, is_seen:
             file.seek(middle)
             file.write(b"" if is_cut else bytes([content[middle] ^ 0xFF]))
         again = cache if is_seen or name == "data" else DiskCache(folder, BUDGET)
-        found, columns = again.read_rows(again.locate(keys), description)
+        columns = layout.allocate_rows(description, 9)
+        order = again.read_rows(again.locate(keys), description, columns)
+        found = np.array(found_of(order))
         assert 0 < found.sum() <= 9 - (name == "data" or not is_seen)
-        assert all(same(tuple(column[row] for column in columns), row) for row in np.flatnonzero(found).tolist())
+        for row in np.flatnonzero(order >= 0).tolist():
+            assert same(tuple(column[row] for column in columns), int(order[row]))
         if name == "data":
             assert (again.locate(keys[~found]) < 0).all(), "they can be written anew"
 
