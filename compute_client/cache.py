@@ -82,6 +82,8 @@ class LoaderCache:
         self._dataset, self._options, self._stats = dataset, options, stats
         self._make_keys = keys
         self._table = FeatureTable(views * dataset.samples, options.memory)
+        self._known = np.zeros(views * dataset.samples, bool)
+        """Whether `missing` found it, and it was not lost on disk since."""
         self._labels = np.full(dataset.samples, -1, np.int64)
         self._disk = DiskCache(options.folder, options.disk_bytes, keep_used=True) if options.folder else None
         if self._disk is not None:
@@ -101,6 +103,7 @@ class LoaderCache:
             if self._version is not None and version != self._version:
                 log.warning("the backbone's weights changed: the features that were kept are computed anew")
                 self._table.clear()
+                self._known[:] = False
                 self._disk = None  # its keys name the weights that were
             self._version = version
 
@@ -108,9 +111,13 @@ class LoaderCache:
         """Positions in `indices` of the samples that are not kept, int64."""
         chosen = np.asarray(indices, np.int64)
         numbers = self._numbers(chosen, view)
-        absent = np.flatnonzero(~self._table.has(numbers))
-        if len(absent) and self._disk is not None:
-            absent = absent[~self._from_disk(numbers[absent], view)]
+        absent = np.flatnonzero(~self._known[numbers])
+        if len(absent):
+            asked = numbers[absent]
+            found = self._table.has(asked)
+            found[~found] = self._from_disk(asked[~found], view)
+            self._known[asked[found]] = True
+            absent = absent[~found]
         return absent
 
     def gather(self, indices: Indices, view: int) -> tuple[np.ndarray, Tensors, torch.Tensor]:
@@ -205,7 +212,7 @@ class LoaderCache:
             kept = (self._disk.get(key.tobytes()) for key in self._keys[absent])
             first = next((tensors for tensors in kept if tensors is not None), None)
             if first is None:
-                self._places[absent] = -1
+                self._places[absent], self._known[absent] = -1, False
             else:
                 self._description = layout.describe(first)
         return self._description
@@ -213,12 +220,13 @@ class LoaderCache:
     def _read(self, description: bytes, numbers: np.ndarray, into: Tensors) -> np.ndarray:
         """Which of these samples stands in each row of `into`, see DiskCache.read_rows."""
         if self._disk is None:
+            self._known[numbers] = False
             return np.full(len(numbers), -1)
         found = self._disk.read_rows(self._places[numbers], description, into)
         lost = 0
         if found.min() < 0:
             gone = np.delete(numbers, found[found >= 0])
-            self._places[gone], lost = -1, len(gone)
+            self._places[gone], self._known[gone], lost = -1, False, len(gone)
         self._stats.add(disk_samples=len(found) - lost)
         return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
@@ -122,7 +122,7 @@ class EpochRun:
             self._top_up()
             if self._ahead is not None and self._planned and len(self._planned[0].kept[1]):
                 self._ahead.begin(self._planned[0].kept[1])
-            self._yielded(batch.indices, len(samples))
+            self._yielded(batch.chosen, len(samples))
             if len(samples):
                 made = self._make(samples)
                 self._execution.activity.trains(True)
@@ -150,12 +150,12 @@ class EpochRun:
                 "Use those of that time, or remove 'order' from the state to go on without this check."
             )
 
-    def _count(self, batch: list[int]) -> None:
+    def _count(self, batch: Sequence[int] | np.ndarray) -> None:
         self._progress.batches += 1
         # ranks differ in their samples, but a state that one of them saved must do for all
         self._progress.order.add(batch if self._whole_digest else [len(batch)])
 
-    def _yielded(self, batch: list[int], samples: int) -> None:
+    def _yielded(self, batch: np.ndarray, samples: int) -> None:
         self._count(batch)
         self._progress.is_over = not self._planned
         self._execution.stats.add(samples=samples, batches=1 if samples else 0, failed_samples=len(batch) - samples)

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from hapi.errors import InputError
 
 VERSION = 1
@@ -81,8 +83,10 @@ class OrderDigest:
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
 
-    def add(self, batch: Sequence[int]) -> None:
-        self._hash.update(array("q", [len(batch), *batch]).tobytes())
+    def add(self, batch: Sequence[int] | np.ndarray) -> None:
+        """A batch's indices; faster for int64 (n,)."""
+        self._hash.update(array("q", [len(batch)]).tobytes())
+        self._hash.update(np.asarray(batch, np.int64).tobytes())
 
     def read(self) -> str:
         return self._hash.hexdigest()
