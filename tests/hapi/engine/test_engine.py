@@ -143,6 +143,74 @@ def test_bf16_stays_close_and_keeps_the_dtypes_of_the_cut(name: str) -> None:
         assert difference(program, results) > 0
 
 
+class Block(nn.Module):
+    """Adds to its value twice, as a layer of a transformer does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms, self.products = nn.ModuleList(nn.LayerNorm(8) for _ in range(2)), nn.ModuleList()
+        self.products.extend(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        for norm, product in zip(self.norms, self.products, strict=True):
+            value = value + product(norm(value)).relu()
+        return value
+
+
+class Layers(nn.Module):
+    """Patches, a token before them, blocks, a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.token = nn.Conv2d(3, 8, 2, stride=2), nn.Parameter(torch.randn(1, 1, 8))
+        self.positions, self.blocks = nn.Parameter(torch.randn(1, 5, 8)), nn.Sequential(Block(), Block())
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        patches = self.patches(images).flatten(2).transpose(1, 2)
+        value = torch.cat([self.token.expand(patches.shape[0], -1, -1), patches], 1) + self.positions
+        return self.norm(self.blocks(value))
+
+
+def test_what_the_layers_of_a_transformer_add_to_stays_in_float32() -> None:
+    torch.manual_seed(0)
+    graph = capture(Layers().eval(), torch.zeros(2, 3, 4, 4))
+    rounded = in_bf16(graph)
+    wide = {node.op for node in rounded.nodes if rounded.specs[node.name].dtype == torch.float32}
+    narrow = {node.op for node in rounded.nodes if rounded.specs[node.name].dtype == torch.bfloat16}
+    assert wide >= {"aten.conv2d.default", "aten.cat.default", "aten.add.Tensor", "aten.layer_norm.default"}
+    assert narrow == {"aten.linear.default", "aten.relu.default", "aten._to_copy.default"}, "the products"
+    assert rounded.inputs == graph.inputs, "pictures are not rounded"
+    program = graph.whole
+    with torch.inference_mode():
+        found = Engine(program, choice="eager", precision="bf16")(*probe(program))
+    assert 0 < difference(program, found) < TOLERANCE["bf16"]
+
+
+def test_sums_are_rounded_where_no_layer_norm_reads_them() -> None:
+    graph = in_bf16(captured("resnet18"))
+    assert {graph.specs[node.name].dtype for node in graph.nodes} == {torch.bfloat16}
+
+
+def test_a_sum_of_rounded_values_is_made_wide() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other, self.norm = nn.Linear(4, 4), nn.Linear(4, 4), nn.LayerNorm(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.relu()
+            return self.norm(self.one(x) + self.other(x))
+
+    torch.manual_seed(0)
+    graph = capture(Twice(), torch.zeros(2, 4))
+    rounded = in_bf16(graph)
+    (total,) = (node for node in rounded.nodes if node.op == "aten.add.Tensor")
+    assert rounded.specs[total.name].dtype == torch.float32
+    assert rounded.inputs[0].dtype == torch.bfloat16
+    assert rounded(torch.randn(3, 4).bfloat16()).dtype == torch.float32
+
+
 def test_norms_are_folded_except_across_a_cut() -> None:
     graph = captured("resnet18")
     names = [node.op for node in folded(graph).nodes]
