@@ -115,16 +115,14 @@ class DiskCache:
         nothing: such an entry is not there any more, or is described otherwise.
         """
         columns = [column.view(len(places), -1).view(torch.uint8) for column in into if column.numel()]
-        packs, numbers = places >> _PACK_SHIFT, places & _ENTRY_MASK
-        order, ends = _by_pack(packs)
+        order, runs = _by_pack(places >> _PACK_SHIFT)
+        numbers = places[order] & _ENTRY_MASK
         with self._lock:
-            start = 0
-            for end in ends:
-                rows = order[start:end]
-                good = self._read_from(int(packs[rows[0]]), numbers[rows], description, columns, start)
+            for which, start, end in runs:
+                into = [column[start:end] for column in columns]
+                good = self._read_from(which, numbers[start:end], description, into)
                 if good is not None:
-                    rows[~good] = -1
-                start = end
+                    order[start:end][~good] = -1
         return order
 
     def put(self, key: bytes, tensors: Tensors) -> None:
@@ -193,9 +191,9 @@ class DiskCache:
         return np.array(places, np.int64)
 
     def _read_from(
-        self, which: int, numbers: np.ndarray, description: bytes, columns: Sequence[torch.Tensor], start: int
+        self, which: int, numbers: np.ndarray, description: bytes, columns: Sequence[torch.Tensor]
     ) -> np.ndarray | None:
-        """Reads entries of one pack into rows from `start` on: which of them it read, bool (n,), or None for all."""
+        """Reads entries of one pack into rows of columns: which of them it read, bool (n,), or None for all."""
         pack = self._numbered[which] if which >= 0 else None
         if pack is None:
             self.misses += len(numbers)
@@ -203,7 +201,7 @@ class DiskCache:
         if (mapped := self._maps.get(which)) is None:
             mapped = self._maps[which] = MappedPack(pack)
         try:
-            good, damaged = mapped.fill(numbers, description, [column[start:][: len(numbers)] for column in columns])
+            good, damaged = mapped.fill(numbers, description, columns)
         except OSError:  # other packs may still be there
             good, damaged = np.zeros(len(numbers), bool), []
         for number in damaged:
@@ -324,14 +322,16 @@ class DiskCache:
             yield path, _size(path)
 
 
-def _by_pack(packs: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """An order in which entries of the same pack follow one another, and where each pack's end in it."""
+def _by_pack(packs: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
+    """An order in which entries of the same pack follow one another; each pack, and where its entries begin and end."""
     if not len(packs):
         return np.zeros(0, np.int64), []
     if (packs == packs[0]).all():
-        return np.arange(len(packs)), [len(packs)]
+        return np.arange(len(packs)), [(int(packs[0]), 0, len(packs))]
     order = np.argsort(packs, kind="stable")
-    return order, [*(np.flatnonzero(np.diff(packs[order])) + 1).tolist(), len(packs)]
+    ordered = packs[order]
+    starts = [0, *(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1).tolist()]
+    return order, list(zip(ordered[starts].tolist(), starts, [*starts[1:], len(packs)], strict=True))
 
 
 def _short(key: bytes) -> int:

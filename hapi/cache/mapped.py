@@ -42,6 +42,8 @@ class MappedPack:
         """Where the values of an entry begin that was looked at, in the map; -1 of others."""
         self._map: mmap.mmap | None = None
         self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._length = 0
+        self._views: dict[tuple[int, int], torch.Tensor] = {}
 
     def fill(
         self, numbers: np.ndarray, description: bytes, columns: Sequence[torch.Tensor]
@@ -71,7 +73,11 @@ class MappedPack:
 
     def _windows(self, before: int, size: int) -> torch.Tensor:
         """So many bytes of the map from each place on, `before` bytes left out: a row for each place."""
-        return self._bytes.as_strided((len(self._bytes) - before - size + 1, size), (1, 1), before)
+        found = self._views.get((before, size))
+        if found is None:
+            found = self._bytes.as_strided((len(self._bytes) - before - size + 1, size), (1, 1), before)
+            self._views[before, size] = found
+        return found
 
     def _look(self, description: bytes) -> None:
         """Takes over what was added to the pack or removed; another description, or a file that was cut off, makes all
@@ -84,8 +90,9 @@ class MappedPack:
             self._starts[: len(known)] = np.where(self._table["length"][: len(known)], known, -1)
         if description != self._description:
             self._description = description
+            self._views.clear()
             self._starts[:] = -1
-        if self._pack.data_bytes() < len(self._bytes):
+        if self._pack.data_bytes() < self._length:
             self._starts[:] = -1
             self._map_all()
 
@@ -93,6 +100,8 @@ class MappedPack:
         size = self._pack.data_bytes()
         self._map = _map(self._pack.data_descriptor, size) if size else None
         self._bytes = torch.frombuffer(self._map or bytearray(1), dtype=torch.uint8)[:size]
+        self._length = size
+        self._views.clear()
 
     def _check(self, numbers: np.ndarray, values_bytes: int) -> list[int]:
         """Looks at entries for the first time; those that are damaged or described otherwise get no start."""
