@@ -119,8 +119,8 @@ class DiskCache:
         numbers = places[order] & _ENTRY_MASK
         with self._lock:
             for which, start, end in runs:
-                into = [column[start:end] for column in columns]
-                good = self._read_from(which, numbers[start:end], description, into)
+                part = [column[start:end] for column in columns]
+                good = self._read_from(which, numbers[start:end], description, part)
                 if good is not None:
                     order[start:end][~good] = -1
         return order
