@@ -12,6 +12,7 @@ import torch
 
 from hapi.data import TransformSpec
 from hapi.engine import Choice, Precision, shared_compiler
+from hapi.machine import machine_name
 from hapi.model import Graph
 from hapi.plan import Link, Profile
 from hapi.wire.allowed import Allowed
@@ -99,6 +100,7 @@ def profile_with_server(
     Either side decodes up to `samples` of the dataset, this one with `workers` threads (default: one per processor).
     Measurements of this device are taken from `remembered` and kept there; the server keeps its own. `refresh` has all
     of them made anew. The link is always measured. The server must hold the model. Raises what the server answers.
+    Tiers on one machine, in whatever namespaces or containers, are measured one after the other.
     """
     kept = _Kept(remembered, refresh)
     link = link or probe_in_turn(server.link)
@@ -112,14 +114,16 @@ def profile_with_server(
         load = kept.load(objects, transform, workers)
         return kept.graph(graph, load, job, objects, transform), kept.head(graph, job)
 
-    if _is_local(server.url):  # two measurements on one machine would measure each other
+    status = server.status()
+    is_here = _is_local(server.url) or bool(status.machine and status.machine == machine_name())
+    if is_here:  # two measurements on one machine would measure each other
         far, (near, head) = far_side(), near_side()
     else:
         with ThreadPoolExecutor(1, thread_name_prefix="hapi-measure") as pool:
             answer = pool.submit(far_side)
             near, head = near_side()
             far = answer.result()
-    return _profile(graph, far, near, job, link, head=head, budget_bytes=server.status().budget_bytes)
+    return _profile(graph, far, near, job, link, head=head, budget_bytes=status.budget_bytes)
 
 
 class _Objects:

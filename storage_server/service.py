@@ -19,7 +19,7 @@ from hapi.cancel import Cancel
 from hapi.data import Manifest, TransformSpec, open_store
 from hapi.engine import Compiler, Engine, Precision, check_precision
 from hapi.errors import BusyError, InputError, MemoryBudgetError
-from hapi.machine import free_bytes
+from hapi.machine import free_bytes, machine_name
 from hapi.plan import INPUT, OUTPUT
 from hapi.settings import StoreSettings
 from hapi.wire.protocol import DatasetSummary, ExtractRequest, ProfileRequest, ServerStatus
@@ -343,6 +343,7 @@ class Service:
             backlog_seconds=self.admission.backlog_seconds,
             queue_bytes=self.queue.total_bytes,
             rss_bytes=psutil.Process().memory_info().rss,
+            machine=machine_name(),
             prefixes=self.report.prefixes(),
             tenants=self.report.tenants(None if tenant.is_operator else tenant.name),
             cache=cache_status(self.kept, self.metrics),

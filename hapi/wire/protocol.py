@@ -235,6 +235,7 @@ class ServerStatus(BaseModel):
     backlog_seconds: float = Field(default=0.0, description="Predicted seconds of everything admitted or waiting.")
     queue_bytes: int = Field(default=0, description="Most bytes of all samples between reading and sending.")
     rss_bytes: int = Field(default=0, description="Resident memory of the server's process.")
+    machine: str = Field(default="", description="What all processes on its machine have in common; empty if unknown.")
     prefixes: list[PrefixStatus] = Field(default_factory=list)
     tenants: list[TenantStatus] = Field(default_factory=list)
     cache: CacheStatus | None = None

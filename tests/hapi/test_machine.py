@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hapi.machine import cgroup_free_bytes, free_bytes
+from hapi.machine import cgroup_free_bytes, free_bytes, machine_name
 
 GIB = 2**30
 
@@ -68,3 +68,14 @@ def test_the_host_is_never_more_than_its_control_group(monkeypatch: pytest.Monke
     assert free_bytes("cpu") == 12345
     monkeypatch.setattr("hapi.machine.cgroup_free_bytes", lambda: None)
     assert free_bytes("cpu") > 12345
+
+
+def test_a_machine_is_known_until_it_starts_anew(tmp_path: Path) -> None:
+    boot = tmp_path / "boot_id"
+    assert machine_name(boot) == "", "the system does not tell"
+    boot.write_text("one\n")
+    first = machine_name(boot)
+    assert first == machine_name(boot)
+    assert "one" not in first
+    boot.write_text("another\n")
+    assert machine_name(boot) != first

@@ -27,6 +27,7 @@ class FakeStorage:
         self.scratch = scratch
         self.asked: list[str] = []
         self.models: dict[str, bytes] = {}
+        self.machine = ""
 
     @property
     def transport(self) -> httpx.MockTransport:
@@ -43,9 +44,8 @@ class FakeStorage:
 
     def get_status(self, request: httpx.Request) -> httpx.Response:
         numbers = dict.fromkeys(("used_bytes", "requests_active", "requests_queued", "samples_done"), 0)
-        return httpx.Response(
-            200, json=numbers | {"version": "1", "device": "cpu", "budget_bytes": 10**9, "models": [], "roots": []}
-        )
+        said = {"version": "1", "device": "cpu", "budget_bytes": 10**9, "models": [], "roots": []}
+        return httpx.Response(200, json={**numbers, **said, "machine": self.machine})
 
     def post_datasets(self, request: httpx.Request) -> httpx.Response:
         manifest = self.manifest

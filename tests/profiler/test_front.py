@@ -12,6 +12,7 @@ from fake_storage import TOKEN, FakeStorage, broken, problem
 
 import hapi
 import profiler.front
+import profiler.tiers
 from hapi.backoff import RetryPolicy
 from hapi.errors import (
     ForbiddenError,
@@ -23,6 +24,7 @@ from hapi.errors import (
     UnauthorizedError,
     WireError,
 )
+from hapi.machine import machine_name
 from hapi.model import Graph, capture
 from hapi.wire.protocol import ARROW_STREAM
 from profiler import plan, profile
@@ -102,6 +104,17 @@ def test_two_tiers(graph: Graph, storage: FakeStorage) -> None:
     assert again.link.bandwidth_bits_per_s == 5e6
     with pytest.raises(InputError, match="data="):
         profile(graph, **settings)
+
+
+def test_tiers_of_one_machine_are_measured_in_turn(
+    graph: Graph, storage: FakeStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"transform": transform(), "server": "http://storage:1", "token": TOKEN}
+    monkeypatch.setattr(profiler.tiers, "ThreadPoolExecutor", None)
+    with pytest.raises(TypeError):
+        profile(graph, storage.manifest.uri, **settings)
+    storage.machine = machine_name()
+    assert profile(graph, storage.manifest.uri, **settings).details["measured_on_server"]
 
 
 def test_a_wrong_token_is_said(graph: Graph, storage: FakeStorage, monkeypatch: pytest.MonkeyPatch) -> None:
