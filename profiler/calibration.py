@@ -1,0 +1,81 @@
+"""What a stream over a cut takes with both tiers at work, put into a profile whose parts were measured one by one.
+
+Timed alone, neither tier waits for what they share: on one machine caches and memory, everywhere what a job does beside
+the work that was timed. A cut's busier tier sets the pace of a stream over it, so that pace is what it really takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from hapi.errors import InputError
+from hapi.plan import INPUT, OUTPUT, CutCost, Link, Profile, WireCost
+
+TOLERANCE = 1.3
+"""By so many times a profile may be wrong about one cut beside another."""
+LINK_PART = 0.8
+"""A stream whose bytes take so large a part of its time on the link tells nothing of the tiers."""
+
+
+def contenders(profile: Profile) -> tuple[str, ...]:
+    """The cuts that could be the best over some link, in order: no other is certain to be faster with no more bytes.
+
+    Both ends are among them, of which mixes are made, as far as the server has the memory for them.
+    """
+    names = [cut.name for cut in profile.cuts]
+    cuts = profile.cuts[: names.index(profile.server_fits_to) + 1]
+
+    def is_one(cut: CutCost) -> bool:
+        rivals = (_pace(other) for other in cuts if other.out_bytes <= cut.out_bytes)
+        return cut.name in (INPUT, OUTPUT) or _pace(cut) <= TOLERANCE * min(rivals)
+
+    return tuple(cut.name for cut in cuts if is_one(cut))
+
+
+def calibrated(profile: Profile, paces: Mapping[str, float], link: Link) -> Profile:
+    """The profile with what streams over some of its cuts took.
+
+    The busier tier of such a cut gets the seconds of its stream, in all ways of the cut's features by the same factor,
+    and that of a cut between two of them a factor between theirs. `details` has the paces that were used.
+
+    Args:
+        paces: seconds per sample of each stream. InputError for what is no cut.
+        link: over which they ran; one that it held up is left out.
+    """
+    places = {cut.name: place for place, cut in enumerate(profile.cuts)}
+    if unknown := [name for name in paces if name not in places]:
+        raise InputError(f"paces of {', '.join(unknown)}: the profile of {profile.model!r} has no such cut.")
+    used = {
+        name: paces[name]
+        for name in sorted(paces, key=lambda name: places[name])
+        if 8 * profile.cut(name).out_bytes / link.bandwidth_bits_per_s < LINK_PART * paces[name]
+        and _pace(profile.cut(name)) > 0
+    }
+    if not used:
+        return profile
+    known = [seconds / _pace(profile.cut(name)) for name, seconds in used.items()]
+    factors = np.interp(range(len(profile.cuts)), [places[name] for name in used], known)
+    cuts = tuple(_slowed(cut, float(factor)) for cut, factor in zip(profile.cuts, factors, strict=True))
+    return replace(profile, cuts=cuts, details={**profile.details, "stream_seconds": used})
+
+
+def _pace(cut: CutCost) -> float:
+    """Seconds per sample of the busier tier."""
+    return max(cut.server_seconds, cut.client_seconds)
+
+
+def _slowed(cut: CutCost, factor: float) -> CutCost:
+    """With the seconds of its busier tier so many times as long; the other cannot be busier than that."""
+    most = factor * _pace(cut)
+    is_served = cut.server_seconds >= cut.client_seconds
+
+    def seconds(cost: CutCost | WireCost) -> dict[str, float]:
+        server, client = cost.server_seconds, cost.client_seconds
+        if is_served:
+            return {"server_seconds": factor * server, "client_seconds": min(client, most)}
+        return {"server_seconds": min(server, most), "client_seconds": factor * client}
+
+    return replace(cut, **seconds(cut), wire=tuple(replace(way, **seconds(way)) for way in cut.wire))  # type: ignore[arg-type]
