@@ -49,10 +49,17 @@ def profile_command(
     device: str = typer.Option("cpu", help="The client's, as in cpu or cuda."),
     codec: str = typer.Option("float32", help="Of features on the wire; or several to choose among: float32,int8."),
     compression: str = typer.Option("auto", help="Of features on the wire: none, lz4, zstd, or auto: if it pays."),
+    streams: bool = typer.Option(
+        False, "--streams", help="Also run a stream over each cut that could be the best, with both tiers at work."
+    ),
     plot: Path | None = typer.Option(None, help="Draw the profile into this file (.png, .svg or .pdf)."),
     as_json: bool = _JSON,
 ) -> None:
-    """Measure what every cut of a network costs on this machine (and on a server), and show it."""
+    """Measure what every cut of a network costs on this machine (and on a server), and show it.
+
+    Each tier is timed alone. --streams has both work as in a job, for some ten seconds a cut, on a server that has
+    nothing else to do: that tells what they share, as on one machine, and names the best single cut more surely.
+    """
     out = console(as_json)
     link_rate = None if bandwidth is None else parse_bandwidth(bandwidth)
     _check_plot(plot)
@@ -72,6 +79,7 @@ def profile_command(
             device=device,
             codecs=[name.strip() for name in codec.split(",")],
             compression=compression,
+            streams=streams,
         )
     if server is None:
         say(out, "No --server: this machine was measured as both tiers, so the server's times are this machine's.")

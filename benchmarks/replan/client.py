@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.endless import Endless
 from compute_client import DataLoader
 from compute_client.planning import PROFILE_REPEATS
+from compute_client.streams.endless import Endless
 from hapi.allocator import keep_freed_memory
 from hapi.data import describe_transform
 from hapi.engine import Choice

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from benchmarks.baselines.published import freeze_cut
@@ -28,7 +27,7 @@ from benchmarks.testbed.testbed import Testbed, open_testbed
 from hapi.errors import InputError
 from hapi.plan import Link, Plan, Profile
 from hapi.units import format_bandwidth, parse_bandwidth
-from profiler.calibration import calibrated, contenders
+from profiler.calibration import calibrated, contenders, watched
 from profiler.measuring import CPU_BATCH
 
 MODELS = ("alexnet", "resnet18", "squeezenet1_1", "mobilenet_v2", "shufflenet_v2_x1_0", "resnet50")
@@ -44,8 +43,8 @@ PLANNED_SAMPLES = 50_000
 OPEN_SECONDS, PROFILE_SECONDS, MOST_SECONDS = 180.0, 180.0, 30.0
 SPARE_SECONDS = 90.0
 LATENCY_SECONDS = 0.0002
-CALIBRATION_TURNS, CALIBRATION_PART = 2, 0.6
-"""How often each stream is watched for the profile, in turns, and for which part of the usual time."""
+CALIBRATION_PART = 0.6
+"""Of the usual time, for which each stream is watched for the profile."""
 UNLIMITED = Link(1e10)
 """What a link that is not shaped carries at the least."""
 MIXED = "mixed:"
@@ -184,16 +183,15 @@ class Network:
         return cls(settings, bed, talk, model, Profile.from_json(document))
 
     def calibrate(self, link: Link) -> int:
-        """Lets streams over the cuts that matter, both tiers at work, tell the profile what they take: how many there
-        were. As `hapi profile --streams` does, in readings of their own: what is judged later is measured anew."""
+        """Takes what streams over the contending cuts take into the profile, as `hapi profile --streams` does: how many
+        there were. What is judged later is watched anew."""
+
+        def pace(name: str) -> float | None:
+            reading = self.watch(((name, 1.0),), CALIBRATION_PART, None)
+            return None if reading["is_bound"] else reading["seconds_per_sample"]
+
         names = contenders(self.profile)
-        paces: dict[str, list[float]] = {name: [] for name in names}
-        for _ in range(CALIBRATION_TURNS):
-            for name in names:
-                reading = self.watch(((name, 1.0),), CALIBRATION_PART, None)
-                if not reading["is_bound"]:
-                    paces[name].append(reading["seconds_per_sample"])
-        self.profile = calibrated(self.profile, {name: fmean(seen) for name, seen in paces.items() if seen}, link)
+        self.profile = calibrated(self.profile, watched(names, pace), link)
         return len(names)
 
     def at(

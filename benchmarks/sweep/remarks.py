@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.sweep.cases import FAR, FIRST, HOPELESS, MOST_ROUNDS, MOST_SECONDS, SUSPECT
 from benchmarks.sweep.uncertainty import SURE
 from benchmarks.testbed.others import DISTURBED, TRIES
+from profiler.calibration import TURNS
 
 PAYLOAD = 1448 / 1514
 """Of an Ethernet frame of 1500 bytes, what is neither its header nor IP's nor TCP's (with time stamps): the shaper
@@ -19,6 +20,8 @@ def remarks(watched_seconds: float, *, is_shaped: bool) -> list[str]:
         "compressed nor kept anywhere; both tiers run eager engines, so that no compiling in the background disturbs, "
         "and the server takes at most 8 samples at once, as in its profile: how it finds larger batches is no matter "
         "of cuts, and takes hundreds of samples of each",
+        "the profile is of either tier alone, and then of streams over each cut that could be the best, both tiers at "
+        f"work, watched {TURNS} times over a link that is not shaped (`stream_seconds`): as `hapi profile --streams`",
         f"the planner is told the bandwidth{frames}; the limit is the linear program's over the measured profile",
         f"a reading is {watched_seconds:g} s of a stream after its pipeline had filled; each stream has one at first, "
         f"{FIRST * watched_seconds:g} s long, which no longer counts when it has others, and is made twice where it is "

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.sweep.pace import STARTING, Rule, pace_of, watch
+from compute_client.streams.pace import STARTING, Rule, pace_of, watch
 from hapi.errors import BatchTimeoutError
 
 
