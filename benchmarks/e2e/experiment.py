@@ -38,10 +38,9 @@ from hapi.units import format_bandwidth, format_bytes, parse_bandwidth
 MODELS = tuple(f"torchvision:{name}" for name in ("mobilenet_v2", "resnet18", "resnet50", "alexnet", "vit_b_16"))
 RHOS = (0.25, 1.0, 4.0, 16.0)
 SYSTEMS = (PLAIN, *PEERS, "none", "all", "static", "paper", "single", "mix")
-QUICK_MODELS, QUICK_RHOS, QUICK_SYSTEMS, QUICK_SAMPLES = MODELS[:1], (4.0,), (PLAIN, "none", "mix"), 144
-CALIBRATION_EPOCHS, QUICK_CALIBRATION_EPOCHS = 2, 4
-"""Of plain without a limit, at least: the first has its workers started and their memory touched for the first time,
-and of short ones, whose fastest sets the link's bandwidth, two differ by 5 %."""
+QUICK_MODELS, QUICK_RHOS, QUICK_SYSTEMS, QUICK_SAMPLES = MODELS[:1], (4.0,), (PLAIN, "none", "mix"), 96
+CALIBRATION_EPOCHS = 2
+"""Of plain without a limit, at least: the first has its workers started and their memory touched for the first time."""
 START_SECONDS, PATIENCE = 300.0, 4.0
 """A run is given up after so many times what plain needs at that link, and the first seconds on top."""
 CALIBRATION_SECONDS = 1800.0
@@ -232,8 +231,7 @@ class Experiment:
     def calibrate(self) -> float | None:
         """Plain without a limit: a row, and the seconds of its fastest epoch; None if it failed."""
         self._bed.link.shape(None)
-        least = QUICK_CALIBRATION_EPOCHS if self._settings.quick else CALIBRATION_EPOCHS
-        epochs = max(least, self._settings.epochs)
+        epochs = max(CALIBRATION_EPOCHS, self._settings.epochs)
         row = self._measure(PLAIN, None, None, epochs)
         if row.failed:
             return None

@@ -22,7 +22,7 @@ Samples = Annotated[
     list[str] | None,
     typer.Option(
         metavar="[MODEL=]N",
-        help="Photographs; MODEL=N for one network, may be repeated. (default: 144 with --quick, else per network so "
+        help="Photographs; MODEL=N for one network, may be repeated. (default: 96 with --quick, else per network so "
         "many that plain computes for about 12 s, 48 to 512)",
     ),
 ]
