@@ -1,4 +1,4 @@
-"""`hapi profile`, `hapi plan` and `hapi top`."""
+"""`hapi plan` and `hapi top`, and how a profile is shown."""
 
 from __future__ import annotations
 
@@ -25,80 +25,22 @@ LOCAL_SERVER = "http://127.0.0.1:8470"
 """Where `hapi serve` listens unless it is told otherwise."""
 
 _JSON = typer.Option(False, "--json", help="One JSON document on standard output; the rest on standard error.")
-_BANDWIDTH = typer.Option(None, help="Of the link, as in 300mbit or 1Gbit; default: measured, or what the file says.")
-_EPOCHS = typer.Option(None, min=1, help="Passes over the data.")
+BANDWIDTH = typer.Option(None, help="Of the link, as in 300mbit or 1Gbit; default: measured, or what the file says.")
+EPOCHS = typer.Option(None, min=1, help="Passes over the data.")
 
 
 def register(app: typer.Typer) -> None:
     """Adds this room's commands to `app`."""
-    app.command("profile")(profile_command)
     app.command("plan")(plan_command)
     app.command("top")(top_command)
 
 
-def profile_command(
-    model: str = typer.Argument(help="torchvision:NAME, hf:PATH_OR_NAME or package.module:factory"),
-    data: str = typer.Option(..., help="The dataset's address, as the server (or this machine) sees it."),
-    weights: str = typer.Option("DEFAULT", help="DEFAULT, none, or a safetensors file."),
-    server: str | None = typer.Option(None, help="A storage server's address; without one, this machine plays both."),
-    token: str | None = typer.Option(None, help="For the server; default: the environment's HAPI_TOKEN."),
-    bandwidth: str | None = _BANDWIDTH,
-    batch_size: int = typer.Option(256, min=1, help="Of the training that is planned."),
-    samples: int | None = typer.Option(None, min=1, help="Of the training that is planned; default: all of the data."),
-    epochs: int | None = _EPOCHS,
-    device: str = typer.Option("cpu", help="The client's, as in cpu or cuda."),
-    codec: str = typer.Option("float32", help="Of features on the wire; or several to choose among: float32,int8."),
-    compression: str = typer.Option("auto", help="Of features on the wire: none, lz4, zstd, or auto: if it pays."),
-    streams: bool = typer.Option(
-        False, "--streams", help="Also run a stream over each cut that could be the best, with both tiers at work."
-    ),
-    plot: Path | None = typer.Option(None, help="Draw the profile into this file (.png, .svg or .pdf)."),
-    as_json: bool = _JSON,
-) -> None:
-    """Measure what every cut of a network costs on this machine (and on a server), and show it.
-
-    Each tier is timed alone. --streams has both work as in a job, for some ten seconds a cut, on a server that has
-    nothing else to do: that tells what they share, as on one machine, and names the best single cut more surely.
-    """
-    out = console(as_json)
-    link_rate = None if bandwidth is None else parse_bandwidth(bandwidth)
-    _check_plot(plot)
-    from profiler import profile
-
-    with out.status("measuring: a few seconds for a small network, longer for a large one ..."):
-        result = profile(
-            model,
-            data,
-            weights=weights,
-            server=server,
-            token=token,
-            bandwidth=link_rate,
-            batch_size=batch_size,
-            samples=samples,
-            epochs=epochs or 1,
-            device=device,
-            codecs=[name.strip() for name in codec.split(",")],
-            compression=compression,
-            streams=streams,
-        )
-    if server is None:
-        say(out, "No --server: this machine was measured as both tiers, so the server's times are this machine's.")
-    chosen = _plan_of(out, result)
-    _show(out, result, chosen)
-    if plot is not None:
-        from profiler import draw_profile
-
-        say(out, f"drawn: {escape(str(draw_profile(result, plot, chosen)))}")
-    if as_json:
-        emit(result.to_json())
-
-
 def plan_command(
     file: Path = typer.Argument(metavar="PROFILE.json", help="What hapi profile --json printed, or your own."),
-    bandwidth: str | None = _BANDWIDTH,
+    bandwidth: str | None = BANDWIDTH,
     policy: str = typer.Option("mix", help="mix, single, none, all, paper, paper-v1, or the name of a cut."),
     batch_size: int | None = typer.Option(None, min=1, help="Of the training; default: what the file says."),
-    epochs: int | None = _EPOCHS,
+    epochs: int | None = EPOCHS,
     as_json: bool = _JSON,
 ) -> None:
     """Decide where to cut, from a profile: which part of the samples takes which cut, and why.
@@ -170,7 +112,8 @@ def top_command(
                 live.update(screen(view, out.width, out.height), refresh=True)
 
 
-def _plan_of(out: Any, result: Profile) -> Plan:
+def plan_of(out: Any, result: Profile) -> Plan:
+    """The plan for the link that was measured, or one that is assumed, which is said."""
     from profiler import plan
 
     if result.link is None:
@@ -183,7 +126,8 @@ def _plan_of(out: Any, result: Profile) -> Plan:
     return plan(result)
 
 
-def _show(out: Any, result: Profile, chosen: Plan) -> None:
+def show(out: Any, result: Profile, chosen: Plan) -> None:
+    """A profile as a table, and the plan in words."""
     from profiler import profile_table
 
     out.print(profile_table(result, chosen, narrow=out.width < WIDE_COLUMNS))
@@ -196,8 +140,8 @@ def _explain(out: Any, chosen: Plan) -> None:
     out.print(escape(str(chosen)), soft_wrap=True)
 
 
-def _check_plot(plot: Path | None) -> None:
-    """Before anything is measured."""
+def check_plot(plot: Path | None) -> None:
+    """Before anything is measured: InputError for a name that no picture can have."""
     if plot is None:
         return
     from profiler.plots import FORMATS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from hapi.errors import InputError
 from hapi.model import Graph, capture, load_model
 from hapi.plan import Link, Profile
 from hapi.wire.allowed import AUTO, NONE, Allowed
-from profiler.calibration import calibrated, contenders, watched
+from profiler.calibration import calibrated
 from profiler.loading import DEFAULT_SAMPLES, LoadCost, load_examples, measure_loading
 from profiler.remote import ServerClient
 from profiler.tiers import Job, Listing, profile_here, profile_with_server
@@ -40,7 +40,7 @@ def profile(
     codec: str = "float32",
     codecs: Sequence[str] | None = None,
     compression: str = "auto",
-    streams: bool = False,
+    streams: Paces | None = None,
 ) -> Profile:
     """Measures what every cut of a backbone costs.
 
@@ -59,8 +59,9 @@ def profile(
         device: the client's.
         codec: in which features travel; or `codecs`, those among which a plan may choose, the default first.
         compression: `none`, `lz4`, `zstd`, or `auto`: measured where there is data, so that a plan may choose.
-        streams: also run a stream over each cut that could be the best, with both tiers at work, and take what it needs
-            into the profile: some ten seconds a cut, of a server that has nothing else to do.
+        streams: has a stream run over each cut that could be the best, with both tiers at work, and answers what it
+            needs, for the profile: compute_client.streams.contending, some ten seconds a cut of a server that has
+            nothing else to do.
 
     Raises:
         InputError: something does not fit together; further what capturing, the store and the server raise.
@@ -74,7 +75,7 @@ def profile(
         if data is None:
             raise InputError("a server measures itself on data that it can read: give data=, an address on its side.")
         found = _with_server(subject, os.fspath(data), server, token, measured_samples, job, streams=streams)
-    elif streams:
+    elif streams is not None:
         raise InputError("streams run between two tiers: give server=, or leave streams out.")
     else:
         found = _here(subject, data, measured_samples, job)
@@ -84,6 +85,11 @@ def profile(
     if latency is not None and link is not None:
         link = Link(link.bandwidth_bits_per_s, latency)
     return replace(found, link=link)
+
+
+Paces = Callable[[Profile, ServerClient, str, Graph, TransformSpec, Listing, Job], Mapping[str, float]]
+"""What answers the seconds per sample of streams over some cuts of a profile, between a server that has listed the data
+at this address, and this process."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,7 @@ def _here(subject: _Subject, data: str | os.PathLike[str] | None, samples: int, 
 
 
 def _with_server(
-    subject: _Subject, data: str, server: str, token: str | None, samples: int, job: Job, *, streams: bool
+    subject: _Subject, data: str, server: str, token: str | None, samples: int, job: Job, *, streams: Paces | None
 ) -> Profile:
     transform = subject.needed_transform()
     with ServerClient(server, token) as client:
@@ -138,20 +144,7 @@ def _with_server(
         client.ensure_model(subject.graph)
         job = replace(job, samples=job.samples or dataset.samples, classes=len(dataset.classes))
         found = profile_with_server(client, subject.graph, dataset, transform, job, samples=samples)
-        return _with_streams(found, client, data, subject.graph, transform, dataset, job) if streams else found
-
-
-def _with_streams(
-    found: Profile, client: ServerClient, data: str, graph: Graph, transform: TransformSpec, dataset: Listing, job: Job
-) -> Profile:
-    """What streams over the contending cuts take, in the profile."""
-    from compute_client.streams import Streams  # which is built on this room
-    from profiler.planner import plan  # scipy is slow to import
-
-    assert found.link is not None
-    steady = replace(found, samples=dataset.samples, epochs=1, kept_share=0.0)
-    with Streams(
-        client, data, graph, transform, dataset, device=job.device, engine=job.engine, precision=job.precision
-    ) as running:
-        paces = watched(contenders(found), lambda name: running.pace(plan(steady, name)))
-    return calibrated(found, paces, found.link)
+        if streams is None:
+            return found
+        assert found.link is not None
+        return calibrated(found, streams(found, client, data, subject.graph, transform, dataset, job), found.link)

@@ -10,7 +10,7 @@ import pytest
 from torchvision.transforms import v2
 
 import hapi
-from compute_client.streams import Streams
+from compute_client.streams import Streams, contending
 from compute_client.streams.endless import ENDLESS, Endless
 from hapi import cli
 from hapi.data import describe_transform
@@ -52,7 +52,7 @@ def test_a_stream_is_left_when_its_pace_is_known(
 
 
 def test_a_profile_knows_what_streams_take(server: str, pictures: Path, transform: v2.Compose, graph: Graph) -> None:
-    found = hapi.profile(graph, pictures, transform=transform, server=server, bandwidth=1e6, streams=True)
+    found = hapi.profile(graph, pictures, transform=transform, server=server, bandwidth=1e6, streams=contending)
     paces = found.details["stream_seconds"]
     assert {"input", "output"} <= set(paces)
     for name, seconds in paces.items():

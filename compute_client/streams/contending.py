@@ -1,0 +1,35 @@
+"""Streams over the cuts that could be the best: what `hapi profile --streams` adds to a profile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from compute_client.streams.streams import Streams
+from hapi.data import TransformSpec
+from hapi.model import Graph
+from hapi.plan import Profile
+from profiler.calibration import contenders, watched
+from profiler.remote import ServerClient
+from profiler.tiers import Job, Listing
+
+
+def contending(
+    profile: Profile,
+    server: ServerClient,
+    data: str,
+    graph: Graph,
+    transform: TransformSpec,
+    dataset: Listing,
+    job: Job,
+) -> dict[str, float]:
+    """Seconds per sample of a stream over each cut that could be the best, by its name.
+
+    The server holds the model, has listed `data`, and has nothing else to do (InputError).
+    """
+    from profiler.planner import plan  # scipy is slow to import
+
+    steady = replace(profile, samples=dataset.samples, epochs=1, kept_share=0.0)
+    with Streams(
+        server, data, graph, transform, dataset, device=job.device, engine=job.engine, precision=job.precision
+    ) as streams:
+        return watched(contenders(profile), lambda name: streams.pace(plan(steady, name)))
