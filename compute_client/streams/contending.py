@@ -24,7 +24,7 @@ def contending(
 ) -> dict[str, float]:
     """Seconds per sample of a stream over each cut that could be the best, by its name.
 
-    The server holds the model, has listed `data`, and has nothing else to do (InputError).
+    The server holds the model, has listed `data`, has nothing else to do and keeps no features (InputError).
     """
     from profiler.planner import plan  # scipy is slow to import
 

@@ -79,10 +79,15 @@ class Streams:
     def pace(self, plan: Plan) -> float | None:
         """Seconds per sample of a stream by this plan; None if it does not become steady in time.
 
-        The server must have nothing else to do (InputError).
+        The server must have nothing else to do and keep no features: what it keeps it does not compute (InputError).
         """
+        before = _hits(self.until_idle())
         found = self.watch(plan, SECONDS, MOST_SECONDS)
-        self.until_idle()
+        if _hits(self.until_idle()) > before:
+            raise InputError(
+                f"streams: {self._server.url} found features that it had kept, and computed nothing for those samples. "
+                "Start one with `hapi serve --feature-cache-bytes 0`, without --feature-disk-bytes, to measure it."
+            )
         return None if found.is_bound else found.seconds_per_sample
 
     def watch(self, plan: Plan, seconds: float, most_seconds: float, give_up: float | None = None) -> Pace:
@@ -176,3 +181,8 @@ class Streams:
             self._optimizer.step()
             loss.item()
             yield len(labels)
+
+
+def _hits(status: ServerStatus) -> int:
+    """Samples whose features the server found instead of computing them, so far."""
+    return status.cache.hits if status.cache is not None else 0

@@ -14,6 +14,7 @@ from compute_client.streams import Streams, contending
 from compute_client.streams.endless import ENDLESS, Endless
 from hapi import cli
 from hapi.data import describe_transform
+from hapi.errors import InputError
 from hapi.model import Graph
 from hapi.plan import Plan, Share
 from profiler.remote import ServerClient
@@ -25,7 +26,8 @@ HALVES = Plan("given", (Share("stem", 0.5), Share("output", 0.5)), None, None)
 
 @pytest.fixture(scope="module")
 def server(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with ServerProcess(pictures.parent, tmp_path_factory.mktemp("server")) as process:
+    options = ["--feature-cache-bytes", "0"]
+    with ServerProcess(pictures.parent, tmp_path_factory.mktemp("server"), options=options) as process:
         yield process.url
 
 
@@ -59,6 +61,16 @@ def test_a_profile_knows_what_streams_take(server: str, pictures: Path, transfor
         assert max(found.cut(name).server_seconds, found.cut(name).client_seconds) == pytest.approx(seconds)
     assert found.link is not None
     assert found.link.bandwidth_bits_per_s == 1e6  # that of the job, not of the streams
+
+
+def test_a_server_that_keeps_features_cannot_be_measured(
+    pictures: Path, transform: v2.Compose, graph: Graph, tmp_path: Path
+) -> None:
+    with (
+        ServerProcess(pictures.parent, tmp_path) as server,
+        pytest.raises(InputError, match="--feature-cache-bytes 0"),
+    ):
+        hapi.profile(graph, pictures, transform=transform, server=server.url, streams=contending)
 
 
 def test_streams_need_two_tiers(
