@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean
+from statistics import median
 
 import numpy as np
 
@@ -18,7 +18,8 @@ from hapi.plan import INPUT, OUTPUT, CutCost, Link, Profile, WireCost
 TOLERANCE = 1.3
 """By so many times a profile may be wrong about one cut beside another."""
 TURNS = 3
-"""How often each stream is watched: a machine that is slower for a while slows one reading of each."""
+"""How often each stream is watched: a machine that is slower for a while slows one reading of each, and the one in the
+middle counts."""
 LINK_PART = 0.8
 """A stream whose bytes take so large a part of its time on the link tells nothing of the tiers."""
 
@@ -39,13 +40,13 @@ def contenders(profile: Profile) -> tuple[str, ...]:
 
 
 def watched(names: Sequence[str], pace: Callable[[str], float | None], turns: int = TURNS) -> dict[str, float]:
-    """Has a stream over each of these cuts watched, in turns, and answers the mean of what each took per sample.
+    """Has a stream over each of these cuts watched, in turns, and answers the median of what each took per sample.
 
     `pace` answers seconds, or None for a stream that did not become steady: without any answer a cut is left out.
     """
     seen = [(name, pace(name)) for _ in range(turns) for name in names]
     paces = {name: [one for other, one in seen if other == name and one is not None] for name in names}
-    return {name: fmean(found) for name, found in paces.items() if found}
+    return {name: median(found) for name, found in paces.items() if found}
 
 
 def calibrated(profile: Profile, paces: Mapping[str, float], link: Link) -> Profile:

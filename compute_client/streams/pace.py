@@ -10,10 +10,10 @@ import numpy as np
 
 from hapi.errors import BatchTimeoutError
 
-LEAST_ROUNDS = 1.25
-"""Rounds after the pipeline has filled, below which nothing is said of a pace: a whole one, from several moments.
-Samples arrive in bursts: requests that are under way together share server and link, and end nearly together."""
-
+LEAST_FILLS = 3.0
+"""Times that all that is under way or waits must have been replaced once the pipeline is full, before a pace is told.
+Samples arrive in bursts: requests that are under way together share server and link and end nearly together, and what
+is ready early waits for a late one before it. No burst is larger than what fills the pipeline."""
 
 STARTING = 0.5
 """Seconds that a stream may take to begin, which do not count against it: it makes connections, and the server may see
@@ -26,8 +26,8 @@ class Rule:
 
     Attributes:
         round_samples: those of the requests under way together, one of each.
-        fill_samples: all that is under way or waits to be taken: until so many are through, the tiers do not yet work
-            as in the middle of a long epoch.
+        fill_samples: all that is under way or waits to be taken, a round or more: until so many are through, the tiers
+            do not yet work as in the middle of a long epoch.
         seconds: to watch after that.
         most_seconds: after which the stream is given up, from its beginning.
         give_up: seconds per sample; a stream that is slower for certain is given up at once. None: none is.
@@ -76,8 +76,8 @@ def watch(batches: Iterable[int], rule: Rule, clock: Callable[[], float]) -> Pac
             if total >= rule.fill_samples:
                 arrivals.append((total, now))
                 filled_at = now if filled_at is None else filled_at
-                rounds = (total - arrivals[0][0]) / rule.round_samples
-                if now - filled_at >= rule.seconds and rounds >= LEAST_ROUNDS:
+                fills = (total - arrivals[0][0]) / rule.fill_samples
+                if now - filled_at >= rule.seconds and fills >= LEAST_FILLS:
                     return Pace(pace_of(arrivals, rule.round_samples), total, now)
             # all that is under way may be done but for its last bytes: no more than that was made meanwhile
             is_slower = rule.give_up is not None and now - STARTING > rule.give_up * (total + rule.fill_samples)

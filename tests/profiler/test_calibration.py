@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hapi.errors import InputError
 from hapi.plan import Link, Profile
-from profiler.calibration import TOLERANCE, calibrated, contenders
+from profiler.calibration import TOLERANCE, calibrated, contenders, watched
 from profiler.planner import plan
 from tests.profiler.example_profiles import COST, profile_of, profiles
 
@@ -56,6 +56,18 @@ def test_a_stream_that_the_link_held_up_tells_nothing_of_the_tiers() -> None:
     found = calibrated(example(), {"cut1": 0.006, "output": 0.018}, slow)
     assert found.details["stream_seconds"] == {"output": 0.018}
     assert calibrated(example(), {"cut1": 0.006}, slow) == example()
+
+
+def test_streams_are_watched_in_turns_and_one_that_was_disturbed_does_not_count() -> None:
+    readings = iter([0.010, 0.020, 0.030, None, 0.012, 0.021])
+    asked = []
+
+    def pace(name: str) -> float | None:
+        asked.append(name)
+        return next(readings)
+
+    assert watched(("a", "b"), pace, turns=3) == {"a": 0.012, "b": pytest.approx(0.0205)}
+    assert asked == ["a", "b"] * 3
 
 
 def test_a_pace_of_no_cut_is_refused() -> None:

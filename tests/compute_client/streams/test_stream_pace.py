@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from compute_client.streams.pace import STARTING, Rule, pace_of, watch
+from compute_client.streams.pace import LEAST_FILLS, STARTING, Rule, pace_of, watch
 from hapi.errors import BatchTimeoutError
 
 
@@ -28,17 +28,24 @@ class Clock:
 
 def test_the_filling_of_the_pipeline_does_not_count() -> None:
     clock = Clock()
-    pace = watch(clock.batches(5.0, *[0.4] * 100), Rule(8, 16, 2.0, 60.0), clock)
+    pace = watch(clock.batches(5.0, *[0.4] * 100), Rule(8, 16, 3.0, 60.0), clock)
     assert pace.seconds_per_sample == pytest.approx(0.05)
     assert not pace.is_bound
-    assert pace.samples == 8 * 7  # two to fill, five for two seconds
-    assert pace.seconds == pytest.approx(5.0 + 6 * 0.4)
+    assert pace.samples == 8 * 10  # two to fill, eight for three seconds
+    assert pace.seconds == pytest.approx(5.0 + 9 * 0.4)
 
 
-def test_a_stream_is_watched_for_more_than_a_round() -> None:
+def test_a_stream_is_watched_for_several_times_what_fills_it() -> None:
     clock = Clock()
-    pace = watch(clock.batches(*[0.4] * 100), Rule(32, 16, 0.1, 60.0), clock)
-    assert pace.samples == 16 + 32 + 8
+    pace = watch(clock.batches(*[0.4] * 100), Rule(16, 32, 0.1, 60.0), clock)
+    assert pace.samples == 32 + LEAST_FILLS * 32
+
+
+def test_what_waited_for_a_late_sample_does_not_make_a_stream_fast() -> None:
+    clock = Clock()
+    late = [3.2, *[0.0] * 7]  # eight batches of a pipeline that holds eight
+    pace = watch(clock.batches(*[0.4] * 12, *late, *late, *[0.4] * 100), Rule(32, 64, 0.1, 60.0), clock)
+    assert pace.seconds_per_sample == pytest.approx(0.05, rel=0.25)
 
 
 @pytest.mark.parametrize("start", range(4))
