@@ -38,7 +38,8 @@ from hapi.units import format_bandwidth, format_bytes, parse_bandwidth
 MODELS = tuple(f"torchvision:{name}" for name in ("mobilenet_v2", "resnet18", "resnet50", "alexnet", "vit_b_16"))
 RHOS = (0.25, 1.0, 4.0, 16.0)
 SYSTEMS = (PLAIN, *PEERS, "none", "all", "static", "paper", "single", "mix")
-QUICK_MODELS, QUICK_RHOS, QUICK_SYSTEMS, QUICK_SAMPLES = MODELS[:1], (4.0,), (PLAIN, "none", "mix"), 96
+QUICK_MODELS, QUICK_BANDWIDTHS, QUICK_SYSTEMS, QUICK_SAMPLES = MODELS[:1], ("10mbit",), (PLAIN, "none", "mix"), 96
+"""A bandwidth, as one that follows from rho scatters as much as the one compute time that it is taken from."""
 CALIBRATION_EPOCHS = 2
 """Of plain without a limit, at least: the first has its workers started and their memory touched for the first time."""
 START_SECONDS, PATIENCE = 300.0, 4.0
@@ -102,9 +103,10 @@ class Settings:
 
     def links(self) -> list[tuple[float | None, float | None]]:
         """(rho, bits per second), one of them None: what follows from the other."""
-        rates = [(None, parse_bandwidth(text)) for text in self.bandwidths]
-        rhos = self.rhos or (() if rates else QUICK_RHOS if self.quick else RHOS)
-        return [*((rho, None) for rho in rhos), *rates]
+        rhos, bandwidths = self.rhos, self.bandwidths
+        if not (rhos or bandwidths):
+            rhos, bandwidths = ((), QUICK_BANDWIDTHS) if self.quick else (RHOS, ())
+        return [*((rho, None) for rho in rhos), *((None, parse_bandwidth(text)) for text in bandwidths)]
 
 
 def run(settings: Settings, *, report: Path | None = None, as_json: bool = False) -> None:

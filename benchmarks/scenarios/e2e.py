@@ -16,7 +16,12 @@ S3Option = Annotated[
 ]
 Rhos = Annotated[
     list[float] | None,
-    typer.Option("--rho", min=0.001, help="Link time of plain over its compute time; may be repeated."),
+    typer.Option(
+        "--rho",
+        min=0.001,
+        help="Link time of plain over its compute time; may be repeated. (default: 0.25, 1, 4 and 16, with --quick "
+        "instead a link of 10 Mbit/s)",
+    ),
 ]
 Samples = Annotated[
     list[str] | None,
