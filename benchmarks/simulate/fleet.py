@@ -20,9 +20,11 @@ import httpx
 from benchmarks.tenants.jobs import Network
 from compute_client.loader import DataLoader
 from compute_client.planning import PROFILE_REPEATS, PROFILE_SECONDS
+from compute_client.streams import contending
 from hapi.allocator import keep_freed_memory
 from hapi.plan import Profile
 from hapi.wire import Allowed
+from profiler.calibration import calibrated
 from profiler.remote import ServerClient
 from profiler.tiers import Job, profile_with_server
 
@@ -57,7 +59,8 @@ class Fleet:
         self._clients = [ServerClient(wanted.url, token) for token in wanted.tokens]
 
     def profile(self) -> Profile:
-        """The link, and the costs of every cut on both hosts, as they are measured for a plan."""
+        """The link, and the costs of every cut on both hosts, as they are measured for a plan; those of the cases' cuts
+        with both hosts at work, as in a long stream."""
         first = self._clients[0]
         dataset = first.register(self._wanted.data)
         first.ensure_model(self.network.graph)
@@ -69,9 +72,14 @@ class Fleet:
             repeats=PROFILE_REPEATS,
             limit_seconds=PROFILE_SECONDS,
         )
-        return profile_with_server(
-            first, self.network.graph, dataset, self.network.transform, job, samples=PROFILED_SAMPLES, refresh=True
+        network, cuts = self.network, [self.network.cut_at(depth).name for depth, _ in self._wanted.cases]
+        alone = profile_with_server(
+            first, network.graph, dataset, network.transform, job, samples=PROFILED_SAMPLES, refresh=True
         )
+        assert alone.link is not None  # measured with the rest
+        names = tuple(dict.fromkeys(cuts))
+        paces = contending(alone, first, self._wanted.data, network.graph, network.transform, dataset, job, names)
+        return calibrated(alone, paces, alone.link)
 
     def loaders(self, cut: str, tenants: int) -> list[DataLoader]:
         """One per tenant, that keeps nothing: every pass asks the server anew."""

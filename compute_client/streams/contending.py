@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from compute_client.streams.streams import Streams
@@ -21,8 +22,9 @@ def contending(
     transform: TransformSpec,
     dataset: Listing,
     job: Job,
+    cuts: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Seconds per sample of a stream over each cut that could be the best, by its name.
+    """Seconds per sample of a stream over each of these cuts (None: those that could be the best), by its name.
 
     The server holds the model, has listed `data`, has nothing else to do and keeps no features (InputError).
     """
@@ -32,4 +34,4 @@ def contending(
     with Streams(
         server, data, graph, transform, dataset, device=job.device, engine=job.engine, precision=job.precision
     ) as streams:
-        return watched(contenders(profile), lambda name: streams.pace(plan(steady, name)))
+        return watched(cuts or contenders(profile), lambda name: streams.pace(plan(steady, name)))
