@@ -18,6 +18,7 @@ Look = Callable[[], bool]
 class _Here(threading.local):
     look: Look | None = None
     paused_seconds: float = 0.0
+    paused_processor_seconds: float = 0.0
 
 
 _here = _Here()
@@ -53,11 +54,18 @@ def working_seconds() -> float:
     return time.perf_counter() - _here.paused_seconds
 
 
+def processor_seconds() -> float:
+    """The same of the thread's time on a processor: it stands still, too, while other threads have that."""
+    return time.thread_time() - _here.paused_processor_seconds
+
+
 def _pause() -> None:
     look = _here.look
     if look is None:
         return
     began, paused = time.perf_counter(), _here.paused_seconds
+    worked, paused_worked = time.thread_time(), _here.paused_processor_seconds
     with undisturbed():
         if look():
             _here.paused_seconds = paused + time.perf_counter() - began
+            _here.paused_processor_seconds = paused_worked + time.thread_time() - worked

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hapi.cancel import CancelledWork
-from hapi.model.pauses import working_seconds
+from hapi.model.pauses import processor_seconds, working_seconds
 from storage_server.extraction.copies import copies_for
 from storage_server.extraction.engine import Prefix
 from storage_server.extraction.mail import Letter, Tensors, post
@@ -86,9 +86,10 @@ class Batches:
         """Whether memory sufficed. A single row is tried with patience, and then raises MemoryBudgetError.
 
         A guest is tried once. What is small beside larger batches teaches nothing of its size: it is so short that
-        nobody else may have taken of its time, and would seem as fast as they.
+        nobody else may have taken of its time, and would seem as fast as they. On processors the time that the thread
+        had one tells of the size, as others decode meanwhile; the time that passed tells when the next batch is ready.
         """
-        started = working_seconds()
+        started, worked = working_seconds(), processor_seconds()
         with self._metrics.stage("prefix"):
             if len(rows) == 1 and not is_guest:
                 tensors = self._patience(
@@ -102,14 +103,14 @@ class Batches:
                     make_room(prefix.device)
                     return False
                 tensors = tried.get()
-        seconds = working_seconds() - started
+        seconds, work = working_seconds() - started, processor_seconds() - worked
         for row in rows:
             row.seconds = seconds / len(rows)
             row.tensor = _SPENT  # from now on the queues' bytes count it no longer
         self._metrics.batch_size.observe(len(rows))
         self._rates.learned(prefix.key, len(rows), seconds)
         if not is_small:
-            self._policy.succeeded(prefix, len(rows), seconds)
+            self._policy.succeeded(prefix, len(rows), work if prefix.device == "cpu" else seconds)
         self._board.computed(prefix, len(rows), seconds)
         self._finish(partial(self._deliver, prefix, rows, tensors))
         return True

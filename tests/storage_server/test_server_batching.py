@@ -15,6 +15,7 @@ from awkward_models import Archive
 from hapi.cancel import Cancel, CancelledWork
 from hapi.errors import BusyError, MemoryBudgetError
 from profiler.memory import MemoryModel
+from storage_server.extraction import batching
 from storage_server.extraction.batching import Batches
 from storage_server.extraction.engine import Prefix
 from storage_server.extraction.fitting import check_fits, with_remedy
@@ -68,11 +69,11 @@ class Machine:
     """Runs batches at once, in this thread, and keeps what became of each row."""
 
     def __init__(self, policy: KneePolicy | None = None) -> None:
-        self.metrics, self.board = Metrics(), Board()
+        self.metrics, self.board, self.rates = Metrics(), Board(), Rates()
         self.policy = policy or policy_of()
         self.pauses: list[float] = []
         patience = Patience("cpu", self.metrics, self.pauses.append)
-        self.batches = Batches(self.policy, Rates(), self.board, self.metrics, patience, lambda work: work())
+        self.batches = Batches(self.policy, self.rates, self.board, self.metrics, patience, lambda work: work())
         self.outcomes: dict[int, Any] = {}
         self.posts: list[list[Arrival]] = []
 
@@ -298,3 +299,17 @@ def test_small_batches_beside_larger_ones_teach_nothing_of_sizes(archive: Archiv
     assert machine.batches.run_between(Batch(prefix, rows(2), 0.0))
     machine.batches.run(Batch(prefix, rows(4), 0.0))
     assert learned == [4]
+
+
+def test_sizes_are_learned_from_the_processor_s_time(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that decode beside it take a part of the processor: a small batch may come through without one of them,
+    and would seem to be as fast as a larger one."""
+    wall, processor = iter([1.0, 3.0]), iter([10.0, 10.5])
+    monkeypatch.setattr(batching, "working_seconds", lambda: next(wall))
+    monkeypatch.setattr(batching, "processor_seconds", lambda: next(processor))
+    prefix, machine = small_device(archive, fits=8), Machine()
+    learned: list[float] = []
+    machine.policy.succeeded = lambda prefix, samples, seconds: learned.append(seconds)  # type: ignore[method-assign]
+    machine.batches.run(Batch(prefix, [Row(prefix, torch.zeros(1), {A}, lambda: True, lambda outcome: [])], 0.0))
+    assert learned == [0.5]
+    assert machine.rates.seconds(prefix.key) == 2.0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
 from hapi.model import Graph, capture
-from hapi.model.pauses import pause_of_thread, pausing, undisturbed, working_seconds
+from hapi.model.pauses import pause_of_thread, pausing, processor_seconds, undisturbed, working_seconds
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +48,12 @@ def test_what_is_undisturbed_does_not_pause(graph: Graph) -> None:
     assert pause_of_thread() is None
 
 
-def test_the_clock_stands_still_in_pauses_in_which_something_was_done(
-    graph: Graph, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("clock", "of"), [(working_seconds, "perf_counter"), (processor_seconds, "thread_time")])
+def test_the_clocks_stand_still_in_pauses_in_which_something_was_done(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float], of: str
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, of, lambda: now[0])
     program = graph.split(graph.cut("output"))[0]
     is_work = [True, False]
 
@@ -59,11 +61,11 @@ def test_the_clock_stands_still_in_pauses_in_which_something_was_done(
         now[0] += 1.0
         return bool(is_work and is_work.pop(0))
 
-    started = working_seconds()
+    started = clock()
     with pausing(look):
         program(torch.randn(1, 3, 8, 8))
     assert now[0] == len(program.nodes)
-    assert working_seconds() - started == len(program.nodes) - 1
+    assert clock() - started == len(program.nodes) - 1
 
 
 def test_an_error_in_a_pause_ends_the_pass_and_leaves_nothing_behind(graph: Graph) -> None:
