@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -16,54 +19,49 @@ from hapi.wire.codecs import (
     DTYPE_NAMES,
     MAX_DIMENSIONS,
     MAX_VALUES_PER_SAMPLE,
+    NONZERO_SUFFIX,
     OFFSET_SUFFIX,
+    PACKED,
+    PACKED_VALUES,
     SCALE_SUFFIX,
+    SHAPE_KEY,
     STORED_KEY,
+    VALUES_SUFFIX,
 )
+from hapi.wire.packed import Packed, bitmap_bytes, unpack
 from hapi.wire.quantised import dequantise
 
 
 @dataclass(frozen=True)
 class Column:
-    """What a tensor column's field says: the per-sample shape, the dtype the reader gets, and the one on the wire.
+    """What the fields of a tensor say: the per-sample shape, the dtype the reader gets, and the one on the wire.
 
-    A column of steps (see `quantised`) knows the columns of its scale and offset; those are not read for themselves.
+    This is a tensor in one Arrow column. Kinds that take several derive from it: those are called as the tensor, with
+    `suffixes`.
     """
+
+    suffixes: ClassVar[tuple[str, ...]] = ("",)
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     stored: torch.dtype
-    scaled_by: tuple[Column, ...] = ()
 
     @classmethod
     def of(cls, *fields: pa.Field) -> Column:
-        """Reads one column's field, or its fields if it is scaled, refusing what `Codec.fields` never writes."""
-        column, *scales = [cls._of_one(field) for field in fields]
-        if not column.is_scaled:
-            return column
-        wanted = [column.name + SCALE_SUFFIX, column.name + OFFSET_SUFFIX]
-        if [scale.name for scale in scales] != wanted or any(scale.is_scaled for scale in scales):
-            raise WireError(f"feature stream: column {column.name!r} needs the columns {' and '.join(wanted)}.")
-        for scale in scales:
-            fits = len(scale.shape) == len(column.shape) and all(
-                size in (1, whole) for size, whole in zip(scale.shape, column.shape, strict=True)
-            )
-            if not fits or scale.dtype != torch.float32 or scale.shape != scales[0].shape:
-                raise WireError(
-                    f"feature stream: {scale.name!r} is {scale.dtype} {scale.shape}, which does not scale "
-                    f"{column.name!r} {column.shape}."
-                )
-        return cls(column.name, column.shape, column.dtype, column.stored, tuple(scales))
+        """Reads the column's fields, one per suffix, refusing with WireError what `Codec.fields` never writes."""
+        column = cls._of_tensor(*fields)
+        if column.is_scaled:
+            wanted = " and ".join(column.name + suffix for suffix in (SCALE_SUFFIX, OFFSET_SUFFIX))
+            raise WireError(f"feature stream: column {column.name!r} needs the columns {wanted}.")
+        return column
 
-    @classmethod
-    def _of_one(cls, field: pa.Field) -> Column:
+    @staticmethod
+    def _of_tensor(field: pa.Field) -> Column:
         kind, metadata = field.type, field.metadata or {}
         if not isinstance(kind, pa.FixedShapeTensorType) or kind.permutation not in (None, []):
             raise WireError(f"feature stream: column {field.name!r} is {kind}, not a fixed-shape tensor.")
-        shape = tuple(kind.shape)
-        if len(shape) > MAX_DIMENSIONS or any(size < 1 for size in shape) or math.prod(shape) > MAX_VALUES_PER_SAMPLE:
-            raise WireError(f"feature stream: column {field.name!r} has the impossible shape {shape}.")
+        shape = _checked_shape(field, kind.shape)
         dtype = DTYPE_NAMES.get(metadata.get(DTYPE_KEY, b"").decode("ascii", "replace"))
         stored = DTYPE_NAMES.get(metadata.get(STORED_KEY, b"").decode("ascii", "replace"))
         if dtype is None or stored is None or ARROW_TYPES[stored] != kind.value_type:
@@ -71,7 +69,7 @@ class Column:
         casts = dtype.is_floating_point and (stored.is_floating_point or stored == torch.uint8)
         if stored != dtype and not casts:
             raise WireError(f"feature stream: column {field.name!r} casts {stored} to {dtype}, which no codec does.")
-        return cls(field.name, shape, dtype, stored)
+        return Column(field.name, shape, dtype, stored)
 
     @property
     def is_scaled(self) -> bool:
@@ -86,20 +84,14 @@ class Column:
     @property
     def width(self) -> int:
         """Arrow columns that it takes."""
-        return 1 + len(self.scaled_by)
+        return len(self.suffixes)
 
-    def decode(self, *arrays: pa.ExtensionArray) -> torch.Tensor:
-        """The tensor (n, *shape), from its arrays. It shares their memory if nothing had to be cast."""
-        first, *others = arrays
-        values = self._stored_values(first)
-        if self.scaled_by:
-            scale, offset = (column.decode(array) for column, array in zip(self.scaled_by, others, strict=True))
-            return dequantise(values, scale, offset, self.dtype)
-        return values.to(self.dtype)
+    def decode(self, *arrays: pa.Array) -> torch.Tensor:
+        """The tensor (n, *shape), from its arrays. It shares their memory if nothing had to be done to them."""
+        return self._stored_values(arrays[0]).to(self.dtype)
 
     def _stored_values(self, array: pa.ExtensionArray) -> torch.Tensor:
-        if array.null_count or array.storage.values.null_count:
-            raise WireError("feature stream: a tensor column has nulls; failed samples are named by `error` instead.")
+        _check_nulls(array, array.storage.values)
         if len(array) == 0:
             return torch.empty((0, *self.shape), dtype=self.stored)
         # DLPack and not torch.from_numpy: that would warn of memory that Arrow marks read-only, but which is ours alone
@@ -107,17 +99,102 @@ class Column:
         return flat.view(self.stored).view(len(array), *self.shape)
 
 
+@dataclass(frozen=True)
+class ScaledColumn(Column):
+    """A tensor in steps (see `quantised`), with the columns of its scale and offset."""
+
+    suffixes = ("", SCALE_SUFFIX, OFFSET_SUFFIX)
+
+    scaled_by: tuple[Column, Column]
+
+    @classmethod
+    def of(cls, *fields: pa.Field) -> Column:
+        column = cls._of_tensor(fields[0])
+        scale, offset = (Column.of(field) for field in fields[1:])
+        for other in (scale, offset):
+            fits = len(other.shape) == len(column.shape) and all(
+                size in (1, whole) for size, whole in zip(other.shape, column.shape, strict=True)
+            )
+            if not column.is_scaled or not fits or other.dtype != torch.float32 or other.shape != scale.shape:
+                raise WireError(
+                    f"feature stream: {other.name!r} is {other.dtype} {other.shape}, which does not scale "
+                    f"{column.name!r}, {column.stored} {column.shape}."
+                )
+        return cls(column.name, column.shape, column.dtype, column.stored, (scale, offset))
+
+    def decode(self, *arrays: pa.Array) -> torch.Tensor:
+        scale, offset = (column.decode(array) for column, array in zip(self.scaled_by, arrays[1:], strict=True))
+        return dequantise(self._stored_values(arrays[0]), scale, offset, self.dtype)
+
+
+@dataclass(frozen=True)
+class PackedColumn(Column):
+    """A float32 tensor in parts (see `packed`), with the column of its bitmap; that is not read for itself."""
+
+    suffixes = (NONZERO_SUFFIX, VALUES_SUFFIX)
+
+    nonzero: Column
+
+    @classmethod
+    def of(cls, *fields: pa.Field) -> Column:
+        bitmap, values = fields
+        name, metadata = bitmap.name.removesuffix(NONZERO_SUFFIX), bitmap.metadata or {}
+        if any((field.metadata or {}).get(STORED_KEY) != PACKED.encode() for field in fields):
+            raise WireError(f"feature stream: columns {bitmap.name!r} and {values.name!r} do not say what they store.")
+        if metadata.get(DTYPE_KEY) != b"float32" or values.type != PACKED_VALUES:
+            raise WireError(f"feature stream: column {values.name!r} is {values.type}, not parts of float32 values.")
+        said = metadata.get(SHAPE_KEY)
+        if said is None or not _SHAPE.fullmatch(said):
+            raise WireError(f"feature stream: column {bitmap.name!r} does not say the shape of its tensor.")
+        shape = _checked_shape(bitmap, [int(size) for size in said.split(b",") if size])
+        width = bitmap_bytes(math.prod(shape))
+        if bitmap.type != pa.fixed_shape_tensor(pa.uint8(), (width,)):
+            raise WireError(f"feature stream: column {bitmap.name!r} is {bitmap.type}, no bitmap of {shape} values.")
+        nonzero = Column(bitmap.name, (width,), torch.uint8, torch.uint8)
+        return cls(name, shape, torch.float32, torch.float32, nonzero)
+
+    def decode(self, *arrays: pa.Array) -> torch.Tensor:
+        bitmap, lists = arrays
+        if len(lists) == 0:
+            return torch.empty((0, *self.shape))
+        values = lists.flatten()
+        parts = [values.field(position) for position in range(values.type.num_fields)]
+        _check_nulls(lists, values, *parts)
+        nonzero, ends = self.nonzero.decode(bitmap).numpy(), lists.offsets.to_numpy()
+        packed = Packed(nonzero, ends - ends[:1], *(part.to_numpy(zero_copy_only=True) for part in parts))
+        bits = unpack(packed, math.prod(self.shape))
+        return torch.from_numpy(bits.view(np.float32)).view(len(bits), *self.shape)
+
+
+_SHAPE = re.compile(rb"(\d{1,10}(,\d{1,10})*)?")
+_KINDS: tuple[type[Column], ...] = (ScaledColumn, PackedColumn, Column)
+
+
 def read_columns(fields: Sequence[pa.Field], names: Sequence[str]) -> tuple[Column, ...]:
-    """The tensor columns among `fields`, which must be called as the first of `names`, in that order; WireError."""
+    """The tensor columns among `fields`, for tensors called as the first of `names`, in that order; WireError."""
     columns: list[Column] = []
     position = 0
     while position < len(fields):
         name = names[len(columns)]
-        if fields[position].name != name:
+        for kind in _KINDS:
+            own = fields[position : position + len(kind.suffixes)]
+            if [field.name for field in own] == [name + suffix for suffix in kind.suffixes]:
+                columns.append(kind.of(*own))
+                position += len(own)
+                break
+        else:
             raise WireError(f"feature stream: unexpected columns {[field.name for field in fields]}.")
-        scales = [
-            f for f in fields[position + 1 : position + 3] if f.name in (name + SCALE_SUFFIX, name + OFFSET_SUFFIX)
-        ]
-        columns.append(Column.of(fields[position], *scales))
-        position += columns[-1].width
     return tuple(columns)
+
+
+def _checked_shape(field: pa.Field, sizes: Sequence[int]) -> tuple[int, ...]:
+    """The per-sample shape that a field declares; WireError if no codec writes it."""
+    shape = tuple(sizes)
+    if len(shape) > MAX_DIMENSIONS or any(size < 1 for size in shape) or math.prod(shape) > MAX_VALUES_PER_SAMPLE:
+        raise WireError(f"feature stream: column {field.name!r} has the impossible shape {shape[:MAX_DIMENSIONS]}.")
+    return shape
+
+
+def _check_nulls(*arrays: Any) -> None:
+    if any(array.null_count for array in arrays):
+        raise WireError("feature stream: a tensor column has nulls; failed samples are named by `error` instead.")

@@ -18,7 +18,7 @@ MAX_SPAN = 65_536
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256, lower-case hexadecimal")]
 CodecName = Literal["float32", "float16", "bfloat16", "int8"]
-CompressionName = Literal["none", "lz4", "zstd"]
+CompressionName = Literal["none", "lz4", "zstd", "packed"]
 PrecisionName = Literal["float32", "bf16"]
 
 _DIGEST = "5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"

@@ -2,8 +2,9 @@
 
 Columns: `index` int64; `label` int64, null if the sample has none; `features`, `features_1`, ... one fixed-shape tensor
 per tensor of the cut (or `object`, the stored bytes, at cut `input`; with codec `int8` each tensor is followed by its
-`_scale` and `_offset`, see `quantised`); `error` string, null unless this sample failed,
-in which case its row of features is zeros (or no bytes). The schema's metadata names protocol, codec and cut.
+`_scale` and `_offset`, see `quantised`, and with compression `packed` a float32 one is in two columns, `_nonzero` and
+`_values`, see `packed`); `error` string, null unless this sample failed, in which case its row of features is zeros (or
+no bytes). The schema's metadata names protocol, codec and cut.
 `pyarrow.ipc.open_stream` reads it; `reader` in addition notices truncation and bounds memory.
 """
 
@@ -19,14 +20,16 @@ import torch
 
 from hapi.errors import InputError
 from hapi.plan import INPUT, OUTPUT
-from hapi.wire.codecs import get_codec
+from hapi.wire.codecs import PACKED, get_codec
 from hapi.wire.framing import END_OF_STREAM
 from hapi.wire.work import Work
 
 PROTOCOL = "1"
 INDEX, LABEL, FEATURES, OBJECT, ERROR = "index", "label", "features", "object", "error"
 NO_LABEL = -1
-COMPRESSIONS = ("none", "lz4", "zstd")
+ARROW_COMPRESSION = {"none": None, "lz4": "lz4", "zstd": "zstd", PACKED: "zstd"}
+"""Compression -> that of Arrow's buffers. `packed` takes float32 tensors apart before, others travel as with `zstd`."""
+COMPRESSIONS = tuple(ARROW_COMPRESSION)
 MESSAGE_BYTES = 64 * 2**20
 """The encoder divides larger batches into messages of about this size, to keep either side's memory small."""
 
@@ -62,7 +65,8 @@ class StreamEncoder:
         shapes: per tensor of the cut, its shape without the batch dimension; empty for cut `input`.
         dtypes: per tensor of the cut, its dtype.
         codec: `float32` (exact), `float16`, `bfloat16` or `int8`.
-        compression: `none`, `lz4` or `zstd`, over Arrow's buffers. Stored objects are never compressed again.
+        compression: `none`, `lz4`, `zstd` or `packed`, none of which changes what is read. Stored objects are never
+            compressed again.
         cut: name of the cut; `input` makes a stream of stored objects.
     """
 
@@ -82,7 +86,7 @@ class StreamEncoder:
             raise InputError(
                 f"cut {cut!r}: got {len(shapes)} shapes and {len(dtypes)} dtypes of the tensors it carries."
             )
-        self._codec = get_codec(codec)
+        self._codec = get_codec(codec, compression)
         self._expected = [(tuple(shape), dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
         payload = [pa.field(OBJECT, pa.large_binary(), False)] if cut == INPUT else []
         for position, (shape, dtype) in enumerate(self._expected):
@@ -93,7 +97,7 @@ class StreamEncoder:
         )
         self._message_bytes = message_bytes
         self._sink = _Sink()
-        kind = None if compression == "none" or cut == INPUT else compression
+        kind = None if cut == INPUT else ARROW_COMPRESSION[compression]
         self._writer = pa.ipc.new_stream(self._sink, self._schema, options=pa.ipc.IpcWriteOptions(compression=kind))
         # Arrow writes the schema together with the first batch; an empty batch brings it out, and header() sends it
         self._writer.write_batch(pa.RecordBatch.from_pylist([], schema=self._schema))

@@ -19,7 +19,7 @@ from hapi.wire.stream import NO_LABEL, FeatureBatch, StreamEncoder
 from hapi.wire.work import Work
 
 BLOCKS = 4
-"""Blocks of float32 values that `hapi.wire.quantised` works with at once."""
+"""Blocks of float32 values that `hapi.wire.quantised` and `packed` work with at once."""
 
 
 class FrameWriter:
@@ -36,7 +36,7 @@ class FrameWriter:
         self._shapes = cut.shapes if cut else ()
         self._dtypes = cut.dtypes if cut else ()
         self._frame_bytes = frame_bytes
-        self._codec, self._is_compressed = get_codec(codec), compression != "none"
+        self._codec, self._is_compressed = get_codec(codec, compression), compression != "none"
         self._encoder = StreamEncoder(self._shapes, self._dtypes, codec, compression, cut=cut.name if cut else INPUT)
         self._row_bytes = sum(
             self._codec.bytes_per_row(shape, dtype) for shape, dtype in zip(self._shapes, self._dtypes, strict=True)
@@ -49,18 +49,22 @@ class FrameWriter:
     def encode_bytes(self, largest_object: int = 0) -> int:
         """Most bytes that encoding and sending a frame takes beside its rows, whose largest stored object is so large.
 
-        Rows of tensors are stacked, made narrower if the codec says so, compressed, joined, and copied once more on
-        their way to the socket; objects are copied into Arrow's buffer, joined, and copied once more.
+        Rows of tensors are stacked, made narrower or taken apart if the codec says so, compressed, joined, and copied
+        once more on their way to the socket; objects are copied into Arrow's buffer, joined, and copied once more.
         """
         if not self._shapes:
             return 3 * max(self._frame_bytes, largest_object)
         rows = max(1, self._frame_bytes // max(1, self._row_bytes))
         raw = [math.prod(shape) * dtype.itemsize for shape, dtype in zip(self._shapes, self._dtypes, strict=True)]
         stacked = rows * sum(raw)
-        is_narrower = any(self._codec.stored(dtype) != dtype for dtype in self._dtypes)
-        scaled = [size for size, dtype in zip(raw, self._dtypes, strict=True) if self._codec.is_scaled(dtype)]
-        working = BLOCKS * min(max(BLOCK_BYTES, *scaled), rows * max(scaled)) if scaled else 0
-        return stacked + (2 + is_narrower + self._is_compressed) * rows * self._row_bytes + working
+        is_rewritten = any(self._codec.stored(dtype) != dtype or self._codec.is_packed(dtype) for dtype in self._dtypes)
+        in_blocks = [
+            size
+            for size, dtype in zip(raw, self._dtypes, strict=True)
+            if self._codec.is_scaled(dtype) or self._codec.is_packed(dtype)
+        ]
+        working = BLOCKS * min(max(BLOCK_BYTES, *in_blocks), rows * max(in_blocks)) if in_blocks else 0
+        return stacked + (2 + is_rewritten + self._is_compressed) * rows * self._row_bytes + working
 
     @property
     def has_rows(self) -> bool:

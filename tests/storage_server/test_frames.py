@@ -33,7 +33,7 @@ def encoding_bytes(frames: FrameWriter) -> int:
 
 
 @pytest.mark.parametrize("codec", ["float32", "float16", "int8"])
-@pytest.mark.parametrize("compression", ["none", "lz4"])
+@pytest.mark.parametrize("compression", ["none", "lz4", "packed"])
 def test_a_frame_takes_no_more_than_it_is_charged(archive: Archive, codec: str, compression: str) -> None:
     found = archive.graph.cut("stem")
     frames = FrameWriter(LABELS, found, codec, compression, FRAME)

@@ -8,7 +8,7 @@ import torch
 from hapi.errors import InputError
 from hapi.wire import CODECS, get_codec
 from hapi.wire.codecs import Codec
-from hapi.wire.columns import Column
+from hapi.wire.columns import Column, read_columns
 
 SPECIAL = torch.tensor([[0.0, -0.0, 1.0, 1e-40], [float("inf"), -float("inf"), float("nan"), 3.4e38]])
 ALL_DTYPES = [
@@ -27,7 +27,8 @@ ALL_DTYPES = [
 
 def travel(codec: Codec, tensor: torch.Tensor) -> torch.Tensor:
     fields = codec.fields("features", tensor.shape[1:], tensor.dtype)
-    return Column.of(*fields).decode(*codec.encode(tensor))
+    (column,) = read_columns(fields, ["features"])
+    return column.decode(*codec.encode(tensor))
 
 
 def assert_bits_equal(got: torch.Tensor, wanted: torch.Tensor) -> None:

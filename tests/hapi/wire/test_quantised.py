@@ -135,7 +135,7 @@ def test_the_reader_gets_the_dtype_back(dtype: torch.dtype) -> None:
     assert (got.tensors[0] - values).abs().max() < 0.05
 
 
-@pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
+@pytest.mark.parametrize("compression", ["none", "lz4", "zstd", "packed"])
 def test_any_arrow_reader_reads_it_with_one_line(compression: str) -> None:
     values = torch.randn(5, 4, 6, 6).relu()
     table = pa.ipc.open_stream(io.BytesIO(write(values, compression))).read_all()

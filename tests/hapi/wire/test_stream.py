@@ -53,7 +53,7 @@ def assert_same(got: FeatureBatch, wanted: FeatureBatch) -> None:
         assert torch.equal(mine, theirs)
 
 
-@pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
+@pytest.mark.parametrize("compression", ["none", "lz4", "zstd", "packed"])
 @pytest.mark.parametrize("size", [1, 7, 64, 10**6])
 def test_what_is_written_is_read_whatever_the_chunks(compression: str, size: int) -> None:
     batches = [feature_batch(5), feature_batch(1, seed=1), feature_batch(64, seed=2)]
@@ -107,7 +107,7 @@ def test_the_header_is_known_before_the_first_batch() -> None:
     assert decoder.header.columns[0].stored == torch.bfloat16
 
 
-@pytest.mark.parametrize("compression", ["none", "lz4"])
+@pytest.mark.parametrize("compression", ["none", "lz4", "packed"])
 def test_decoded_tensors_may_be_written_to_and_outlive_the_reader(compression: str) -> None:
     # pytest turns torch's warning about read-only memory into an error, so this also shows that there is none
     got = list(read_stream([write([feature_batch(3), feature_batch(3, seed=1)], compression=compression)]))
@@ -141,7 +141,7 @@ def test_every_truncation_is_noticed_after_the_complete_batches() -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(position=st.integers(0, 2500), value=st.integers(0, 255), compression=st.sampled_from(["none", "lz4"]))
+@given(position=st.integers(0, 2500), value=st.integers(0, 255), compression=st.sampled_from(["none", "lz4", "packed"]))
 def test_a_damaged_byte_never_does_worse_than_a_wire_error(position: int, value: int, compression: str) -> None:
     data = bytearray(write([feature_batch(6), feature_batch(2, seed=1)], compression=compression))
     data[position % len(data)] = value

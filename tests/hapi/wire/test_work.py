@@ -30,7 +30,7 @@ def stream(*works: Work | None, compression: str = "none", rows: int = 2, messag
     return encoder.header() + b"".join(encoder.encode(batch_with(work, rows)) for work in works) + encoder.end()
 
 
-@given(st.lists(st.none() | WORKS, max_size=3), st.sampled_from(["none", "lz4"]))
+@given(st.lists(st.none() | WORKS, max_size=3), st.sampled_from(["none", "lz4", "packed"]))
 def test_it_comes_with_its_message(works: list[Work | None], compression: str) -> None:
     data = stream(*works, compression=compression)
     assert [batch.work for batch in read_stream([data])] == works
