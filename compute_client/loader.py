@@ -69,8 +69,8 @@ class DataLoader:
         seed: of the order, and of random transforms: those depend on (seed, epoch, index of the sample) only.
         codec: of features on the wire: `float32` (exact), `float16`, `bfloat16`, `int8`.
         codecs: instead of `codec`, those among which a measured plan may choose; without measuring, the first.
-        compression: of features on the wire, lossless: `none`, `lz4`, `zstd`, or `auto`: that of them which pays by
-            measurement; without measuring, none.
+        compression: of features on the wire, lossless: `none`, `lz4`, `zstd`, `packed`, or `auto`: that of them which
+            pays by measurement; without measuring, none.
         device: where the rest of the backbone runs; default where the module is, for other backbones a GPU if any.
         engine: how that rest runs here: "auto" (compiled in the background once it pays), "eager" (exact to the last
             bit), or "compiled" (from the start; the whole backbone too).

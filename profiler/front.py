@@ -58,7 +58,8 @@ def profile(
         measured_samples: how many samples are read and decoded to measure that.
         device: the client's.
         codec: in which features travel; or `codecs`, those among which a plan may choose, the default first.
-        compression: `none`, `lz4`, `zstd`, or `auto`: measured where there is data, so that a plan may choose.
+        compression: `none`, `lz4`, `zstd`, `packed`, or `auto`: measured where there is data, so that a plan may
+            choose.
         streams: has a stream run over each cut that could be the best, with both tiers at work, and answers what it
             needs, for the profile: compute_client.streams.contending, some ten seconds a cut of a server that has
             nothing else to do.

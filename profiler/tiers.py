@@ -162,6 +162,7 @@ class _Kept:
 
         data = {"dataset": objects.dataset.digest, "transform": transform.to_json()} if job.allowed.is_choice else {}
         key = {**measured_with(graph.digest, job.device), "allowed": asdict(job.allowed), **data}
+        key["compressions"] = job.allowed.compressions  # those that `auto` stood for
         key |= {"engine": job.engine, "precision": job.precision}
         tier = self._get(key, measured, TierProfile.to_json, TierProfile.from_json)
         tier = _with_compiled(tier, graph, job)

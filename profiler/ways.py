@@ -6,8 +6,8 @@ it is measured at every cut, on features of a few real samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
@@ -19,8 +19,10 @@ import torch
 from hapi.model import Cut, Graph, Program
 from hapi.plan import INPUT
 from hapi.wire import Codec, get_codec
-from hapi.wire.allowed import NONE, Allowed
-from hapi.wire.columns import Column
+from hapi.wire.allowed import Allowed
+from hapi.wire.codecs import PACKED
+from hapi.wire.columns import Column, read_columns
+from hapi.wire.stream import ARROW_COMPRESSION, tensor_column
 from profiler.tier import TierWay
 
 T = TypeVar("T")
@@ -96,39 +98,66 @@ def _ways_of(
             continue
         rows = max(1, min(len(tensors[0]), MOST_BYTES // max(1, cut.bytes_per_sample)))
         part = [tensor[:rows] for tensor in tensors]
-        columns = [
-            Column.of(*codec.fields("features", shape, dtype))
-            for shape, dtype in zip(cut.shapes, cut.dtypes, strict=True)
-        ]
-        encode, arrays = _best(partial(_encoded, codec, part), clock)
-        decode, _ = _best(partial(_decoded, columns, arrays), clock)
-        way = TierWay(name, NONE, plain, write + encode / rows, read + decode / rows)
-        for compression in allowed.compressions:
-            compressed = _compressed(way, arrays, compression, rows, clock)
-            if compression == allowed.compressions[0] or compressed.out_bytes <= (1 - LEAST_SAVED) * plain:
-                found.append(compressed)
+        for way in _measured(name, cut, part, allowed.compressions, clock):
+            if way.compression == allowed.compressions[0] or way.out_bytes <= (1 - LEAST_SAVED) * plain:
+                encode, decode = write + way.encode_seconds, read + way.decode_seconds
+                found.append(replace(way, encode_seconds=encode, decode_seconds=decode))
     return found
 
 
-def _compressed(way: TierWay, arrays: list[Any], compression: str, rows: int, clock: Callable[[], float]) -> TierWay:
-    """A way with a compression on top, as Arrow does it: buffer by buffer."""
-    if compression == NONE:
-        return way
-    codec = pa.Codec(compression)
-    size, write, read = 0, 0.0, 0.0
-    for array in arrays:
-        data = array.storage.flatten().buffers()[1]
-        seconds, packed = _best(partial(codec.compress, data), clock)
-        write += seconds
-        read += _best(partial(codec.decompress, packed, data.size), clock)[0]
-        size += min(packed.size, data.size)
-    return replace(
-        way,
-        compression=compression,
-        out_bytes=-(-size // rows),
-        encode_seconds=way.encode_seconds + write / rows,
-        decode_seconds=way.decode_seconds + read / rows,
-    )
+def _measured(
+    codec_name: str,
+    cut: Cut,
+    tensors: Sequence[torch.Tensor],
+    compressions: Sequence[str],
+    clock: Callable[[], float],
+) -> Iterator[TierWay]:
+    """What each compression makes of the tensors, per sample; those that would only repeat another are left out."""
+    rows = len(tensors[0])
+    written: dict[bool, _Written] = {}
+    for compression in compressions:
+        codec = get_codec(codec_name, compression)
+        packs = any(map(codec.is_packed, cut.dtypes))
+        if compression == PACKED and not packs and len(compressions) > 1:
+            continue  # the same as zstd
+        if packs not in written:
+            written[packs] = _Written.of(codec, cut, tensors, clock)
+        yield written[packs].compressed(compression, rows, clock)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Features as a codec writes them, and the seconds to write and to read them."""
+
+    codec: str
+    buffers: list[pa.Buffer]
+    encode_seconds: float
+    decode_seconds: float
+
+    @classmethod
+    def of(cls, codec: Codec, cut: Cut, tensors: Sequence[torch.Tensor], clock: Callable[[], float]) -> _Written:
+        names = [tensor_column(position) for position in range(len(tensors))]
+        described = zip(names, cut.shapes, cut.dtypes, strict=True)
+        columns = read_columns([field for each in described for field in codec.fields(*each)], names)
+        encode, arrays = _best(partial(_encoded, codec, tensors), clock)
+        decode, _ = _best(partial(_decoded, columns, arrays), clock)
+        buffers = [buffer for array in arrays for buffer in array.buffers() if buffer]
+        return cls(codec.name, buffers, encode, decode)
+
+    def compressed(self, compression: str, rows: int, clock: Callable[[], float]) -> TierWay:
+        """With a compression on top, as Arrow does it: buffer by buffer. Bytes and seconds per sample."""
+        size, write, read = 0, self.encode_seconds, self.decode_seconds
+        kind = ARROW_COMPRESSION[compression]
+        codec = None if kind is None else pa.Codec(kind)
+        for data in self.buffers:
+            kept = data.size
+            if codec is not None:
+                seconds, short = _best(partial(codec.compress, data), clock)
+                write += seconds
+                read += _best(partial(codec.decompress, short, data.size), clock)[0]
+                kept = min(kept, short.size)
+            size += kept
+        return TierWay(self.codec, compression, -(-size // rows), write / rows, read / rows)
 
 
 def _encoded(codec: Codec, tensors: Sequence[torch.Tensor]) -> list[Any]:

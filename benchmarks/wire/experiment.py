@@ -20,7 +20,8 @@ from hapi.wire.stream import COMPRESSIONS
 
 OBJECTS = "objects"
 WAYS = (
-    "float32", "float32+lz4", "float32+zstd", "float16", "bfloat16", "bfloat16+zstd", "int8", "int8+zstd", OBJECTS,
+    "float32", "float32+lz4", "float32+zstd", "float32+packed", "float16", "bfloat16", "bfloat16+zstd", "int8",
+    "int8+zstd", OBJECTS,
 )  # fmt: skip
 CACHE_BYTES = 2 * 2**30
 GB = 1e9

@@ -23,7 +23,9 @@ CODEC = typer.Option(
     help="Of features on the wire: float32 (exact), float16, bfloat16 or int8; or several, as in float32,bfloat16, "
     "among which a measured plan chooses.",
 )
-COMPRESSION = typer.Option("auto", help="Of features on the wire, lossless: none, lz4, zstd, or auto: if it pays.")
+COMPRESSION = typer.Option(
+    "auto", help="Of features on the wire, lossless: none, lz4, zstd, packed, or auto: that which pays."
+)
 DEVICE = typer.Option(None, help="Where the rest runs, as in cpu or cuda; default: a GPU if there is one.")
 WORKERS = typer.Option(0, "--workers", min=0, help="Threads that decode here; 0 is one per processor, at most 8.")
 IN_FLIGHT = typer.Option(6, "--in-flight", min=1, max=256, help="Requests to the server at once.")

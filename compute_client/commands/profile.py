@@ -25,7 +25,9 @@ def profile_command(
     epochs: int | None = EPOCHS,
     device: str = typer.Option("cpu", help="The client's, as in cpu or cuda."),
     codec: str = typer.Option("float32", help="Of features on the wire; or several to choose among: float32,int8."),
-    compression: str = typer.Option("auto", help="Of features on the wire: none, lz4, zstd, or auto: if it pays."),
+    compression: str = typer.Option(
+        "auto", help="Of features on the wire: none, lz4, zstd, packed, or auto: if it pays."
+    ),
     streams: bool = typer.Option(
         False, "--streams", help="Also run a stream over each cut that could be the best, with both tiers at work."
     ),
