@@ -109,7 +109,9 @@ class ExtractRequest(Message):
     seed: int = Field(default=0, ge=0, lt=2**63)
     epoch: int = Field(default=0, ge=0, lt=2**63)
     codec: CodecName = "float32"
-    compression: CompressionName = "none"
+    compression: CompressionName = Field(
+        default="none", description="None changes a value. `packed` takes float32 tensors apart, and is smallest."
+    )
     precision: PrecisionName | None = Field(
         default=None, description="In which the server computes; without it, in that of its own setting."
     )

@@ -33,6 +33,7 @@ from hapi.errors import (
 )
 from hapi.model import Graph
 from hapi.plan import Plan, Share
+from hapi.wire.protocol import CompressionName
 from profiler.remote import ServerClient
 from tests.compute_client.conftest import CLASSES, SAMPLES
 from tests.compute_client.fake_server import FakeServer, problem, profile_of_graph
@@ -190,6 +191,14 @@ def test_narrow_codecs_are_near(
     for (features, _), (wanted, _) in zip(narrow, exact, strict=True):
         torch.testing.assert_close(features, wanted, rtol=2e-2, atol=2e-2)
         assert features.dtype == torch.float32
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd", "packed"])
+def test_compression_changes_nothing(
+    server: FakeServer, graph: Graph, transform: v2.Compose, expected: list, compression: CompressionName
+) -> None:
+    assert_same(list(open_loader(server, graph, transform, compression=compression)), expected[:9])
+    assert {request.compression for request in server.requests} == {compression}
 
 
 def test_each_cut_travels_as_the_plan_says(server: FakeServer, graph: Graph, transform: v2.Compose) -> None:

@@ -174,6 +174,7 @@ def test_compression_is_offered_where_values_are_sparse(graph: Graph) -> None:
     plain = sparse["float32", "none"]
     assert plain.out_bytes == 8 * 32 * 32 * 4
     assert sparse["float32", "zstd"].out_bytes < plain.out_bytes / 2
+    assert sparse["float32", "packed"].out_bytes < plain.out_bytes / 2
     assert sparse["bfloat16", "none"].out_bytes == plain.out_bytes / 2
     assert sparse["int8", "none"].out_bytes == 8 * 32 * 32 + 8 * 8
     assert all(way.encode_seconds > 0 and way.decode_seconds > 0 for way in ways["sparse"])
@@ -182,9 +183,23 @@ def test_compression_is_offered_where_values_are_sparse(graph: Graph) -> None:
         assert way == uncompressed or way.out_bytes <= 0.95 * uncompressed.out_bytes
 
 
-def test_a_compression_that_was_named_is_the_only_one(graph: Graph) -> None:
-    ways = measure_ways(graph, torch.randn(4, 3, 32, 32), Allowed(("float32",), "zstd"))
-    assert {(way.codec, way.compression) for found in ways.values() for way in found} == {("float32", "zstd")}
+@pytest.mark.parametrize("compression", ["zstd", "packed"])
+@pytest.mark.parametrize("codec", ["float32", "bfloat16"])
+def test_a_compression_that_was_named_is_the_only_one(graph: Graph, codec: str, compression: str) -> None:
+    ways = measure_ways(graph, torch.randn(4, 3, 32, 32), Allowed((codec,), compression))
+    assert {(way.codec, way.compression) for found in ways.values() for way in found} == {(codec, compression)}
+
+
+def test_packing_is_measured_only_where_it_differs_from_zstd(graph: Graph) -> None:
+    ways = measure_ways(graph, torch.randn(4, 3, 32, 32), EVERYTHING)
+    assert {way.codec for found in ways.values() for way in found if way.compression == "packed"} == {"float32"}
+
+
+def test_features_that_are_all_zeros_cost_next_to_nothing() -> None:
+    dead = capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Threshold(1e9, 0.0)), torch.randn(2, 3, 32, 32), name="dead")
+    ways = measure_ways(dead, torch.randn(4, 3, 32, 32), Allowed(compression="auto"))
+    found = {way.compression: way.out_bytes for way in ways["output"]}
+    assert found["packed"] < found["none"] / 500
 
 
 def test_without_real_samples_only_codecs_differ(graph: Graph) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from awkward_models import Archive
 from fastapi.testclient import TestClient
 
@@ -132,6 +133,19 @@ def test_features_are_streamed(client: TestClient, request_body: dict[str, Any])
     found = {int(index): batch.errors.get(row) for batch in batches for row, index in enumerate(batch.indices)}
     assert sorted(found) == [0, 3, 12]
     assert [index for index, error in found.items() if error] == [12]
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd", "packed"])
+def test_compression_changes_nothing(client: TestClient, request_body: dict[str, Any], compression: str) -> None:
+    def features(compression: str) -> dict[int, list[int]]:
+        body = {**request_body, "indices": [0, 12], "compression": compression}
+        batches = list(read_stream([client.post("/v1/extract", json=body).content]))
+        rows = [row for batch in batches for row in batch.tensors[0].view(torch.int32).tolist()]
+        return dict(zip([int(index) for batch in batches for index in batch.indices], rows, strict=True))
+
+    found = features(compression)
+    assert found == features("none")
+    assert found[12] == [0] * 5  # it failed
 
 
 def test_stored_bytes_need_neither_model_nor_transform(client: TestClient, dataset: str, photos: Path) -> None:
