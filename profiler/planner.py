@@ -154,11 +154,11 @@ def _about_cut(pipeline: Pipeline, index: int, share: float) -> str:
 
 
 def _about_way(cut: CutCost) -> str:
-    """` as int8 with zstd`; nothing where there was nothing to choose."""
+    """` as int8 (zstd)`; nothing where there was nothing to choose."""
     if not cut.wire:
         return ""
     way = cut.wire[0]
-    return f" as {way.codec}" + ("" if way.compression == "none" else f" with {way.compression}")
+    return f" as {way.codec}" + ("" if way.compression == "none" else f" ({way.compression})")
 
 
 def _about_pace(pipeline: Pipeline, shares: np.ndarray) -> str:

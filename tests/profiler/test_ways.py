@@ -107,7 +107,7 @@ def test_compression_is_chosen_on_a_slow_link_and_not_on_a_fast_one() -> None:
     slow = plan(with_output_ways(*ways, bits_per_s=1e7))
     assert slow.cuts == (Share("output", 1.0, "float32", "zstd"),)
     assert slow.to_json()["cuts"] == [{"name": "output", "share": 1.0, "codec": "float32", "compression": "zstd"}]
-    assert any("as float32 with zstd" in reason for reason in slow.reasons)
+    assert any("as float32 (zstd)" in reason for reason in slow.reasons)
     assert "output (float32, zstd)" in str(slow)
     fast = plan(with_output_ways(*ways, bits_per_s=1e11))
     assert fast.cuts == (Share("output", 1.0),)
