@@ -23,7 +23,7 @@ SUSPECT = 1.5
 and a moment's disturbance must not take a cut out that could be the best."""
 MOST_RIVALS = 4
 """Cuts that a choice is held against in one turn, the fastest of those that leave open whether it is near the best."""
-MOST_ROUNDS, MOST_SECONDS = 8, 75.0
+MOST_ROUNDS, MOST_SECONDS = 8, 60.0
 """How often those are watched again, in turns, unless it is certain before whether each choice is near the best; after
 so many seconds no further turn is begun."""
 
