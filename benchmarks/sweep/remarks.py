@@ -24,8 +24,8 @@ def remarks(watched_seconds: float, *, is_shaped: bool) -> list[str]:
         "the profile is of either tier alone, and then of streams over each cut that could be the best, both tiers at "
         f"work, watched {TURNS} times over a link that is not shaped (`stream_seconds`): as `hapi profile --streams`",
         f"the planner is told the bandwidth{frames}; the limit is the linear program's over the measured profile",
-        f"a reading is {watched_seconds:g} s of a stream after its pipeline had filled, or longer, until all that fills "
-        f"it was replaced {LEAST_FILLS:g} times; each stream has one at first, "
+        f"a reading is {watched_seconds:g} s of a stream after its pipeline had filled, or longer, until all that "
+        f"fills it was replaced {LEAST_FILLS:g} times; each stream has one at first, "
         f"{FIRST * watched_seconds:g} s long, which no longer counts when it has others, and is made twice where it is "
         f"{SUSPECT:g} times slower than predicted; "
         f"cuts known to be {HOPELESS:g} times slower than the best are given up, and choices known to be {FAR:g} times "
