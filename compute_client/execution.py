@@ -312,6 +312,7 @@ class Execution:
             stats=self.stats,
             window=self._window,
             observer=self._decision.observer,
+            carried=self._carried,
         )
         return remote if self._fallback is None else self._fallback.source(remote, self._local_source)
 
@@ -327,6 +328,11 @@ class Execution:
             stats=self.stats,
             activity=self.activity,
         )
+
+    def _carried(self, cut: str) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Shape per sample and dtype of each tensor at a cut other than `input`."""
+        found = self._backbone.graph(self._transform).cut(cut)
+        return list(zip(found.shapes, found.dtypes, strict=True))
 
     def _bytes_at(self, cut: str) -> float:
         """Bytes in memory of one sample that is under way to a cut: as it arrives, and as a tensor."""

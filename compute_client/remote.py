@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,6 +35,8 @@ from hapi.wire import FeatureBatch
 from hapi.wire.protocol import ExtractRequest
 from profiler.remote import ServerClient
 
+Carried = Callable[[str], Sequence[tuple[tuple[int, ...], torch.dtype]]]
+"""Shape per sample and dtype of each tensor that a cut carries."""
 MOST_AT_ONCE = 1024
 MAX_RESTORES = 5
 """How often one span tells the server what it forgot; a server that forgets more often has no room for the model."""
@@ -99,18 +101,24 @@ class RemoteSource:
         stats: LoaderStats,
         window: Window | None = None,
         observer: Observer | None = None,
+        carried: Carried | None = None,
     ) -> None:
         """`decoder` is needed for spans at cut `input` only. Without a `window`, one as wide as there are threads.
 
-        `observer` learns of what arrives.
+        `observer` learns of what arrives. Without `carried`, the first message of a span says what its cut carries.
         """
+        self._carried = carried
         self._observer = observer
         self._client, self._job, self._retry, self._restorer = client, job, retry, restorer
         self._decoder, self._stats, self._window = decoder, stats, window or Window(MOST_AT_ONCE)
         self._outage = Outage(client.url, retry)
 
     def fetch(self, span: Span, cancel: Cancel) -> Stage:
-        answer = _Objects(span, self._decoder, cancel) if span.cut == INPUT and self._decoder else _Tensors(span)
+        answer: _Answer
+        if span.cut == INPUT and self._decoder:
+            answer = _Objects(span, self._decoder, cancel)
+        else:
+            answer = _Tensors(span, self._carried(span.cut) if self._carried else None)
         backoff = Backoff(self._retry, cancel)
         restores = 0
         while missing := answer.missing():
@@ -216,13 +224,20 @@ class _Answer:
 class _Tensors(_Answer):
     """Tensors at a cut."""
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, span: Span, kinds: Sequence[tuple[tuple[int, ...], torch.dtype]] | None) -> None:
         super().__init__(span)
+        self._kinds = kinds and list(kinds)
         self._tensors: tuple[torch.Tensor, ...] = ()
 
     def put(self, rows: np.ndarray, batch: FeatureBatch) -> None:
-        if not batch.tensors:
-            raise WireError(f"feature stream: cut {self.span.cut!r} came without tensors.")
+        found = [(tuple(tensor.shape[1:]), tensor.dtype) for tensor in batch.tensors]
+        if self._kinds is None and found:
+            self._kinds = found
+        if found != self._kinds:  # memory for the whole span is taken by them, whatever one message holds
+            raise WireError(
+                f"feature stream: cut {self.span.cut!r} came as {found or 'no tensors'} per sample instead of "
+                f"{self._kinds or 'tensors'}. Are client and server of the same version?"
+            )
         if not self._tensors:
             if np.array_equal(rows, np.arange(len(self.span))):  # the whole span at once, and in order
                 self._tensors = batch.tensors
@@ -230,9 +245,6 @@ class _Tensors(_Answer):
             self._tensors = tuple(
                 torch.empty((len(self.span), *tensor.shape[1:]), dtype=tensor.dtype) for tensor in batch.tensors
             )
-        kinds = [(tensor.shape[1:], tensor.dtype) for tensor in self._tensors]
-        if kinds != [(tensor.shape[1:], tensor.dtype) for tensor in batch.tensors]:
-            raise WireError(f"feature stream: the tensors of cut {self.span.cut!r} changed between two answers.")
         where = _places(rows)
         for whole, part in zip(self._tensors, batch.tensors, strict=True):
             whole[where] = part

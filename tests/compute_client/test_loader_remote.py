@@ -7,6 +7,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import httpx
+import pyarrow as pa
 import pytest
 import torch
 from torch import nn
@@ -30,10 +31,12 @@ from hapi.errors import (
     UnauthorizedError,
     UnknownCutError,
     UnknownModelError,
+    WireError,
 )
 from hapi.model import Graph
 from hapi.plan import Plan, Share
-from hapi.wire.protocol import CompressionName
+from hapi.wire import StreamEncoder
+from hapi.wire.protocol import ARROW_STREAM, CompressionName
 from profiler.remote import ServerClient
 from tests.compute_client.conftest import CLASSES, SAMPLES
 from tests.compute_client.fake_server import FakeServer, problem, profile_of_graph
@@ -463,6 +466,23 @@ def test_nonsense_answers_are_not_trusted(pictures: Path, graph: Graph, transfor
     server = FakeServer(pictures, graph)
     server.trouble = lambda number: httpx.Response(200, html="<h1>hello</h1>")
     with pytest.raises(HapiError, match="text/html"):
+        list(open_loader(server, graph, transform))
+
+
+def without_samples(server: FakeServer, encoder: StreamEncoder) -> None:
+    """Every answer is one message without rows, which costs nothing to send and may say any shape."""
+    schema = pa.ipc.read_schema(pa.py_buffer(encoder.header()))
+    message = pa.RecordBatch.from_pylist([], schema=schema).serialize().to_pybytes()
+    parts = [encoder.header(), message, encoder.end()]
+    server.trouble = lambda number: httpx.Response(200, headers={"content-type": ARROW_STREAM}, content=iter(parts))
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((2**30,), torch.float32), (None, torch.float64)])
+def test_tensors_that_are_not_the_cut_s_are_refused_before_memory_is_taken_for_them(
+    server: FakeServer, graph: Graph, transform: v2.Compose, shape: tuple[int, ...] | None, dtype: torch.dtype
+) -> None:
+    without_samples(server, StreamEncoder([shape or graph.cut("body").shapes[0]], [dtype], cut="body"))
+    with pytest.raises(WireError, match=r"cut 'body' came as .* per sample instead of"):
         list(open_loader(server, graph, transform))
 
 
