@@ -172,8 +172,9 @@ class RemoteSource:
                 if arriving is not None:
                     arriving.completed(batch.work)
                 answer.add(batch)
-                backoff.progress()
-                self._outage.over()
+                if len(batch):  # a server that sends messages, but no samples, is not waited for without end
+                    backoff.progress()
+                    self._outage.over()
         finally:
             if arriving is not None:
                 arriving.ended()

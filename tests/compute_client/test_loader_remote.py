@@ -486,6 +486,13 @@ def test_tensors_that_are_not_the_cut_s_are_refused_before_memory_is_taken_for_t
         list(open_loader(server, graph, transform))
 
 
+def test_messages_without_samples_are_no_progress(server: FakeServer, graph: Graph, transform: v2.Compose) -> None:
+    cut = graph.cut("body")
+    without_samples(server, StreamEncoder(cut.shapes, cut.dtypes, cut="body"))
+    with pytest.raises(TruncatedStreamError, match="Given up after"):
+        list(open_loader(server, graph, transform, retry_seconds=0.2))
+
+
 @pytest.mark.skipif(not has_bf16("cpu"), reason="this processor does not compute in bfloat16")
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_the_server_is_told_the_precision(
