@@ -118,7 +118,8 @@ class StreamEncoder:
         errors = [batch.errors.get(row) for row in range(len(batch))]
         columns = [pa.array(batch.indices, pa.int64()), labels, *arrays, pa.array(errors, pa.string())]
         record = pa.RecordBatch.from_arrays(columns, schema=self._schema)
-        rows = max(1, self._message_bytes * max(1, len(batch)) // max(1, record.nbytes))
+        size = max(record.nbytes, sum(tensor.nbytes for tensor in batch.tensors))  # here, and where it is read
+        rows = max(1, self._message_bytes * max(1, len(batch)) // max(1, size))
         try:
             said = batch.work.metadata() if batch.work is not None else None
             for start in range(0, len(batch), rows):

@@ -262,5 +262,12 @@ def test_what_decodes_to_more_than_the_limit_is_refused_before_it_is_decoded() -
         list(read_stream([data], limits=StreamLimits(body_bytes=2**19)))
 
 
+def test_messages_are_as_small_for_who_reads_them() -> None:
+    """Only zeros are 32 times larger where they are read: messages of the usual size were over a reader's limit."""
+    data = write(torch.zeros(64, 1000), message_bytes=16_000)
+    found = list(read_stream([data], limits=StreamLimits(body_bytes=20_000)))
+    assert [len(batch) for batch in found] == [4] * 16
+
+
 def test_a_bitmap_has_whole_bytes() -> None:
     assert [bitmap_bytes(values) for values in (1, 8, 9, 4096)] == [1, 1, 2, 512]
