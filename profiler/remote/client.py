@@ -143,14 +143,20 @@ class ServerClient:
     def objects(self, dataset: str, indices: Sequence[int]) -> list[bytes]:
         """Stored objects as they are, without those that cannot be read."""
         request = ExtractRequest(dataset=dataset, indices=list(indices), cut=INPUT)
-        return self._again(
-            lambda: [
-                data
-                for batch in self.extract(request)
-                for row, data in enumerate(batch.objects or ())
-                if row not in batch.errors
-            ]
-        )
+
+        def fetched() -> list[bytes]:
+            missing = set(indices)
+            found: list[bytes] = []
+            for batch in self.extract(request):
+                for row, index in enumerate(batch.indices.tolist()):
+                    if index not in missing:  # or there would be no end to what is kept
+                        raise WireError(f"{self.url}: sent sample {index}, which was not asked for, or twice.")
+                    missing.remove(index)
+                    if row not in batch.errors:
+                        found += (batch.objects or ())[row : row + 1]
+            return found
+
+        return self._again(fetched)
 
     def link(self, count: int) -> Iterator[bytes]:
         """`count` bytes that say nothing, as they arrive; for `probe_link`."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import httpx
+import numpy as np
 import pytest
 
 from hapi.errors import (
@@ -13,8 +16,10 @@ from hapi.errors import (
     StoreUnavailableError,
     UnauthorizedError,
     UnknownModelError,
+    WireError,
 )
-from hapi.wire.protocol import ExtractRequest
+from hapi.wire import FeatureBatch, StreamEncoder
+from hapi.wire.protocol import ARROW_STREAM, ExtractRequest
 from profiler.remote import ServerClient
 from profiler.remote.answers import error_of
 
@@ -79,3 +84,23 @@ def test_an_answer_that_does_not_begin_is_a_full_server_if_it_answers_others() -
     is_gone = True
     with pytest.raises(ServerUnreachableError):
         list(client.extract(request))
+
+
+@pytest.mark.parametrize("indices", [[3], [0, 0]])
+def test_objects_that_were_not_asked_for_are_not_kept(indices: list[int]) -> None:
+    """Such an answer need have no end, and all of it was kept."""
+    encoder = StreamEncoder(cut="input")
+    batch = FeatureBatch(np.array(indices), np.zeros(len(indices), np.int64), objects=[b"x"] * len(indices))
+
+    def endless() -> Iterator[bytes]:
+        yield encoder.header()
+        for _ in range(1000):
+            yield encoder.encode(batch)
+        raise AssertionError("it was read to its end")
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"content-type": ARROW_STREAM}, content=endless())
+
+    client = ServerClient("http://s", transport=httpx.MockTransport(handle))
+    with pytest.raises(WireError, match=f"sample {indices[-1]}, which was not asked for, or twice"):
+        client.objects("0" * 64, [0, 1])
