@@ -79,9 +79,9 @@ class DiskCache:
         values = bytearray(values_bytes)
         try:
             pack.read(number, [head, values])
-            tensors = layout.allocate(bytes(head))
-            if sum(tensor.nbytes for tensor in tensors) != values_bytes:
+            if layout.described_bytes(bytes(head)) != values_bytes:  # before memory is taken for what it describes
                 raise DamagedEntryError("another length than described")
+            tensors = layout.allocate(bytes(head))
         except (DamagedEntryError, ValueError) as error:
             self._drop(pack, number, error)
             self.misses += 1

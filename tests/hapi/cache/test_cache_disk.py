@@ -93,6 +93,14 @@ def test_other_descriptions_are_refused(description: bytes) -> None:
         layout.allocate(description)
 
 
+@pytest.mark.parametrize("description", [b'[["int8",[36028797018963968]]]', b'[["float32",[3]]]', b'[["int8",[3]]]'])
+def test_an_entry_of_another_length_than_described_is_a_miss(tmp_path: Path, description: bytes) -> None:
+    cache = DiskCache(tmp_path, BUDGET)
+    cache.put_bytes(key(1), description, [memoryview(b"four")])
+    assert cache.get(key(1)) is None
+    assert key(1) not in cache, "it can be written anew"
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(4_000, 60_000), st.lists(st.tuples(st.integers(0, 30), st.integers(0, 1500)), max_size=60))
 def test_the_budget_holds_after_every_step(
