@@ -7,6 +7,7 @@ half-written fails its checksum and is a miss.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -37,7 +38,7 @@ class Pack:
     def __init__(self, path: Path) -> None:
         """Opens `path`, the index file; OSError, or ValueError if it is none."""
         self.path = path
-        self._index = _Descriptor(os.open(path, os.O_RDWR))
+        self._index = _Descriptor(_open_index(path))
         header = os.pread(self._index.number, HEADER.size, 0)
         if len(header) < HEADER.size or not header.startswith(MAGIC):
             raise ValueError("no pack")
@@ -170,6 +171,16 @@ class PackWriter:
     def has_room(self, size: int) -> bool:
         """Whether an entry of `size` bytes still fits."""
         return self.nbytes + size + RECORD_BYTES <= self.limit_bytes
+
+
+def _open_index(path: Path) -> int:
+    """For reading and writing, or for reading alone where that is refused: of those nothing can be removed."""
+    try:
+        return os.open(path, os.O_RDWR)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        return os.open(path, os.O_RDONLY)
 
 
 def unlink_pack(index: Path) -> None:

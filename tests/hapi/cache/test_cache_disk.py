@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hapi.cache import DiskCache, FeatureCache, MemoryCache, layout, tiers
+from hapi.cache import DiskCache, FeatureCache, MemoryCache, disk, layout, tiers
 from hapi.errors import InputError
 
 BUDGET = 2**20
@@ -282,6 +282,33 @@ def test_a_full_disk_is_said_once(
     cache.put(key(5), value(5))
     assert same(cache.get(key(1)), 1)
     assert len(cache) == len(DiskCache(tmp_path, BUDGET)) == 1
+
+
+def test_a_folder_that_cannot_be_written_to_serves_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A read-only file system, or another user's packs."""
+    writer = DiskCache(tmp_path, BUDGET)
+    for number in range(3):
+        writer.put(key(number), value(number))
+    writer.close()
+    (data,) = tmp_path.glob("*.data")
+    data.write_bytes(b"\xff" + data.read_bytes()[1:])  # of the first entry
+    opened = os.open
+
+    def read_only(path: object, flags: int, *more: int) -> int:
+        if flags & (os.O_RDWR | os.O_WRONLY):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return opened(path, flags, *more)
+
+    monkeypatch.setattr(os, "open", read_only)
+    monkeypatch.setattr(disk, "_LOCK", "none/lock")
+    cache = DiskCache(tmp_path, BUDGET)
+    assert [same(cache.get(key(number)), number) for number in range(3)] == [False, True, True]
+    assert cache.get(key(0)) is None
+    for number in range(3, 5):
+        cache.put(key(number), value(number))
+    assert [record.message.partition("; ")[2] for record in caplog.records][1:] == ["no more features are kept there"]
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
