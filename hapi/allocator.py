@@ -52,6 +52,11 @@ def keep_freed_memory() -> bool:
     return _HEAP.is_told
 
 
+def keeps_freed_memory() -> bool:
+    """Whether `keep_freed_memory` has told the C library of this process so: networks take other times then."""
+    return _HEAP.is_told
+
+
 def map_large_apart(apart: bool) -> bool:
     """While `apart`, a tensor of 1 MiB or more for which the heap has no hole gets memory of its own; True if told so.
 

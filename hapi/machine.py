@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 from pathlib import Path
 
 import psutil
@@ -24,6 +25,16 @@ def machine_name(boot: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
         return hashlib.sha256(boot.read_bytes().strip()).hexdigest()[:32]
     except OSError:
         return ""
+
+
+def cpu_name(source: Path = Path("/proc/cpuinfo")) -> str:
+    """'AMD EPYC 7571', or what the platform calls its architecture."""
+    try:
+        lines = source.read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 def free_bytes(device: str) -> int:

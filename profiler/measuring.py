@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from hapi.allocator import keeps_freed_memory
 from hapi.engine import Choice, Precision
 from hapi.engine.precision import rewritten
-from hapi.machine import processors
+from hapi.machine import cpu_name, processors
 from hapi.model import Cut, Graph, Program
 from hapi.plan import INPUT, OUTPUT
 from hapi.wire import Codec, get_codec
@@ -127,6 +128,8 @@ def measured_with(digest: str, device: torch.device | str, threads: int | None =
         "format": MEASUREMENT_FORMAT,
         "model": digest,
         "device": torch.cuda.get_device_name(place) if place.type == "cuda" else f"{platform.machine()} cpu",
+        "cpu": cpu_name(),  # a home folder may be that of several machines
+        "keeps_memory": keeps_freed_memory(),
         "processors": processors(),
         "threads": threads or torch.get_num_threads(),
         "torch": str(torch.__version__),

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from hapi.machine import processors
+from hapi.machine import cpu_name, processors
 
 PACKAGES = ("hapi-split", "torch", "torchvision", "numpy", "pyarrow", "boto3", "pillow", "scipy", "transformers")
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,15 +44,6 @@ def command() -> str:
     """The command line as it can be typed again."""
     name = Path(sys.argv[0]).name
     return shlex.join(["hapi" if name in ("cli.py", "hapi") else name, *sys.argv[1:]])
-
-
-def cpu_name() -> str:
-    """'AMD EPYC 7571', or what the platform calls its architecture."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def accelerators() -> list[str]:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.bench import machine
 from benchmarks.bench.kept import ROWS, read
 from benchmarks.bench.rows import Row
 from benchmarks.bench.run import Bench
 from benchmarks.sweep.judgement import EVERY
 from hapi.errors import InputError
+from hapi.machine import cpu_name
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Earlier:
         kept = read(report / ROWS)
         if kept.scenario != "sweep":
             raise InputError(f"--report {report}: its rows are those of {kept.scenario!r}. Name another folder.")
-        if kept.machine.get("cpu") != machine.cpu_name():
+        if kept.machine.get("cpu") != cpu_name():
             raise InputError(
                 f"--resume: the rows in {report} were measured on {kept.machine.get('cpu')!r}, this machine has "
-                f"{machine.cpu_name()!r}. Name another folder."
+                f"{cpu_name()!r}. Name another folder."
             )
         broken = {row.model for row in kept.rows if row.failed}
         rows = (row for row in kept.rows if row.model not in {EVERY, *broken})

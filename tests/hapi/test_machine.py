@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hapi.machine import cgroup_free_bytes, free_bytes, machine_name
+from hapi.machine import cgroup_free_bytes, cpu_name, free_bytes, machine_name
 
 GIB = 2**30
 
@@ -79,3 +79,11 @@ def test_a_machine_is_known_until_it_starts_anew(tmp_path: Path) -> None:
     assert "one" not in first
     boot.write_text("another\n")
     assert machine_name(boot) != first
+
+
+def test_the_processor_has_the_name_that_the_kernel_tells(tmp_path: Path) -> None:
+    said = tmp_path / "cpuinfo"
+    said.write_text("processor\t: 0\nmodel name\t: Fast 9000: the second\nflags\t: a b\nmodel name\t: Slow\n")
+    assert cpu_name(said) == "Fast 9000: the second"
+    said.write_text("processor\t: 0\n")
+    assert cpu_name(said) == cpu_name(tmp_path / "none") != ""

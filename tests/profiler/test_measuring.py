@@ -13,7 +13,7 @@ from torch import nn
 from hapi.errors import ProfileError
 from hapi.model import Graph, capture
 from hapi.plan import Link, Profile
-from profiler import Pipeline, TierProfile, TierRow, combine, measure
+from profiler import Pipeline, TierProfile, TierRow, combine, measure, measuring
 from profiler.flops import count_flops
 from profiler.timing import time_nodes
 
@@ -198,3 +198,15 @@ def test_a_device_that_fits_only_the_first_part_measures_that_and_estimates_the_
     assert found.server_fits_to == last
     assert list(Pipeline.of(found).misfits()) == [cut.name for cut in graph.cuts[3:]]
     assert Profile.from_json(found.to_json()) == found
+
+
+@pytest.mark.parametrize(("name", "other"), [("cpu_name", "Slow 1"), ("keeps_freed_memory", None), ("processors", 99)])
+def test_what_was_measured_elsewhere_or_otherwise_is_not_remembered(
+    monkeypatch: pytest.MonkeyPatch, name: str, other: object
+) -> None:
+    """A home folder may be that of several machines; and a script that lets glibc give memory back is slower than
+    `hapi train`, which measured before."""
+    here = measuring.measured_with("abc", "cpu")
+    assert measuring.measured_with("abc", "cpu") == here
+    monkeypatch.setattr(measuring, name, lambda: other)
+    assert measuring.measured_with("abc", "cpu") != here

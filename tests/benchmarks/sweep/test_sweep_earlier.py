@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bench import machine
 from benchmarks.bench.rows import Row
 from benchmarks.bench.run import Bench
 from benchmarks.sweep.earlier import Earlier
 from benchmarks.sweep.judgement import EVERY
 from hapi.errors import InputError
+from hapi.machine import cpu_name
 
 
 def kept(folder: Path, rows: list[Row], **values: Any) -> Path:
-    of = {"cpu": machine.cpu_name(), "started": "2026-01-01T00:00:00+00:00", "command": "hapi bench sweep"}
+    of = {"cpu": cpu_name(), "started": "2026-01-01T00:00:00+00:00", "command": "hapi bench sweep"}
     document = {"scenario": "sweep", "machine": of, "remarks": [], "rows": [row.to_json() for row in rows], **values}
     (folder / "rows.json").write_text(json.dumps(document))
     return folder
