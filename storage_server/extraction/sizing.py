@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ FEW = 4
 """Who wants at most this part (a quarter) of a batch gets a small one of its own."""
 KNOWN = 1024
 """Prefixes that are remembered."""
+MOST_DIGITS = 9
+"""Of a batch size that was remembered."""
 
 
 @dataclass(frozen=True)
@@ -197,5 +200,9 @@ def seconds_by_size(value: object) -> dict[int, float]:
     return {
         int(size): float(seconds)
         for size, seconds in value.items()
-        if size.isdigit() and isinstance(seconds, int | float) and seconds > 0 and power_of_two(int(size)) == int(size)
+        if size.isdecimal()
+        and len(size) <= MOST_DIGITS
+        and isinstance(seconds, int | float)
+        and 0 < seconds < math.inf
+        and power_of_two(int(size)) == int(size)
     }

@@ -36,6 +36,8 @@ class Remembered:
     def get(self, name: str) -> Any:
         """The value, None if there is none."""
         with self._lock:
+            if name in self._entries:
+                self._entries.move_to_end(name)
             return self._entries.get(name)
 
     def put(self, name: str, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from storage_server.extraction.sizing import seconds_by_size
+from storage_server.scheduling import remembered
 from storage_server.scheduling.knee import GAIN, NEARLY, PROBE_EVERY, Curve, power_of_two
 from storage_server.scheduling.remembered import SAVE_SECONDS, Remembered
 
@@ -162,6 +165,21 @@ def test_what_was_learned_is_known_after_a_restart(tmp_path: Path) -> None:
     again = Remembered(tmp_path / "learned.json").get("a")
     settled(curve)
     assert Curve({int(size): value for size, value in again.items()}).target(256) == curve.target(256)
+
+
+def test_of_a_file_that_was_edited_only_sizes_and_seconds_count() -> None:
+    said = {"4": 0.5, "²": 0.1, "9" * 5000: 0.1, "5": 0.1, "0": 0.1, "8": math.inf, "16": math.nan, "32": "1", "64": 0}
+    assert seconds_by_size(said) == {4: 0.5}
+
+
+def test_what_is_asked_for_is_not_what_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remembered, "ENTRIES", 2)
+    kept = Remembered()
+    kept.put("settled", 1)
+    kept.put("once", 2)
+    assert kept.get("settled") == 1
+    kept.put("new", 3)
+    assert (kept.get("settled"), kept.get("once"), kept.get("new")) == (1, None, 3)
 
 
 def test_the_file_is_written_now_and_then(tmp_path: Path) -> None:
