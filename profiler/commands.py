@@ -25,7 +25,7 @@ LOCAL_SERVER = "http://127.0.0.1:8470"
 """Where `hapi serve` listens unless it is told otherwise."""
 
 _JSON = typer.Option(False, "--json", help="One JSON document on standard output; the rest on standard error.")
-BANDWIDTH = typer.Option(None, help="Of the link, as in 300mbit or 1Gbit; default: measured, or what the file says.")
+BANDWIDTH = typer.Option(None, help="Of the link, as in 300mbit or 1Gbit; default: what the file says.")
 EPOCHS = typer.Option(None, min=1, help="Passes over the data.")
 
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from compute_client.commands import options
 from hapi.console import console, emit, say
 from hapi.units import parse_bandwidth
-from profiler.commands import BANDWIDTH, EPOCHS, check_plot, plan_of, show
+from profiler.commands import EPOCHS, check_plot, plan_of, show
 
 
 def profile_command(
@@ -19,7 +19,9 @@ def profile_command(
     weights: str = typer.Option("DEFAULT", help="DEFAULT, none, or a safetensors file."),
     server: str | None = typer.Option(None, help="A storage server's address; without one, this machine plays both."),
     token: str | None = typer.Option(None, help="For the server; default: the environment's HAPI_TOKEN."),
-    bandwidth: str | None = BANDWIDTH,
+    bandwidth: str | None = typer.Option(
+        None, help="Of the link, as in 300mbit or 1Gbit; default: measured, or 1Gbit without a server."
+    ),
     batch_size: int = typer.Option(256, min=1, help="Of the training that is planned."),
     samples: int | None = typer.Option(None, min=1, help="Of the training that is planned; default: all of the data."),
     epochs: int | None = EPOCHS,
