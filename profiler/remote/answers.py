@@ -29,6 +29,28 @@ _PLAIN = {
 """For answers without a problem document: those of proxies, and all answers to HEAD."""
 
 LONGEST_RETRY_AFTER_SECONDS = 60.0
+MOST_DOCUMENT_BYTES = 64 * 2**20
+"""Of an answer that is read whole: documents and errors. A manifest may be as large as it is."""
+
+
+def read_whole(response: httpx.Response, url: str, most_bytes: int | None = MOST_DOCUMENT_BYTES) -> httpx.Response:
+    """The same answer, all of it in memory; WireError as soon as it is larger than that (None: however large it is)."""
+    data = bytearray()
+    try:
+        for part in response.iter_bytes():
+            data += part
+            if most_bytes is not None and len(data) > most_bytes:
+                raise WireError(f"{url}: its answer is larger than {most_bytes} bytes. Is a HAPI storage server there?")
+    except httpx.DecodingError as error:
+        raise WireError(f"{url}: its answer cannot be read ({error}). Is a HAPI storage server there?") from error
+    headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() != "content-encoding"]
+    return httpx.Response(
+        response.status_code,
+        headers=headers,
+        content=bytes(data),
+        request=response.request,
+        extensions=response.extensions,
+    )
 
 
 def check_answer(response: httpx.Response, url: str, expects: str | None = None) -> None:

@@ -24,9 +24,10 @@ class Channel:
         self._network_stream: Any = None
         self._broken = False
 
-    def send(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
+    def send(self, request: httpx.Request) -> httpx.Response:
+        """The answer, of which nothing but its headers is read; whoever asked closes it."""
         request.extensions["trace"] = self._trace
-        return self.client.send(request, stream=stream)
+        return self.client.send(request, stream=True)
 
     def break_off(self) -> None:
         """Wakes a thread that waits for this connection: shuts its socket down (closing would not wake the reader)."""

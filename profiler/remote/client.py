@@ -83,7 +83,9 @@ class ServerClient:
         """Every sample of a registered dataset, with its key; some 100 bytes each."""
         path = f"/datasets/{digest}"
         manifest = Manifest.from_bytes(
-            self._again(lambda: self._connection.call("GET", path, long_answer=True, expects=ARROW_STREAM)).content
+            self._again(
+                lambda: self._connection.call("GET", path, long_answer=True, expects=ARROW_STREAM, most_bytes=None)
+            ).content
         )
         if manifest.digest != digest:
             raise WireError(f"{self.url}: sent the manifest {manifest.digest}, not {digest}. Is it the right address?")

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from hapi.cancel import Cancel
 from hapi.errors import BusyError, HapiError, InputError, ServerUnreachableError, TruncatedStreamError, WireError
 from hapi.wire.protocol import API
-from profiler.remote.answers import check_answer
+from profiler.remote.answers import MOST_DOCUMENT_BYTES, check_answer, read_whole
 from profiler.remote.channels import Channels
 
 TOKEN_VARIABLE = "HAPI_TOKEN"
@@ -100,13 +100,25 @@ class Connection:
         return document
 
     def call(
-        self, method: str, path: str, *, long_answer: bool = False, expects: str | None = None, **options: Any
+        self,
+        method: str,
+        path: str,
+        *,
+        long_answer: bool = False,
+        expects: str | None = None,
+        most_bytes: int | None = MOST_DOCUMENT_BYTES,
+        **options: Any,
     ) -> httpx.Response:
-        """A whole answer that is no error; WireError for another content type than `expects`."""
+        """A whole answer that is no error; WireError for another content type than `expects`, and one that is larger
+        than `most_bytes`."""
         if long_answer:
             options["timeout"] = self._timeout(self._timeouts.long_answer)
         with self._channels.lend() as channel, self._reaching():
-            response = channel.send(channel.client.build_request(method, API + path, **options))
+            arriving = channel.send(channel.client.build_request(method, API + path, **options))
+            try:
+                response = read_whole(arriving, self.url, most_bytes)
+            finally:
+                arriving.close()
         check_answer(response, self.url, expects)
         return response
 
@@ -122,11 +134,11 @@ class Connection:
         options["timeout"] = self._timeout(self._timeouts.long_answer)
         with self._channels.lend() as channel, (cancel or Cancel()).calling(channel.break_off):
             with self._reaching(), self._waiting_in_line():
-                response = channel.send(channel.client.build_request(method, API + path, **options), stream=True)
+                response = channel.send(channel.client.build_request(method, API + path, **options))
             try:
                 if response.is_error:
                     with self._reaching():
-                        response.read()
+                        check_answer(read_whole(response, self.url), self.url)
                 check_answer(response, self.url, expects)
                 yield self._chunks(response)
             finally:

@@ -21,7 +21,7 @@ from hapi.errors import (
 from hapi.wire import FeatureBatch, StreamEncoder
 from hapi.wire.protocol import ARROW_STREAM, ExtractRequest
 from profiler.remote import ServerClient
-from profiler.remote.answers import error_of
+from profiler.remote.answers import MOST_DOCUMENT_BYTES, error_of
 
 
 @pytest.mark.parametrize(
@@ -104,3 +104,26 @@ def test_objects_that_were_not_asked_for_are_not_kept(indices: list[int]) -> Non
     client = ServerClient("http://s", transport=httpx.MockTransport(handle))
     with pytest.raises(WireError, match=f"sample {indices[-1]}, which was not asked for, or twice"):
         client.objects("0" * 64, [0, 1])
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_documents_are_read_within_bounds(status: int) -> None:
+    def endless() -> Iterator[bytes]:
+        for _ in range(MOST_DOCUMENT_BYTES // 2**20 + 2):
+            yield bytes(2**20)
+        raise AssertionError("it was read to its end")
+
+    transport = httpx.MockTransport(lambda request: httpx.Response(status, content=endless()))
+    client = ServerClient("http://s", transport=transport)
+    with pytest.raises(WireError, match="larger than"):
+        client.status()
+    if status != 200:
+        with pytest.raises(WireError, match="larger than"):
+            list(client.extract(ExtractRequest(dataset="0" * 64, indices=[0], cut="input")))
+
+
+def test_documents_that_are_not_encoded_as_they_say_are_one_error() -> None:
+    headers = {"content-encoding": "gzip"}
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, headers=headers, content=iter([b"no gzip"])))
+    with pytest.raises(WireError, match="cannot be read"):
+        ServerClient("http://s", transport=transport).status()
