@@ -136,7 +136,7 @@ class Connection:
             with self._reaching(), self._waiting_in_line():
                 response = channel.send(channel.client.build_request(method, API + path, **options))
             try:
-                if response.is_error:
+                if response.is_error or response.is_redirect:
                     with self._reaching():
                         check_answer(read_whole(response, self.url), self.url)
                 check_answer(response, self.url, expects)

@@ -127,3 +127,14 @@ def test_documents_that_are_not_encoded_as_they_say_are_one_error() -> None:
     transport = httpx.MockTransport(lambda request: httpx.Response(200, headers=headers, content=iter([b"no gzip"])))
     with pytest.raises(WireError, match="cannot be read"):
         ServerClient("http://s", transport=transport).status()
+
+
+def test_an_answer_that_sends_elsewhere_is_one_error() -> None:
+    def moved(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(302, headers={"location": "http://other/"}, content=iter([b""]))
+
+    client = ServerClient("http://s", transport=httpx.MockTransport(moved))
+    with pytest.raises(ServiceError, match="302 Found"):
+        client.status()
+    with pytest.raises(ServiceError, match="302 Found"):
+        list(client.extract(ExtractRequest(dataset="0" * 64, indices=[0], cut="input")))
