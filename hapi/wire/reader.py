@@ -92,6 +92,8 @@ def _parse(read: Callable[[Any], _T], frame: bytearray) -> _T:
 
 
 def _read_schema(message: Any) -> tuple[pa.Schema, StreamHeader]:
+    if message.type != "schema":  # Arrow takes any for one: one of an unknown kind, which it did not verify, ended us
+        raise WireError(f"feature stream: begins with a message of kind {message.type!r}, not with its schema.")
     schema = pa.ipc.read_schema(message)
     return schema, _read_header(schema)
 

@@ -170,6 +170,18 @@ def test_garbage_is_refused_at_once(garbage: bytes) -> None:
     assert not isinstance(caught.value, TruncatedStreamError)
 
 
+@pytest.mark.parametrize("kind", [0, 3, 128])
+def test_a_stream_that_begins_with_no_schema_is_refused_before_arrow_reads_one(kind: int) -> None:
+    """Arrow reads a schema from any message, and has checked none of a kind that it does not know: two changed bytes
+    ended the process."""
+    data = bytearray(write([feature_batch(1)]))
+    root = 8 + struct.unpack_from("<I", data, 8)[0]
+    slots = root - struct.unpack_from("<i", data, root)[0]
+    data[root + struct.unpack_from("<H", data, slots + 6)[0]] = kind  # slot 1 of the table Message, header_type
+    with pytest.raises(WireError, match=r"begins with a message of kind|Arrow cannot read"):
+        list(read_stream([bytes(data)]))
+
+
 def test_bytes_after_the_end_are_refused() -> None:
     with pytest.raises(WireError, match="after the end marker"):
         list(read_stream([write([feature_batch(1)]) + b"x"]))
