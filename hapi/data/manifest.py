@@ -136,7 +136,7 @@ class Manifest:
                 for batch in reader:
                     batch.validate(full=True)
                     batches.append(batch)
-        except (pa.ArrowInvalid, OSError, ValueError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             if isinstance(error, ManifestError):
                 raise
             raise ManifestError(f"manifest: damaged ({error}). List the dataset again.") from error
@@ -205,7 +205,7 @@ def read_sample(store: ObjectStore, sample: Sample) -> bytes:
 
 def _string_bytes(array: pa.Array) -> memoryview:
     """The concatenated UTF-8 of a string array, without a copy."""
-    offsets = np.frombuffer(array.buffers()[1], np.int64)[array.offset : array.offset + len(array) + 1]
+    offsets = np.frombuffer(array.buffers()[1], np.int64, array.offset + len(array) + 1)[array.offset :]
     data = array.buffers()[2]
     return memoryview(data)[int(offsets[0]) : int(offsets[-1])] if data is not None else memoryview(b"")
 
