@@ -31,11 +31,14 @@ _MOST_ENTRIES = 64
 
 @dataclass(frozen=True)
 class StreamLimits:
-    """What a reader allows one message of a stream to take, in bytes."""
+    """What a reader allows one message of a stream to take, in bytes and in samples."""
 
     metadata_bytes: int = 2**20
     body_bytes: int = 2**30
     """Holds for the body as it travels and as it is after decompression."""
+    rows: int = 65_536
+    """As many as one request may name (protocol.MAX_SPAN): each costs a reader Python's own objects, and may be next to
+    nothing where it is compressed."""
 
 
 class Frames:

@@ -100,6 +100,8 @@ def _read_schema(message: Any) -> tuple[pa.Schema, StreamHeader]:
 
 def _read_batch(message: Any, schema: pa.Schema, header: StreamHeader, limits: StreamLimits) -> FeatureBatch:
     record = pa.ipc.read_record_batch(message, schema)
+    if len(record) > limits.rows:
+        raise WireError(f"feature stream: a message has {len(record)} rows, over the limit of {limits.rows}.")
     record.validate(full=True)
     decoded = len(record) * sum(column.bytes_per_row for column in header.columns)
     if decoded > limits.body_bytes:
