@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -230,5 +230,6 @@ def _check_value(value: Any, kind: str, where: str) -> None:
         raise ProfileError(f"{where} must be an object, got {value!r}.")
     if kind in ("int", "float"):
         allowed = int if kind == "int" else (int, float)
-        if isinstance(value, bool) or not isinstance(value, allowed) or not math.isfinite(value) or value < 0:
-            raise ProfileError(f"{where} must be a number of kind {kind}, zero or more, got {value!r}.")
+        is_number = isinstance(value, allowed) and not isinstance(value, bool)
+        if not is_number or not 0 <= value <= sys.float_info.max:  # comparing takes integers of any size
+            raise ProfileError(f"{where} must be a number of kind {kind}, zero or more, got {repr(value)[:40]}.")

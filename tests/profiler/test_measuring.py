@@ -108,6 +108,8 @@ def test_json_there_and_back(tier: TierProfile) -> None:
         ({"rows": [{"name": "input"}]}, "row 0: 'out_bytes' is missing"),
         ({"load_seconds": -1}, "'load_seconds' must be a number"),
         ({"load_seconds": float("nan")}, "'load_seconds' must be a number"),
+        ({"load_seconds": 10**400}, "'load_seconds' must be a number"),
+        ({"batch_size": 10**400}, "'batch_size' must be a number"),
         ({"batch_size": 1.5}, "'batch_size' must be a number of kind int"),
         ({"device": 3}, "'device' must be text"),
         ({"details": []}, "'details' must be an object"),
