@@ -76,6 +76,17 @@ def calibrated(profile: Profile, paces: Mapping[str, float], link: Link) -> Prof
     return replace(profile, cuts=cuts, details={**profile.details, "stream_seconds": used})
 
 
+def about_streams(profile: Profile) -> str:
+    """Of which cuts a profile has the seconds of streams, for people."""
+    used = profile.details.get("stream_seconds")
+    if not used:
+        return (
+            "No stream told anything: each was held up by the link, or did not become steady. All seconds are those of "
+            "tiers timed alone. Measure over a faster link, or when neither machine has anything else to do."
+        )
+    return f"Seconds are those of streams over {', '.join(used)}; other cuts were scaled as those beside them."
+
+
 def _pace(cut: CutCost) -> float:
     """Seconds per sample of the busier tier."""
     return max(cut.server_seconds, cut.client_seconds)

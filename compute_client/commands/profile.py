@@ -47,6 +47,7 @@ def profile_command(
     check_plot(plot)
     from compute_client.streams import contending
     from profiler import profile
+    from profiler.calibration import about_streams
 
     with out.status("measuring: a few seconds for a small network, longer for a large one ..."):
         result = profile(
@@ -66,6 +67,8 @@ def profile_command(
         )
     if server is None:
         say(out, "No --server: this machine was measured as both tiers, so the server's times are this machine's.")
+    if streams:
+        say(out, escape(about_streams(result)))
     chosen = plan_of(out, result)
     show(out, result, chosen)
     if plot is not None:

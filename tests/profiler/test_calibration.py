@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hapi.errors import InputError
 from hapi.plan import Link, Profile
-from profiler.calibration import TOLERANCE, calibrated, contenders, watched
+from profiler.calibration import TOLERANCE, about_streams, calibrated, contenders, watched
 from profiler.planner import plan
 from tests.profiler.example_profiles import COST, profile_of, profiles
 
@@ -56,6 +56,8 @@ def test_a_stream_that_the_link_held_up_tells_nothing_of_the_tiers() -> None:
     found = calibrated(example(), {"cut1": 0.006, "output": 0.018}, slow)
     assert found.details["stream_seconds"] == {"output": 0.018}
     assert calibrated(example(), {"cut1": 0.006}, slow) == example()
+    assert about_streams(found).startswith("Seconds are those of streams over output;")
+    assert about_streams(example()).startswith("No stream told anything")
 
 
 def test_streams_are_watched_in_turns_and_one_that_was_disturbed_does_not_count() -> None:
