@@ -137,13 +137,15 @@ class _Rounding:
         return Ref(self._rounded[argument.name])
 
     def _widened(self, node: Node) -> Node:
-        """The node in float32: PyTorch adds in the wider of two types, so one of them must be float32."""
-        first = node.args[0]
+        """The node in float32: PyTorch adds in the wider of two types, so one of them must be float32, and no single
+        number, whose type does not count beside a tensor's."""
         is_rounded = all(name in self._reached and name not in self._stream for name in node.refs())
-        if not is_rounded or any(True for _ in node.weights()) or not isinstance(first, Ref):
+        is_wide = any(self._weights[name].dim() for name in node.weights())
+        read = next((argument for argument in node.args if isinstance(argument, Ref)), None)
+        if not is_rounded or is_wide or read is None:
             return node
-        wide = Ref(self._copied(first, f"{node.name}@float32", torch.float32))
-        return replace(node, args=(wide, *node.args[1:]))
+        wide, place = Ref(self._copied(read, f"{node.name}@float32", torch.float32)), node.args.index(read)
+        return replace(node, args=(*node.args[:place], wide, *node.args[place + 1 :]))
 
     def _copied(self, argument: Ref, name: str, dtype: torch.dtype) -> str:
         self._nodes.append(Node(name, "aten._to_copy.default", (argument,), {"dtype": dtype}, "", (name,)))

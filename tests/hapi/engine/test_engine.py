@@ -211,6 +211,23 @@ def test_a_sum_of_rounded_values_is_made_wide() -> None:
     assert rounded(torch.randn(3, 4).bfloat16()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_sum_of_a_rounded_value_and_a_single_number_is_made_wide(is_first: bool) -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.shift, self.norm = nn.Linear(4, 4), nn.Parameter(torch.tensor(0.3)), nn.LayerNorm(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.one(x).relu()
+            return self.norm(self.shift + x if is_first else x + self.shift)
+
+    graph = in_bf16(capture(Shifted(), torch.zeros(2, 4)))
+    (total,) = (node for node in graph.nodes if node.op == "aten.add.Tensor")
+    assert graph.specs[total.name].dtype == torch.float32
+    assert graph(torch.randn(3, 4).bfloat16()).dtype == torch.float32
+
+
 def test_norms_are_folded_except_across_a_cut() -> None:
     graph = captured("resnet18")
     names = [node.op for node in folded(graph).nodes]
