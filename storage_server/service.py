@@ -265,6 +265,7 @@ class Service:
             load = as_run(load, tier, tried)
 
             data = {"dataset": request.dataset, "transform": list(request.transform), "samples": samples}
+            data |= {"reading": self.settings.read_threads, "workers": self.settings.workers}
             more, _ = self._measurements.get(
                 {**key, **how, **data, "what": "requests", "last": last or OUTPUT, "batch": batch},
                 partial(beyond, tier, load.load_seconds, samples, tried),

@@ -215,6 +215,26 @@ def test_a_profile_has_every_cut(
     problem(client.post("/v1/profile", json={**body, "samples": 1}), 422, "bad-input")
 
 
+def test_what_requests_take_is_measured_anew_with_other_threads_that_decode(
+    make_service: Callable[..., Service], archive: Archive, transform: TransformSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+
+    def beyond(*_: object) -> dict[str, float]:
+        measured.append(workers)
+        return {}
+
+    monkeypatch.setattr("storage_server.service.beyond", beyond)
+    for workers in (1, 1, 2):
+        service = make_service(workers=workers)
+        with TestClient(app_of(service)) as client:
+            upload(client, archive)
+            dataset = client.post("/v1/datasets", json={"uri": service.roots.uris[0]}).json()["digest"]
+            body = {"model": archive.digest, "dataset": dataset, "transform": transform.to_json(), "samples": 2}
+            assert client.post("/v1/profile", json=body).status_code == 200
+    assert measured == [1, 2]
+
+
 def test_the_status_counts(client: TestClient, request_body: dict[str, Any], photos: Path) -> None:
     client.post("/v1/extract", json=request_body)
     status = ServerStatus.model_validate(client.get("/v1/status").json())
