@@ -142,10 +142,11 @@ class LoaderCache:
         """Whether some of these are not in memory, so that `gather` has to read."""
         return self._disk is not None and not self._table.has(self._numbers(np.asarray(indices, np.int64), view)).all()
 
-    def put(self, finished: Finished) -> None:
-        """Keeps what a span brought; its epoch is the view."""
+    def put(self, finished: Finished, version: Hashable) -> None:
+        """Keeps what a span brought; its epoch is the view. `version` is that of the weights now: after they were
+        written to in mid-epoch nothing is kept, as on disk it would have the name of those before."""
         rows = finished.rows
-        if not len(rows):
+        if not len(rows) or version != self._version:
             return
         indices = np.array(finished.span.indices, np.int64)[rows]
         features = tuple(feature.detach().to("cpu") for feature in finished.features)

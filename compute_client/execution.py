@@ -226,7 +226,7 @@ class Execution:
     def _finished(self, finished: Finished) -> None:
         self._decision.finished(finished)
         if self.cache is not None:
-            self.cache.put(finished)
+            self.cache.put(finished, self._backbone.version)
 
     def _holds_all(self) -> bool:
         """Whether no epoch will compute anything. Cheap for a cache that holds nothing."""

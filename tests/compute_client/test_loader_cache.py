@@ -271,6 +271,27 @@ def test_weights_that_change_are_noticed(pictures: Path, backbone: nn.Module, tr
             backbone.body[0].bias.sub_(1)
 
 
+def test_what_other_weights_give_in_mid_epoch_is_not_kept_under_the_name_of_those_before(
+    pictures: Path, tmp_path: Path, backbone: nn.Module, transform: v2.Compose
+) -> None:
+    values: dict[str, Any] = {"backbone": backbone, "transform": transform, "batch_size": 4}
+    wanted = epochs(DataLoader(pictures, cache_bytes=0, **values), 1)
+    loader = DataLoader(pictures, cache_dir=tmp_path, requests_in_flight=1, buffer_bytes=1, **values)
+    before = backbone.body[0].bias.detach().clone()
+    batches = loader.indexed()
+    next(batches)
+    try:
+        with torch.no_grad():
+            backbone.body[0].bias.add_(1)
+        assert not torch.allclose(list(batches)[-1][1], wanted[0][-1][1])
+    finally:
+        with torch.no_grad():
+            backbone.body[0].bias.copy_(before)
+    later = DataLoader(pictures, cache_dir=tmp_path, **values)
+    assert_equal(epochs(later, 1), wanted)
+    assert 0 < later.stats.disk_samples < SAMPLES
+
+
 def test_a_damaged_picture_is_an_error_in_every_epoch(
     pictures: Path, tmp_path: Path, graph: Graph, transform: v2.Compose
 ) -> None:
