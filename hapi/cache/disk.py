@@ -56,6 +56,8 @@ class DiskCache:
         self._maps: dict[int, MappedPack] = {}
         self._numbered: list[Pack | None] = []
         self._places: dict[int, int] = {}
+        self._unreadable: set[int] = set()
+        """Packs of which it was said."""
         self._writer: PackWriter | None = None
         self._lock = threading.RLock()
         self._refused = False
@@ -202,8 +204,11 @@ class DiskCache:
             mapped = self._maps[which] = MappedPack(pack)
         try:
             good, damaged = mapped.fill(numbers, description, columns)
-        except OSError:  # other packs may still be there
+        except OSError as error:  # other packs may still be there
             good, damaged = np.zeros(len(numbers), bool), []
+            if which not in self._unreadable:
+                self._unreadable.add(which)
+                log.warning("cache directory %s: %s cannot be read (%s)", self.folder, pack.path.name, error)
         for number in damaged:
             self._drop(pack, number, DamagedEntryError("wrong checksum or length"))
         found = len(numbers) if good is None else int(np.count_nonzero(good))

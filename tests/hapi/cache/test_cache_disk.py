@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hapi.cache import DiskCache, FeatureCache, MemoryCache, disk, layout, tiers
+from hapi.cache import DiskCache, FeatureCache, MemoryCache, disk, layout, mapped, tiers
 from hapi.errors import InputError
 
 BUDGET = 2**20
@@ -387,6 +387,27 @@ def test_rows_that_are_damaged_are_not_found(tmp_path: Path, name: str, is_seen:
             assert same(tuple(column[row] for column in columns), int(order[row]))
         if name == "data":
             assert (again.locate(keys[~found]) < 0).all(), "they can be written anew"
+
+
+def test_a_pack_that_cannot_be_mapped_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some file systems know no maps: everything was computed anew in each epoch, and nothing said why."""
+    cache = DiskCache(tmp_path, BUDGET)
+    for number in range(3):
+        cache.put(key(number), value(number))
+
+    def no_map(*_: object) -> None:
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(mapped, "_map", no_map)
+    description = layout.describe(value(1))
+    for _ in range(2):
+        columns = layout.allocate_rows(description, 3)
+        assert (cache.read_rows(cache.locate(keys_of(0, 1, 2)), description, columns) == -1).all()
+    (said,) = (record.message for record in caplog.records)
+    assert said.startswith(f"cache directory {tmp_path}: ")
+    assert said.endswith("cannot be read ([Errno 19] No such device)")
 
 
 def test_tiers_look_in_memory_first(tmp_path: Path) -> None:
