@@ -15,7 +15,7 @@ from hapi.files import write_whole
 
 log = logging.getLogger(__name__)
 
-FORMAT = "hapi.learned/1"
+FORMAT = "hapi.learned/2"
 ENTRIES = 1024
 SAVE_SECONDS = 30.0
 """Least time between two writes."""
