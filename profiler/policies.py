@@ -18,10 +18,9 @@ TINY_SHARE = 0.01
 LEAST_GAIN = 0.03
 """Part of the best single cut's time that a mix must save: costs are not known any better than that, and a mix needs
 another prefix on the server."""
-TIE, MIX_TIE = 0.01, 0.025
-"""Single cuts, and mixes, whose predicted times differ by no more than this part are equals: costs are not known any
-better. Of equals the one is taken that ships the fewest bytes, as a link is often shared with others. Of a mix the last
-few samples that travel as they are stored make up half of the bytes, and save little time."""
+TIE = 0.01
+"""Plans whose predicted times differ by no more than this part are equals: costs are not known any better. Of equals
+the one is taken that ships the fewest bytes, as a link is often shared with others."""
 ROUNDING = 1e-6
 """Of a solver's optimum, as a part of it."""
 MOST_CUTS = 3
@@ -50,8 +49,8 @@ def choose_single(pipeline: Pipeline) -> Choice:
 def choose_mix(pipeline: Pipeline) -> Choice:
     """The mix of cuts with the least predicted time; the best single cut, so never worse than none, unless it gains.
 
-    Of mixes that are equals (MIX_TIE) it is the one that ships least. A cut's features travel in one way only: where
-    the optimum has a cut in two, the one with the larger share stays.
+    Of mixes that are equals (TIE) it is the one that ships least. A cut's features travel in one way only: where the
+    optimum has a cut in two, the one with the larger share stays.
     """
     candidates, times = _fitting(pipeline), _times(pipeline)
     exact = _smallest(pipeline, candidates)
@@ -66,10 +65,8 @@ def choose_mix(pipeline: Pipeline) -> Choice:
 
 def _smallest(pipeline: Pipeline, candidates: list[int]) -> np.ndarray:
     """Of the mixes that are equals the one that ships least; equal also over all epochs, which programs do not see."""
-    exact, smaller = (
-        solve(pipeline, candidates, first_samples=pipeline.first_samples, tie=tie) for tie in (0.0, MIX_TIE)
-    )
-    enough = (1 + MIX_TIE) * (1 + ROUNDING) * pipeline.seconds(exact)
+    exact, smaller = (solve(pipeline, candidates, first_samples=pipeline.first_samples, tie=tie) for tie in (0.0, TIE))
+    enough = (1 + TIE) * (1 + ROUNDING) * pipeline.seconds(exact)
     return smaller if pipeline.seconds(smaller) <= enough else exact
 
 

@@ -18,7 +18,7 @@ from hapi.model import Graph, capture
 from hapi.plan import CutCost, Link, Plan, Profile, Share, WireCost
 from hapi.wire import Allowed
 from profiler import Pipeline, TierProfile, combine, measure, plan
-from profiler.policies import MIX_TIE, TIE
+from profiler.policies import TIE
 from profiler.ways import measure_ways
 
 EVERYTHING = Allowed(("float32", "bfloat16", "int8"), "auto")
@@ -61,7 +61,7 @@ def test_a_choice_of_ways_is_never_worse_than_none(profile: Profile) -> None:
     single = plan(flattened(profile, {}), "single")
     assert chosen.predicted_seconds is not None
     assert single.predicted_seconds is not None
-    assert chosen.predicted_seconds <= single.predicted_seconds * (1 + MIX_TIE + 1e-6)
+    assert chosen.predicted_seconds <= single.predicted_seconds * (1 + TIE + 1e-6)
     assert chosen.limit_seconds is not None
     assert plain.limit_seconds is not None
     assert chosen.limit_seconds <= plain.limit_seconds * (1 + 1e-6)
