@@ -38,7 +38,7 @@ from hapi.units import format_bandwidth, format_bytes, parse_bandwidth
 MODELS = tuple(f"torchvision:{name}" for name in ("mobilenet_v2", "resnet18", "resnet50", "alexnet", "vit_b_16"))
 RHOS = (0.25, 1.0, 4.0, 16.0)
 SYSTEMS = (PLAIN, *PEERS, "none", "all", "static", "paper", "single", "mix")
-QUICK_MODELS, QUICK_BANDWIDTHS, QUICK_SYSTEMS, QUICK_SAMPLES = MODELS[:1], ("10mbit",), (PLAIN, "none", "mix"), 96
+QUICK_MODELS, QUICK_BANDWIDTHS, QUICK_SYSTEMS, QUICK_SAMPLES = MODELS[:1], ("15mbit",), (PLAIN, "none", "mix"), 192
 """A bandwidth, as one that follows from rho scatters as much as the one compute time that it is taken from."""
 CALIBRATION_EPOCHS = 2
 """Of plain without a limit, at least: the first has its workers started and their memory touched for the first time."""
@@ -47,6 +47,8 @@ START_SECONDS, PATIENCE = 300.0, 4.0
 CALIBRATION_SECONDS = 1800.0
 SHORT_SECONDS = 3.0
 """A run whose epochs took less is repeated: a hiccup of a tenth of a second tells."""
+STARTING = ("start_seconds", "wall_seconds", "link_bytes_to_compute", "link_bytes_to_storage")
+"""Values of a run that count its start-up."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ def run(settings: Settings, *, report: Path | None = None, as_json: bool = False
         bench.remark("plain's compute time, which rho is relative to, is that of its fastest epoch without a limit")
         if settings.repeats > 1:
             bench.remark(
-                f"runs of less than {SHORT_SECONDS:g} s were made {settings.repeats} times, and the middle one counts"
+                f"runs of less than {SHORT_SECONDS:g} s were made {settings.repeats} times, the later ones with what "
+                "was measured in the first, and the middle one counts; start-up is that of the first"
             )
         for remark in (*stores[models[0]].remarks, *counted(settings, models, stores)):
             bench.remark(remark)
@@ -269,20 +272,31 @@ class Experiment:
             samples=self._store.samples or None,
             batch_size=settings.batch_size,
         ) as trial:
-            runs = [self._run(system, rate, epochs)]
-            while runs[0]["seconds"] < SHORT_SECONDS and len(runs) < settings.repeats:
-                runs.append(self._run(system, rate, epochs))
+            with self._caches() as (client, kept):
+                runs = [self._run(system, rate, epochs, client, kept)]
+                while runs[0]["seconds"] < SHORT_SECONDS and len(runs) < settings.repeats:
+                    runs.append(self._run(system, rate, epochs, client, kept))
             trial.measured(note=note_of(system, epochs), **middle(runs))
         return trial.row
 
-    def _run(self, system: str, rate: float | None, epochs: int) -> dict[str, Any]:
-        """What one run measured, beside a fresh server and with empty caches."""
-        settings = self._settings
+    @contextlib.contextmanager
+    def _caches(self) -> Iterator[tuple[Mapping[str, str], Path]]:
+        """A client's variables and a server's folder, in which there is nothing but the network: runs that follow one
+        another find what either side measured."""
         with (
-            self._companions.options(system) as own,
-            self._server(system) as server,
-            fresh_caches(self._bed.folder, self._sent) as caches,
+            fresh_caches(self._bed.folder, self._sent) as client,
+            tempfile.TemporaryDirectory(prefix="kept-", dir=self._bed.folder) as kept,
         ):
+            if self._sent is not None:
+                self._sent.give_server(Path(kept))
+            yield client, Path(kept)
+
+    def _run(
+        self, system: str, rate: float | None, epochs: int, caches: Mapping[str, str], kept: Path
+    ) -> dict[str, Any]:
+        """What one run measured, beside a fresh server that has no features."""
+        settings = self._settings
+        with self._companions.options(system) as own, self._server(system, kept) as server:
             job = Job(
                 self._store.uri,
                 self._model,
@@ -319,13 +333,13 @@ class Experiment:
         return ("--engine", "compiled") if system == "none" and self._settings.compile else ()
 
     @contextlib.contextmanager
-    def _server(self, system: str) -> Iterator[Server | None]:
+    def _server(self, system: str, kept: Path) -> Iterator[Server | None]:
         if not needs_server(system):
             yield None
         elif self._settings.server:
             yield Server(self._settings.server)
         else:
-            with start_server(self._bed, self._store, self._settings.serve_options, model=self._sent) as server:
+            with start_server(self._bed, self._store, self._settings.serve_options, cache=kept) as server:
                 yield server
 
 
@@ -355,9 +369,13 @@ def values(outcome: Outcome) -> dict[str, Any]:
 
 
 def middle(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The run of the middle by its seconds; of several with `each_run`, the seconds of all in their order."""
+    """The run of the middle by its seconds, with the start-up of the first, which had to measure; of several with
+    `each_run`, the seconds of all in their order."""
     chosen = sorted(runs, key=lambda run: run["seconds"])[len(runs) // 2]
-    return {**chosen, "each_run": [run["seconds"] for run in runs]} if len(runs) > 1 else chosen
+    if len(runs) == 1:
+        return chosen
+    first = {name: runs[0][name] for name in STARTING if name in runs[0]}
+    return {**chosen, **first, "each_run": [run["seconds"] for run in runs]}
 
 
 def _on_the_link(before: tuple[int, int] | None, after: tuple[int, int] | None) -> dict[str, Any]:

@@ -20,14 +20,14 @@ Rhos = Annotated[
         "--rho",
         min=0.001,
         help="Link time of plain over its compute time; may be repeated. (default: 0.25, 1, 4 and 16, with --quick "
-        "instead a link of 10 Mbit/s)",
+        "instead a link of 15 Mbit/s)",
     ),
 ]
 Samples = Annotated[
     list[str] | None,
     typer.Option(
         metavar="[MODEL=]N",
-        help="Photographs; MODEL=N for one network, may be repeated. (default: 96 with --quick, else per network so "
+        help="Photographs; MODEL=N for one network, may be repeated. (default: 192 with --quick, else per network so "
         "many that plain computes for about 12 s, 48 to 512)",
     ),
 ]

@@ -141,20 +141,14 @@ def start_server(
     store: Store,
     options: Sequence[str] = (),
     *,
-    model: SentModel | None = None,
     cache: Path | None = None,
     tenants: int = 1,
 ) -> Iterator[Server]:
-    """Runs a fresh `hapi serve` over the store: it has no manifests or caches of an earlier one.
-
-    Of models it has `model`, if that is given. `cache` is where it keeps things, if they shall outlive it. With more
-    than one of `tenants` each has a token.
-    """
+    """Runs a fresh `hapi serve` over the store, which has nothing of an earlier one but what is in `cache`, where it
+    keeps things if they shall outlive it. With more than one of `tenants` each has a token."""
     with tempfile.TemporaryDirectory(prefix="server-", dir=bed.folder) as folder:
         variables, cache = {}, cache or Path(folder) / "cache"
         tokens: tuple[str, ...] = ()
-        if model is not None:
-            model.give_server(cache)
         more = [*options, "--cache-dir", str(cache)]
         if bed.storage.address != LOOPBACK or tenants > 1:  # other hosts reach it: it asks for a token
             tokens = tuple(secrets.token_urlsafe(24) for _ in range(tenants))

@@ -76,3 +76,8 @@ def test_the_middle_of_short_runs_counts() -> None:
     runs = [{"seconds": seconds, "bytes": number} for number, seconds in enumerate((1.6, 1.2, 1.5))]
     assert middle(runs) == {"seconds": 1.5, "bytes": 2, "each_run": [1.6, 1.2, 1.5]}
     assert middle(runs[:1]) == runs[0]
+
+
+def test_the_start_up_of_the_first_run_counts_which_had_to_measure() -> None:
+    runs = [{"seconds": seconds, "start_seconds": start} for seconds, start in ((1.6, 16.0), (1.2, 5.0), (1.5, 6.0))]
+    assert middle(runs)["start_seconds"] == 16.0

@@ -96,7 +96,7 @@ def test_links_follow_from_rho_and_from_bandwidths() -> None:
     assert Settings(bandwidths=("20mbit",)).links() == [(None, 2e7)]
     assert [rho for rho, _ in Settings().links()] == list(RHOS)
     assert Settings(quick=True, rhos=(2.0,)).links() == [(2.0, None)]
-    assert Settings(quick=True).links() == [(None, 1e7)]  # nothing that scatters decides it
+    assert Settings(quick=True).links() == [(None, 1.5e7)]  # nothing that scatters decides it
 
 
 def test_servers_elsewhere_need_their_address_and_data() -> None:
