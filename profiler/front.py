@@ -61,8 +61,8 @@ def profile(
         compression: `none`, `lz4`, `zstd`, `packed`, or `auto`: measured where there is data, so that a plan may
             choose.
         streams: has a stream run over each cut that could be the best, with both tiers at work, and answers what it
-            needs, for the profile: compute_client.streams.contending, some ten seconds a cut of a server that has
-            nothing else to do.
+            needs, for the profile: compute_client.streams.contending, some ten seconds a cut (of a slow network a
+            minute or more) of a server that has nothing else to do.
 
     Raises:
         InputError: something does not fit together; further what capturing, the store and the server raise.

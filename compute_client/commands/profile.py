@@ -38,9 +38,9 @@ def profile_command(
 ) -> None:
     """Measure what every cut of a network costs on this machine (and on a server), and show it.
 
-    Each tier is timed alone. --streams has both work as in a job, for some ten seconds a cut, on a server that has
-    nothing else to do and keeps no features (hapi serve --feature-cache-bytes 0): that tells what they share, as on one
-    machine, and names the best single cut more surely.
+    Each tier is timed alone. --streams has both work as in a job, for some ten seconds a cut, or a minute or more of a
+    slow network, on a server that has nothing else to do and keeps no features (hapi serve --feature-cache-bytes 0):
+    that tells what they share, as on one machine, and names the best single cut more surely.
     """
     out = console(as_json)
     link_rate = None if bandwidth is None else parse_bandwidth(bandwidth)

@@ -33,8 +33,9 @@ SPAN_BYTES = 32 * 2**20
 """Most bytes of one request."""
 IDLE_SECONDS = 60.0
 """A stream that is left ends at the server after what is computed at that moment: slow networks take seconds."""
-SECONDS, MOST_SECONDS = 1.5, 30.0
-"""For which a stream is watched once it flows, and after which one that does not become steady is given up."""
+SECONDS, MOST_SECONDS = 1.5, 120.0
+"""For which a stream is watched once it flows, and after which one that does not become steady is given up: a slow
+network needs most of a minute to replace what fills its pipeline as often as a pace takes."""
 
 
 class Streams:
