@@ -6,6 +6,7 @@ the work that was timed. A cut's busier tier sets the pace of a stream over it, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
@@ -20,6 +21,8 @@ TOLERANCE = 1.3
 TURNS = 3
 """How often each stream is watched: a machine that is slower for a while slows one reading of each, and the one in the
 middle counts."""
+MOST_SECONDS = 300.0
+"""After which no further turn is begun: readings that take so long are long enough that one will do."""
 LINK_PART = 0.8
 """A stream whose bytes take so large a part of its time on the link tells nothing of the tiers."""
 
@@ -39,12 +42,23 @@ def contenders(profile: Profile) -> tuple[str, ...]:
     return tuple(cut.name for cut in cuts if is_one(cut))
 
 
-def watched(names: Sequence[str], pace: Callable[[str], float | None], turns: int = TURNS) -> dict[str, float]:
+def watched(
+    names: Sequence[str],
+    pace: Callable[[str], float | None],
+    turns: int = TURNS,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, float]:
     """Has a stream over each of these cuts watched, in turns, and answers the median of what each took per sample.
 
-    `pace` answers seconds, or None for a stream that did not become steady: without any answer a cut is left out.
+    `pace` answers seconds, or None for a stream that did not become steady: without any answer a cut is left out. Slow
+    networks have fewer turns, one at least: MOST_SECONDS.
     """
-    seen = [(name, pace(name)) for _ in range(turns) for name in names]
+    seen: list[tuple[str, float | None]] = []
+    begun = clock()
+    for turn in range(turns):
+        if turn and clock() - begun >= MOST_SECONDS:
+            break
+        seen += [(name, pace(name)) for name in names]
     paces = {name: [one for other, one in seen if other == name and one is not None] for name in names}
     return {name: median(found) for name, found in paces.items() if found}
 

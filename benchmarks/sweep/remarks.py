@@ -6,7 +6,7 @@ from benchmarks.sweep.cases import FAR, FIRST, HOPELESS, MOST_ROUNDS, MOST_SECON
 from benchmarks.sweep.uncertainty import SURE
 from benchmarks.testbed.others import DISTURBED, TRIES
 from compute_client.streams.pace import LEAST_FILLS
-from profiler.calibration import TURNS
+from profiler import calibration
 
 PAYLOAD = 1448 / 1514
 """Of an Ethernet frame of 1500 bytes, what is neither its header nor IP's nor TCP's (with time stamps): the shaper
@@ -22,7 +22,8 @@ def remarks(watched_seconds: float, *, is_shaped: bool) -> list[str]:
         "and the server takes at most 8 samples at once, as in its profile: how it finds larger batches is no matter "
         "of cuts, and takes hundreds of samples of each",
         "the profile is of either tier alone, and then of streams over each cut that could be the best, both tiers at "
-        f"work, watched {TURNS} times over a link that is not shaped (`stream_seconds`): as `hapi profile --streams`",
+        f"work, watched {calibration.TURNS} times (less often if that takes more than {calibration.MOST_SECONDS:g} s) "
+        "over a link that is not shaped (`stream_seconds`): as `hapi profile --streams`",
         f"the planner is told the bandwidth{frames}; the limit is the linear program's over the measured profile",
         f"a reading is {watched_seconds:g} s of a stream after its pipeline had filled, or longer, until all that "
         f"fills it was replaced {LEAST_FILLS:g} times; each stream has one at first, "

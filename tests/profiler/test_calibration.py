@@ -72,6 +72,17 @@ def test_streams_are_watched_in_turns_and_one_that_was_disturbed_does_not_count(
     assert asked == ["a", "b"] * 3
 
 
+def test_streams_that_take_long_have_fewer_turns() -> None:
+    asked: list[str] = []
+
+    def pace(name: str) -> float | None:
+        asked.append(name)
+        return 0.5
+
+    assert watched(("a", "b"), pace, turns=3, clock=lambda: 150.0 * len(asked)) == {"a": 0.5, "b": 0.5}
+    assert asked == ["a", "b"]
+
+
 def test_a_pace_of_no_cut_is_refused() -> None:
     with pytest.raises(InputError, match="no such cut"):
         calibrated(example(), {"cut7": 1.0}, FAST)
