@@ -56,15 +56,16 @@ def read(path: Path) -> Kept:
         raise InputError(f"{path}: not a document of hapi bench SCENARIO --json ({told}). Take it away.") from error
 
 
-def rows_of(kept: Iterable[Kept], scenario: str) -> list[Row]:
-    """All rows of a scenario that did not fail, from all its documents, the oldest run first.
+def rows_of(kept: Iterable[Kept], scenario: str, *, failed: bool = False) -> list[Row]:
+    """All rows of a scenario that did not fail (with `failed` those as well), from all its documents, the oldest run
+    first.
 
     `run` of each is the document: only rows of one run may be put in a ratio.
     """
     mine = sorted(
         (one for one in kept if one.scenario == scenario), key=lambda one: str(one.machine.get("started", ""))
     )
-    return [row.filled(run=str(one.path)) for one in mine for row in one.rows if not row.failed]
+    return [row.filled(run=str(one.path)) for one in mine for row in one.rows if failed or not row.failed]
 
 
 def newest(rows: Sequence[Row], *keys: str) -> list[Row]:

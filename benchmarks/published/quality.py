@@ -116,12 +116,14 @@ def extremes(rows: Sequence[Row]) -> tuple[dict[Case, float], dict[Case, float]]
 
 
 def ratios_by_policy(rows: Sequence[Row], best: Mapping[Case, float]) -> dict[str, dict[Case, float]]:
-    """Policy -> case -> its seconds over the best cut's; where no cuts were kept, as the rows say themselves."""
+    """Policy -> case -> its seconds over the best cut's: as the sweep judged it, which does not take the least of noisy
+    readings for the best; by the measured cuts for rows that were not judged."""
     found: dict[str, dict[Case, float]] = {}
     for row in rows:
         case = (row.model, row.bandwidth_bits_per_s)
-        given = row.get("ratio_to_best") or row.get("ratio_to_best_single")
-        ratio = row.seconds / best[case] if row.seconds and best.get(case) else given
+        ratio = row.get("ratio_to_best") or row.get("ratio_to_best_single")
+        if ratio is None and row.seconds and best.get(case):
+            ratio = row.seconds / best[case]
         if row.system in POLICIES and row.bandwidth_bits_per_s and ratio:
             found.setdefault(row.system, {})[case] = float(ratio)
     return {policy: found[policy] for policy in POLICIES if policy in found}

@@ -89,7 +89,8 @@ def published(
 def _by_scenario(documents: list[Kept]) -> dict[str, list[Row]]:
     from benchmarks.bench.kept import rows_of
 
-    return {one.scenario: rows_of(documents, one.scenario) for one in documents}
+    # rows of tenants fail where some of them did: which is what is to be compared
+    return {one.scenario: rows_of(documents, one.scenario, failed=one.scenario == "tenants") for one in documents}
 
 
 def _about(kept: Kept) -> str:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from kept_rows import e2e, keep, keep_all
+from kept_rows import e2e, keep, keep_all, tenants
 from PIL import Image
 
 from hapi import cli
@@ -52,6 +52,15 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(
     assert "Run time against bandwidth: nothing of ours" not in printed
     assert "Run time against bandwidth: no result of ours is kept for resnet18, resnet50" in printed
     assert "missing: hapi bench e2e --model torchvision:vgg19" in printed
+
+
+def test_tenants_that_failed_are_not_left_out(
+    tmp_path: Path, photographs: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep(tmp_path, "tenants", [{**row, "failures": 2, "failed": row["system"] == "ours"} for row in tenants()])
+    assert run(monkeypatch, "--data", photographs, "--results", str(tmp_path), "--json") == 0
+    rows = [row for row in json.loads(capsys.readouterr().out)["rows"] if row["name"] == "tenants"]
+    assert {row["says"] for row in rows} == {"ours fails for 2"}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"scenario": "e2e", "machine": {}}', '{"machine": {}, "rows": [1]}'])

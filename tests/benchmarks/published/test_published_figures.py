@@ -142,6 +142,17 @@ def test_tenants_are_held_against_the_same_count_or_more() -> None:
     assert found[5].get("says") == "ours goes on where the published one fails"
 
 
+def test_tenants_of_ours_that_failed_are_told() -> None:
+    broken = [{**row, "failures": 3, "failed": True} if row["system"] == "ours" else row for row in tenants()]
+    unmeasured = {"scenario": "tenants", "part": "mixed", "system": "ours", "tenants": 8, "failed": True}
+    found = {row.get("tenants"): row for row in tenancy.compare(rows([*broken, unmeasured]))}
+    assert found[12].get("ours_text").startswith("3 of 12 failed, 1.03 of the sum alone")
+    assert found[12].get("says") == "ours fails for 3"
+    assert found[8].get("ours_text").startswith("3 of 12 failed")
+    lost = [{**row, "failures": 4, "makespan_to_alone": None} for row in tenants()[:1]]
+    assert tenancy.compare(rows(lost))[0].get("ours_text") == "4 of 4 failed"
+
+
 def test_policies_are_held_against_ours_of_their_own_run() -> None:
     older = [row.filled(run="older") for row in rows(tenants())]
     (newer,) = [
@@ -172,3 +183,9 @@ def test_without_single_cuts_the_rows_own_ratio_counts() -> None:
     one = {"scenario": "sweep", "model": "alexnet", "bandwidth_bits_per_s": 1e9, "system": "single"}
     (found,) = quality.compare(rows([{**one, "seconds": 1.0, "ratio_to_best_single": 1.2}]))
     assert found.get("ours") == 0.0
+
+
+def test_split_quality_is_what_the_sweep_itself_says() -> None:
+    near = [{**row, "ratio_to_best": 1.04} if row["system"] == "paper" else row for row in sweep()]
+    shares = {row.get("policy"): row.get("ours") for row in quality.compare(rows(near)) if row.get("policy")}
+    assert shares == {"mix": 1.0, "paper": 1.0}
