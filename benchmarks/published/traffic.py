@@ -38,19 +38,21 @@ def compare(graphs: Iterable[Graph], stored_bytes: float) -> list[Row]:
 
 
 def measured(rows: Sequence[Row]) -> list[Row]:
-    """What training runs really received, per batch as published: at the highest rho that was run."""
+    """What training runs of one epoch really received, per batch as published: at the highest rho that was run.
+
+    Of more epochs nothing is told: the later ones receive nothing, as features are kept.
+    """
     found = []
-    rows = newest(rows, "model", "rho")
+    rows = newest([row for row in rows if row.epochs == 1], "model", "rho")
     for run in TRAFFIC:
-        mine = [row for row in rows if row.model == run.model and row.rho and row.bytes and row.samples and row.epochs]
+        mine = [row for row in rows if row.model == run.model and row.rho and row.bytes and row.samples]
         if not mine:
             if rows:
                 command = f"hapi bench e2e --model torchvision:{run.model} --rho 4 --system plain --system mix"
                 found.append(missing(FIGURE, run.model, _from_to(run.baseline_bytes, run.split_bytes), command))
             continue
         top = max(row.rho or 0.0 for row in mine)
-        sizes = {row.system: run.batch * (row.bytes or 0) / ((row.samples or 1) * (row.epochs or 1)) for row in mine
-                 if row.rho == top}  # fmt: skip
+        sizes = {row.system: run.batch * (row.bytes or 0) / (row.samples or 1) for row in mine if row.rho == top}
         if PLAIN in sizes and "mix" in sizes:
             found.append(
                 line(

@@ -114,6 +114,12 @@ def test_measured_bytes_are_scaled_to_the_published_batch() -> None:
     assert "rho 4" in first.get("ours_text")
 
 
+def test_bytes_of_an_iteration_are_of_epochs_that_receive_something() -> None:
+    later = [row.filled(epochs=10, rho=16.0) for row in rows(e2e()) if row.rho == 4.0]
+    assert "rho 4" in traffic.measured([*rows(e2e()), *later])[0].get("ours_text")
+    assert traffic.measured(later) == []
+
+
 def test_adaptation_tells_what_died_without_it() -> None:
     rate, at_once, whole, *absent = adaptation.compare(rows(memory()))
     assert [row.model for row in absent] == [model for model in adaptation.WANTED if model != "alexnet"]
