@@ -73,9 +73,11 @@ def checked(outcomes: Iterable[JobOutcome]) -> list[JobOutcome]:
 
 
 def mixed(server: TenantServer, alone: Sequence[Alone]) -> dict[str, Any]:
-    """All these jobs at once: makespan against the sum of their times alone, and how evenly they were slowed."""
-    total = sum(one.seconds for one in alone)
-    until = time.monotonic() + MOST_TIMES_ALONE * total + GRACE_SECONDS
+    """All these jobs at once: makespan against the sum of their times alone, and how evenly they were slowed.
+
+    All of that of the jobs that were done; `failures` counts the others.
+    """
+    until = time.monotonic() + MOST_TIMES_ALONE * sum(one.seconds for one in alone) + GRACE_SECONDS
 
     def trouble() -> str | None:
         if not server.is_alive:
@@ -92,9 +94,10 @@ def mixed(server: TenantServer, alone: Sequence[Alone]) -> dict[str, Any]:
     failures = [f"{outcome.job.tenant}: {outcome.error}" for outcome in outcomes if outcome.seconds is None]
     slowdowns = [(outcome.seconds or 0.0) / one.seconds for one, outcome in done]
     makespan = max((outcome.seconds or 0.0 for _, outcome in done), default=None)
+    total = sum(one.seconds for one, _ in done)  # those that failed took nothing: they must not make the others fast
     return {
         "tenants": len(alone),
-        "samples": sum(one.job.samples for one in alone),
+        "samples": sum(one.job.samples for one, _ in done),
         "seconds": makespan,
         "alone_seconds": total,
         "makespan_to_alone": None if makespan is None else makespan / total,

@@ -27,9 +27,12 @@ def broken(row: Row) -> list[str]:
 
 
 def judged(rows: list[Row]) -> list[Row]:
-    """Each row with `holds`. Ours fail with a broken promise; other policies promise nothing, so they never do."""
+    """Each row with `holds`. Ours fail with a broken promise; other policies promise nothing, so theirs fail only where
+    nothing was measured."""
     found = []
     for row in rows:
         said = broken(row)
-        found.append(row.filled(holds=", ".join(said) or "yes", failed=row.system == OURS and bool(said)))
+        found.append(
+            row.filled(holds=", ".join(said) or "yes", failed=row.failed or (row.system == OURS and bool(said)))
+        )
     return found

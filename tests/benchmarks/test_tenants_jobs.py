@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from benchmarks.bench.rows import Row
+from benchmarks.tenants import parts
 from benchmarks.tenants.clients import JobOutcome, differs, spans_of
 from benchmarks.tenants.jobs import MOST_CUT_BYTES, Network, Task, TenantJob, tasks
 from benchmarks.tenants.promises import broken, judged
@@ -52,7 +56,22 @@ def test_features_that_differ_by_more_than_rounding_are_told(networks: list[Netw
     assert "sample 1" in said
 
 
-def test_what_is_promised_is_judged_and_policies_never_fail_the_command() -> None:
+def test_jobs_that_failed_do_not_make_the_others_fast(networks: list[Network], monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [TenantJob(name, Task(networks[0], "output"), (0, 1)) for name in "abc"]
+    alone = [parts.Alone(job, JobOutcome(job, seconds=2.0), 1.0) for job in jobs]
+    died: Any = SimpleNamespace(address=None, is_alive=False, kills=1, peak_bytes=None, counters=dict)
+
+    def together(address: object, asked: list[TenantJob], **more: object) -> list[JobOutcome]:
+        return [JobOutcome(asked[0], seconds=2.2), *(JobOutcome(job, error="killed") for job in asked[1:])]
+
+    monkeypatch.setattr(parts, "run_together", together)
+    found = parts.mixed(died, alone)
+    assert found["failures"] == 2
+    assert (found["samples"], found["alone_seconds"]) == (2, 2.0)
+    assert found["makespan_to_alone"] == found["mean_slowdown"] == pytest.approx(1.1)
+
+
+def test_what_is_promised_is_judged_and_broken_promises_of_policies_never_fail_the_command() -> None:
     good = {"part": "mixed", "makespan_to_alone": 1.1, "worst_to_mean": 1.2, "failures": 0}
     slow = good | {"makespan_to_alone": 1.3, "worst_to_mean": None, "failures": 2}
     same = {"part": "same", "makespan_to_alone": 1.2, "computed_per_sample": 1.01}
@@ -67,4 +86,4 @@ def test_what_is_promised_is_judged_and_policies_never_fail_the_command() -> Non
     theirs = Row("tenants", "whole").filled(**slow)
     judgement = judged([rows[0], rows[1], theirs, theirs.filled(failed=True, note="the server did not start")])
     assert [row.get("holds") for row in judgement[:3]] == ["yes", *["failures, makespan, fairness"] * 2]
-    assert [row.failed for row in judgement] == [False, True, False, False]
+    assert [row.failed for row in judgement] == [False, True, False, True]
