@@ -45,6 +45,14 @@ class S3ImageFolder(Dataset[tuple[Tensor, int, int]]):
             self._client = os.getpid(), make_client()
         return self._client[1]
 
+    def open(self) -> None:
+        """Makes this process's client, which the first photograph would otherwise do."""
+        _ = self.client
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For workers that are no forks: boto3 clients cannot be pickled."""
+        return {**self.__dict__, "_client": None}
+
     def __len__(self) -> int:
         return len(self.samples)
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from benchmarks.baselines.networks import Extractor, Features, load_network
-from benchmarks.baselines.objects import open_dataset
-from benchmarks.baselines.training import Batches, Task, fit, run
+from benchmarks.baselines.objects import S3ImageFolder, open_dataset
+from benchmarks.baselines.training import Batches, Starting, Task, fit, run
 
 OpenDataset = Callable[[str, Callable[[Any], Tensor]], Any]
 """Of (address, transform): a map-style dataset with `classes`, of (image, class) or (image, class, bytes read)."""
@@ -26,8 +26,6 @@ OpenDataset = Callable[[str, Callable[[Any], Tensor]], Any]
 
 class PlainSource:
     """The features of a map-style dataset, read by DataLoader workers while the backbone computes."""
-
-    starting_seconds = 0.0
 
     def __init__(self, task: Task, open_dataset: OpenDataset = open_dataset) -> None:
         backbone, transform = load_network(task.model, task.weights)
@@ -37,14 +35,19 @@ class PlainSource:
         self.train_samples, self.val_samples = len(part), len(held)
         self.extract = Extractor(backbone, task.where, channels_last=task.channels_last)
         self._workers, self._order = task.workers, task.order()
-        shuffled = {"shuffle": True, "generator": self._order, **task.loading()}
+        self._starting = starting(self.dataset)
+        shuffled = {"shuffle": True, "generator": self._order, "worker_init_fn": self._starting, **task.loading()}
         self._train = Features(self.extract, DataLoader(Subset(self.dataset, part), **shuffled))
         self._val = Features(self.extract, DataLoader(Subset(self.dataset, held), **task.loading()))
 
+    @property
+    def starting_seconds(self) -> float:
+        return self._starting.seconds
+
     def training(self, epoch: int) -> Batches:
-        if (
-            epoch and self._workers
-        ):  # persistent workers keep the seed that a new pass would have drawn before its order
+        if not epoch:
+            self._starting.begins()
+        elif self._workers:  # persistent workers keep the seed that a new pass would have drawn before its order
             torch.empty((), dtype=torch.int64).random_(generator=self._order)
         return self._train
 
@@ -56,6 +59,11 @@ class PlainSource:
             self._train.bytes_received + self._val.bytes_received,
             self._train.requests + self._val.requests,
         )
+
+
+def starting(dataset: Any) -> Starting:
+    """Of a dataset's workers, which make their clients first; the connector's are made by its own code."""
+    return Starting(dataset.open if isinstance(dataset, S3ImageFolder) else None)
 
 
 def train_plain(data: str, model: str, **options: Any) -> dict[str, Any]:

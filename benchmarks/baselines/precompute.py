@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.baselines.networks import Extractor, Features, load_network
 from benchmarks.baselines.objects import open_dataset
+from benchmarks.baselines.plain import starting
 from benchmarks.baselines.training import Batches, Task, next_order, run, temporary_folder
 
 SYSTEM = "precompute"
@@ -25,8 +26,6 @@ SYSTEM = "precompute"
 class PrecomputeSource:
     """The features of a map-style dataset, from a file that the first epoch writes."""
 
-    starting_seconds = 0.0
-
     def __init__(self, task: Task) -> None:
         backbone, transform = load_network(task.model, task.weights)
         dataset = open_dataset(task.data, transform)
@@ -34,13 +33,20 @@ class PrecomputeSource:
         self._part, self._held = task.parts(len(dataset))
         self.train_samples, self.val_samples = len(self._part), len(self._held)
         extract = Extractor(backbone, task.where, channels_last=task.channels_last)
-        self._all = Features(extract, DataLoader(dataset, **task.loading()))
+        self._starting = starting(dataset)
+        self._all = Features(extract, DataLoader(dataset, worker_init_fn=self._starting, **task.loading()))
         self._order = task.order()
         self._task = task
         self._file = temporary_folder(self, "features") / "features.safetensors"
         self._kept: dict[str, Tensor] = {}
 
+    @property
+    def starting_seconds(self) -> float:
+        return self._starting.seconds
+
     def training(self, epoch: int) -> Batches:
+        if not epoch:
+            self._starting.begins()
         return self._batches(torch.tensor(self._part)[next_order(self.train_samples, self._order)])
 
     def validation(self) -> Batches:

@@ -23,7 +23,7 @@ from benchmarks.baselines.networks import Extractor, load_network
 from benchmarks.baselines.objects import EXTENSIONS, decoded, make_client
 from benchmarks.baselines.peers import PeerMissingError, required
 from benchmarks.baselines.shards import INDEX, place_of
-from benchmarks.baselines.training import Batches, Task, run, temporary_folder
+from benchmarks.baselines.training import Batches, Starting, Task, run, temporary_folder
 
 SYSTEM = "webdataset"
 BUFFER, BUFFER_AT_FIRST = 1000, 8
@@ -46,7 +46,6 @@ class TarredSource:
     """The features of the photographs in tar shards."""
 
     val_samples = 0
-    starting_seconds = 0.0
 
     def __init__(self, task: Task, *, shards: str) -> None:
         wds = required(SYSTEM)
@@ -75,12 +74,19 @@ class TarredSource:
         samples.append(wds.filters.detshuffle(BUFFER, BUFFER_AT_FIRST, seed=task.seed))
         samples.append(wds.filters.map(ReadSample(transform)))
         samples.append(wds.filters.batched(task.batch_size))
-        loading = {**task.loading(), "batch_size": None}
+        self._starting = Starting()
+        loading = {**task.loading(), "batch_size": None, "worker_init_fn": self._starting}
         self._loader = wds.WebLoader(samples, **loading).unbatched().batched(task.batch_size)
         self._extract = Extractor(backbone, task.where, channels_last=task.channels_last)
 
+    @property
+    def starting_seconds(self) -> float:
+        return self._starting.seconds
+
     def training(self, epoch: int) -> Batches:
         self._passes += 1
+        if not epoch:
+            self._starting.begins()
         for images, labels in self._loader:
             yield self._extract(images), torch.as_tensor(labels).to(self._extract.device)
 

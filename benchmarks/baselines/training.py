@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -98,6 +99,33 @@ class Numbers(Dataset[int]):
         return index
 
 
+class Starting:
+    """A DataLoader's `worker_init_fn` that tells how long the first epoch only started its processes.
+
+    `opened` is done in each worker first: what it needs before it can read.
+    """
+
+    def __init__(self, opened: Callable[[], object] | None = None) -> None:
+        self._opened = opened
+        self._ready = multiprocessing.Value("d", 0.0)
+        self._begun = 0.0
+
+    def begins(self) -> None:
+        """The first epoch does, now."""
+        self._begun = time.time()
+
+    def __call__(self, worker: int) -> None:
+        if self._opened is not None:
+            self._opened()
+        with self._ready.get_lock():
+            self._ready.value = self._ready.value or time.time()
+
+    @property
+    def seconds(self) -> float:
+        """Until the first worker could read; 0 without workers."""
+        return max(0.0, self._ready.value - self._begun) if self._ready.value else 0.0
+
+
 def next_order(samples: int, generator: torch.Generator) -> Tensor:
     """The order in which a DataLoader with shuffle=True and this generator reads next."""
     return torch.tensor(list(DataLoader(Numbers(samples), batch_size=None, shuffle=True, generator=generator)))
@@ -116,8 +144,11 @@ class Source(Protocol):
     classes: Sequence[str]
     train_samples: int
     val_samples: int
-    starting_seconds: float
-    """Of the first epoch: those in which processes were only being started. They are start-up, as for all systems."""
+
+    @property
+    def starting_seconds(self) -> float:
+        """Of the first epoch: those in which processes were only being started. They are start-up, as for all."""
+        ...
 
     def training(self, epoch: int) -> Batches:
         """The training part, in the order of that epoch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torchvision.datasets import ImageFolder
 
 import hapi
 from benchmarks.baselines import networks, objects, plain
+from benchmarks.baselines.training import Task
 from compute_client.train import HeadTrainer
 
 
@@ -86,6 +88,36 @@ def test_workers_do_not_change_the_result(pictures: Path, small_vit: str) -> Non
     alone = plain.train_plain(str(pictures), small_vit, num_workers=0, **options)
     helped = plain.train_plain(str(pictures), small_vit, num_workers=2, **options)
     assert alone["losses"] == helped["losses"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_starting_workers_is_start_up_as_a_warm_up_of_ours_is(pictures: Path, small_vit: str, workers: int) -> None:
+    sources: list[plain.PlainSource] = []
+
+    def opened(task: Task) -> plain.PlainSource:
+        sources.append(plain.PlainSource(task))
+        return sources[0]
+
+    task = Task(str(pictures), small_vit, "none", epochs=1, batch_size=4, val_split=0.0, num_workers=workers)
+    told = plain.fit("plain", task, opened)
+    assert (sources[0].starting_seconds > 0) == bool(workers)
+    assert told["epoch_seconds"][0] + sources[0].starting_seconds < told["seconds"]
+
+
+def test_a_client_is_made_before_the_first_photograph_and_crosses_to_no_other_process(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[FolderClient] = []
+
+    def make_client() -> FolderClient:
+        made.append(FolderClient(pictures))
+        return made[-1]
+
+    monkeypatch.setattr(objects, "make_client", make_client)
+    copy = pickle.loads(pickle.dumps(objects.S3ImageFolder("s3://photos/train", str)))  # noqa: S301  # our own
+    copy.open()
+    assert (len(made), made[1].reads) == (2, 0)
+    assert copy.samples
 
 
 def test_the_script_prints_one_json_document(pictures: Path, small_vit: str, capsys: Any) -> None:
