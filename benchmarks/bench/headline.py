@@ -19,6 +19,7 @@ RATIOS = (
 )
 OURS = ("mix", "ours")
 CHECKED = "simulated_over_measured"
+UNFINISHED = "This run was ended early: rows may be missing."
 
 
 def headline(rows: Sequence[Row]) -> list[str]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.bench.headline import headline
+from benchmarks.bench.headline import UNFINISHED, headline
 from benchmarks.bench.kept import Kept, read_folder
 from hapi.units import format_bytes
 
@@ -37,7 +37,8 @@ def index(kept: Sequence[Kept], folder: Path) -> str:
         failed = sum(row.failed for row in one.rows)
         count = f"{len(one.rows)} rows" + (f", {failed} failed" if failed else "")
         links = f"[rows]({_link(one.path, folder)}){_page(one.path, folder)}"
-        facts = [f"`{one.command}`", _machine(one), f"{count}: {links}", *headline(one.rows)]
+        facts = [f"`{one.command}`", _machine(one), f"{count}: {links}"]
+        facts += [*([UNFINISHED] if one.is_unfinished else []), *headline(one.rows)]
         shown = sorted(one.path.parent.glob("*.png")) if is_report else []
         pictures = [f"![{path.stem}]({_link(path, folder)})" for path in shown]
         name = one.path.parent.name if is_report else one.path.stem

@@ -23,6 +23,8 @@ class Kept:
     machine: Mapping[str, Any]
     remarks: tuple[str, ...]
     rows: tuple[Row, ...]
+    is_unfinished: bool = False
+    """Whether the run was ended early: rows may be missing."""
 
     @property
     def command(self) -> str:
@@ -50,7 +52,8 @@ def read(path: Path) -> Kept:
         if not isinstance(machine, Mapping) or not isinstance(rows, Sequence):
             raise TypeError("machine must be an object and rows a list")
         remarks = tuple(str(remark) for remark in document.get("remarks", ()))
-        return Kept(path, str(document["scenario"]), machine, remarks, tuple(map(row_from_json, rows)))
+        is_unfinished = bool(document.get("interrupted"))
+        return Kept(path, str(document["scenario"]), machine, remarks, tuple(map(row_from_json, rows)), is_unfinished)
     except (OSError, ValueError, TypeError, KeyError) as error:
         told = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path}: not a document of hapi bench SCENARIO --json ({told}). Take it away.") from error

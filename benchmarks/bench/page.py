@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.bench.headline import headline
+from benchmarks.bench.headline import UNFINISHED, headline
 from benchmarks.bench.rows import Row
 from benchmarks.bench.table import Column, grouped
 from hapi.units import format_bytes
@@ -24,7 +24,8 @@ Picture = tuple[str, bytes]
 def page(bench: Bench, pictures: Sequence[Picture]) -> str:
     """A whole HTML document, `pictures` being those of the bench's plots."""
     machine = bench.machine
-    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in [*bench.told, *headline(bench.shown_rows)])
+    found = [*([UNFINISHED] if bench.is_unfinished else []), *bench.told, *headline(bench.shown_rows)]
+    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in found)
     figures = "".join(_figure(plot, *picture) for plot, picture in zip(bench.plots, pictures, strict=True))
     tables = "".join(_table(title, rows, bench.columns) for title, rows in grouped(bench.shown_rows, bench.table_by))
     remarks = "".join(f"<li>{escape(remark)}</li>" for remark in bench.remarks)

@@ -96,7 +96,7 @@ class Bench:
         self.rows: list[Row] = []
         self.remarks: list[str] = []
         self.told: list[str] = []
-        self.is_interrupted = False
+        self.is_unfinished = False
         self.plots = list(plots)
         self.table_by = table_by
         self.machine = machine.describe()
@@ -116,9 +116,11 @@ class Bench:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._signals.close()
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
-            self.is_interrupted = True
-            self.remark("the run was interrupted: what it had not measured yet is missing")
+        is_interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+        if kind is not None:
+            self.is_unfinished = True
+            how = "was interrupted" if is_interrupted else f"ended early ({kind.__name__}: {error})"
+            self.remark(f"the run {how}: what it had not measured yet is missing")
         self._complete()
         for title, rows in grouped(self.shown_rows, self.table_by) if self.rows else ():
             if title:
@@ -135,11 +137,11 @@ class Bench:
             from benchmarks.bench.report import write_report
 
             self.say(f"report: {write_report(self, self._report)}")
-        if kind is not None and not self.is_interrupted:
+        if kind is not None and not is_interrupted:
             return
         if self._as_json:
             emit(self.to_json())
-        if self.is_interrupted:  # a KeyboardInterrupt would have the command line print a document of its own
+        if is_interrupted:  # a KeyboardInterrupt would have the command line print a document of its own
             raise SystemExit(INTERRUPTED)
         if any(row.failed for row in self.rows) or not self.rows:
             raise typer.Exit(FAILED)
@@ -147,17 +149,23 @@ class Bench:
     @contextlib.contextmanager
     def trial(self, **keys: Any) -> Iterator[Trial]:
         """Measures one row; `keys` are what is known of it beforehand (system, model, bandwidth, ...)."""
-        trial = Trial(Row(scenario=self.scenario, system=keys.pop("system", "")).filled(**keys))
+        trial = Trial(self._row(keys))
         try:
             yield trial
             if not trial.is_measured:
                 trial.row = trial.row.filled(failed=True, note="nothing was measured")
         except Exception as error:
-            if os.environ.get("HAPI_DEBUG") or not isinstance(error, HapiError):
-                traceback.print_exc(file=sys.stderr)
-            told = str(error) if isinstance(error, HapiError) else f"{type(error).__name__}: {error}"
-            trial.row = trial.row.filled(failed=True, note=told)
+            trial.row = _failed(trial.row, error)
         self.add(trial.row)
+
+    @contextlib.contextmanager
+    def step(self, **keys: Any) -> Iterator[None]:
+        """Work of which several rows come, such as all of one network's: what breaks there is one failed row with these
+        keys, and the run goes on after the block."""
+        try:
+            yield
+        except Exception as error:
+            self.add(_failed(self._row(keys), error))
 
     def add(self, row: Row) -> None:
         """Adds a row, and shows it."""
@@ -188,15 +196,26 @@ class Bench:
             "scenario": self.scenario,
             "machine": self.machine,
             "remarks": self.remarks,
-            **({"interrupted": True} if self.is_interrupted else {}),
+            **({"interrupted": True} if self.is_unfinished else {}),
             "rows": [row.to_json() for row in self.rows],
         }
+
+    def _row(self, keys: dict[str, Any]) -> Row:
+        return Row(scenario=self.scenario, system=keys.pop("system", "")).filled(**keys)
 
     def _complete(self) -> None:
         if self._finish is not None:
             self.rows = self._finish(self.rows)
         for system in self.compare_with:
             self.rows = compared(self.rows, system, same=self.same)
+
+
+def _failed(row: Row, error: Exception) -> Row:
+    """The row with what went wrong; where it came from is told as well if that was nobody's plan."""
+    if os.environ.get("HAPI_DEBUG") or not isinstance(error, HapiError):
+        traceback.print_exc(file=sys.stderr)
+    told = str(error) if isinstance(error, HapiError) else f"{type(error).__name__}: {error}"
+    return row.filled(failed=True, note=told)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 import typer
 
+from benchmarks.bench.headline import UNFINISHED
+from benchmarks.bench.index import index
+from benchmarks.bench.kept import read_folder
 from benchmarks.bench.rows import Row
 from benchmarks.bench.run import Bench, Plot
 from hapi.errors import InputError
@@ -112,6 +115,44 @@ def test_the_report_of_an_interrupted_run_is_written(tmp_path: Path) -> None:
         interrupted()
     assert ended.value.code == 130
     assert [row["system"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]] == ["mix"]
+
+
+def test_what_breaks_between_rows_is_a_failed_row_and_the_run_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken() -> None:
+        with Bench("e2e", as_json=True) as bench:
+            for model in ("a", "b"):
+                with bench.step(system="mix", model=model):
+                    if model == "a":
+                        raise InputError("the server did not start")
+                    with bench.trial(system="mix", model=model) as trial:
+                        trial.measured(seconds=1.0)
+
+    with pytest.raises(typer.Exit) as ended:
+        broken()
+    assert ended.value.exit_code == 1
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["model"], row["failed"], row["note"]) for row in rows] == [
+        ("a", True, "the server did not start"),
+        ("b", False, ""),
+    ]
+
+
+def test_the_report_of_a_run_that_broke_does_not_look_whole(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+
+    def broken() -> None:
+        with Bench("wire", report=tmp_path / "wire") as bench:
+            with bench.trial(system="mix") as trial:
+                trial.measured(seconds=1.0)
+            raise ZeroDivisionError("by zero")
+
+    with pytest.raises(ZeroDivisionError):
+        broken()
+    document = json.loads((tmp_path / "wire" / "rows.json").read_text())
+    assert document["interrupted"] is True
+    assert "ZeroDivisionError: by zero" in document["remarks"][0]
+    assert UNFINISHED in (tmp_path / "wire" / "index.html").read_text()
+    assert UNFINISHED in index(read_folder(tmp_path), tmp_path)
 
 
 def draw_seconds(figure: Figure, rows: Sequence[Row]) -> None:
