@@ -22,7 +22,8 @@ class Row:
         rho: link time of the plain baseline over its compute time, at that bandwidth.
         samples: samples per epoch.
         seconds: what the scenario times (its docstring says what); bytes: what crossed the link in that time.
-        limit_seconds: no split execution can be faster (the planner's linear program).
+        limit_seconds: the least that the planner's linear program gives any split execution, from what was measured
+            beforehand; a machine that is faster meanwhile may beat it.
         failed: the system gave no result; `note` says why.
         extra: what the scenario adds; in JSON these are keys of the row like the others.
     """
