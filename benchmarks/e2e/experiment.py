@@ -143,14 +143,8 @@ def run(settings: Settings, *, report: Path | None = None, as_json: bool = False
         for model in models:
             store = stores[model]
             experiment = Experiment(settings, bench, bed, store, companions[store.uri], model)
-            bench.say(f"{model} without a limit, for its compute time:")
-            compute_seconds = experiment.calibrate()
-            experiment.send()
-            for rho, rate in links:
-                if rate is None and compute_seconds is None:
-                    bench.remark(f"{model}: plain did not run, so no bandwidth follows from rho {rho}")
-                    continue
-                experiment.cell(systems, rho, rate, compute_seconds)
+            with bench.step(system="mix", model=model.removeprefix("torchvision:")):
+                experiment.whole(systems, links)
 
 
 @contextlib.contextmanager
@@ -214,6 +208,17 @@ class Experiment:
         self._bytes_per_epoch = 0
         self._compute_seconds: float | None = None
         self._sent: SentModel | None = None
+
+    def whole(self, systems: tuple[str, ...], links: Sequence[tuple[float | None, float | None]]) -> None:
+        """All rows of the network; raises what kept the storage server from having it."""
+        self._bench.say(f"{self._model} without a limit, for its compute time:")
+        compute_seconds = self.calibrate()
+        self.send()
+        for rho, rate in links:
+            if rate is None and compute_seconds is None:
+                self._bench.remark(f"{self._model}: plain did not run, so no bandwidth follows from rho {rho}")
+                continue
+            self.cell(systems, rho, rate, compute_seconds)
 
     def send(self) -> None:
         """Gives the storage server the network beforehand, unless that shall be part of every start-up."""

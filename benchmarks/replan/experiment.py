@@ -17,7 +17,7 @@ from benchmarks.testbed.processes import Outcome, ProgramFailedError
 from benchmarks.testbed.services import Server, Store, start_server, start_store
 from benchmarks.testbed.testbed import Testbed, open_testbed
 from compute_client.spans import span_size
-from hapi.errors import InputError
+from hapi.errors import HapiError, InputError
 from hapi.plan import Profile
 from profiler.planner import plan
 
@@ -136,7 +136,7 @@ def _measure(system: str, settings: Settings, bench: Bench, hosts: Hosts, profil
     keys = {"system": system, "model": settings.model.removeprefix("torchvision:"), "batch_size": settings.batch_size}
     try:
         batches, moments, outcome = _trained(system, settings, hosts)
-    except ProgramFailedError as error:
+    except (HapiError, TimeoutError) as error:
         for phase in PHASES:
             with bench.trial(**keys, phase=phase, bandwidth_bits_per_s=settings.rate(phase)):
                 raise error

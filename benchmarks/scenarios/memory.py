@@ -84,12 +84,13 @@ def memory(
             idle = idle_bytes(folder)
             bench.say(f"an idle server takes {format_bytes(idle)}")
             for name in names:
-                graph, transform = prepared(name)
-                limit = idle + graph.weight_bytes + parse_bytes(room)
-                for one in systems:
-                    keys = {"system": one, "model": name, "samples": count, "budget_bytes": limit}
-                    with bench.trial(**keys, precision="float32") as trial:
-                        measure(trial, Setting(folder, graph, transform, limit), one)
+                with bench.step(system="ours", model=name):
+                    graph, transform = prepared(name)
+                    limit = idle + graph.weight_bytes + parse_bytes(room)
+                    for one in systems:
+                        keys = {"system": one, "model": name, "samples": count, "budget_bytes": limit}
+                        with bench.trial(**keys, precision="float32") as trial:
+                            measure(trial, Setting(folder, graph, transform, limit), one)
 
 
 @dataclass(frozen=True)
@@ -190,12 +191,12 @@ def idle_bytes(folder: Path) -> int:
 
 
 def prepared(name: str) -> tuple[Graph, TransformSpec]:
-    """A torchvision backbone with random weights, and its transform."""
+    """A backbone with random weights (torchvision's unless its name says otherwise), and its transform."""
     from hapi.data import describe_transform
     from hapi.model import capture
     from hapi.model.zoo import load_model
 
-    model = load_model(f"torchvision:{name}", "none")
+    model = load_model(name if ":" in name else f"torchvision:{name}", "none")
     return capture(model.backbone, model.example, name=name), describe_transform(model.transform)
 
 

@@ -106,7 +106,8 @@ def tenants(
             settings = _Settings(folder, networks, parse_bytes(budget), parse_bytes(room), job_seconds, used, quick)
             if "mixed" in chosen or "vanish" in chosen:
                 counts = sorted(set(count or (QUICK_COUNTS if quick else COUNTS)))
-                _mixed(bench, settings, counts, system or ["ours", *(() if quick else POLICIES)], chosen)
+                with bench.step(system="ours", part="mixed"):
+                    _mixed(bench, settings, counts, system or ["ours", *(() if quick else POLICIES)], chosen)
             if "same" in chosen:
                 usual = QUICK_SAME if quick else SAME
                 _same(bench, settings, [tenants for tenants in SAME if tenants in (count or usual)])
@@ -183,8 +184,8 @@ def _same(bench: Bench, settings: _Settings, counts: Sequence[int]) -> None:
         # a server of its own for each: a deeper cut would begin at the features kept for the first
         with (
             multiplied(settings.folder, 2 * samples + SAME_WARM_SAMPLES) as folder,
-            tenant_server(folder, [network], settings.names, budget_bytes=settings.budget, cached=True) as server,
             bench.trial(system="ours", part="same", model=network.graph.name, budget_bytes=settings.budget) as trial,
+            tenant_server(folder, [network], settings.names, budget_bytes=settings.budget, cached=True) as server,
         ):
             task = Task(network, "output" if tenants == 20 else network.cut_at(0.9).name)
             trial.measured(**same(server, task, settings.names[:tenants], samples, SAME_WARM_SAMPLES))
@@ -200,8 +201,8 @@ def _beside(bench: Bench, settings: _Settings) -> None:
     with multiplied(settings.folder, images) as folder:
         for network in settings.networks[: 1 if settings.quick else 3]:
             with (
-                tenant_server(folder, [network], settings.names, budget_bytes=settings.budget) as server,
                 bench.trial(system="ours", part="beside", model=network.graph.name) as trial,
+                tenant_server(folder, [network], settings.names, budget_bytes=settings.budget) as server,
             ):
                 trial.measured(**beside(server, Task(network, "output"), settings.names, images, tries=9))
 

@@ -21,7 +21,6 @@ from benchmarks.sweep.streams import CutPace, Shares, Stream
 from benchmarks.sweep.uncertainty import best_cut, error_of_ratio, spread, verdict_on
 from benchmarks.testbed.dialogue import Dialogue, dialogue
 from benchmarks.testbed.others import TRIES, Watcher, least_disturbed
-from benchmarks.testbed.processes import ProgramFailedError
 from benchmarks.testbed.services import Store, start_server, start_store
 from benchmarks.testbed.testbed import Testbed, open_testbed
 from hapi.errors import InputError
@@ -143,8 +142,8 @@ def sweep_model(
     """One network at all bandwidths, with one server and one client; what breaks there is a row, no more."""
     name = name_of(model)
     bench.rows = [row for row in bench.rows if row.model != name]  # of an earlier run that did not get to its end
-    bed.link.shape(None)
-    try:
+    with bench.step(system="mix", model=name):
+        bed.link.shape(None)
         with start_server(bed, store, SERVE) as server:
             command = bed.compute.command(sys.executable, "-m", "benchmarks.sweep.client")
             variables = bed.compute.environment({**store.for_compute, **server.variables})
@@ -156,8 +155,6 @@ def sweep_model(
                 for rate in rates:
                     bed.link.shape(rate)
                     faster = network.at(bench, name, rate, policies, faster)
-    except (ProgramFailedError, InputError) as error:
-        bench.add(Row("sweep", "mix", model=name).filled(failed=True, note=str(error)))
 
 
 class Network:

@@ -171,26 +171,28 @@ def beside(server: TenantServer, task: Task, tenants: Sequence[str], images: int
     """
     large = JobRun(server.address, TenantJob(tenants[0], task, tuple(range(images))), in_flight=4, span=64)
     large.start()
-    _wait_for_batches(server, task)
-    before = _tenant(server, tenants[0])
-    waits, errors, sizes = [], [], []
-    for number in range(tries):
-        told = _prefix(server, task)
-        if told.reason != "exploring":
-            sizes.append(told.batch)
-        small = TenantJob(tenants[1 + number % (len(tenants) - 1)], task, (images - 1 - number,))
-        outcome = run_together(server.address, [small])[0]
-        if outcome.seconds is None:
-            errors.append(str(outcome.error))
-        else:
-            waits.append(outcome.seconds)
-    after, batch = _tenant(server, tenants[0]), statistics.median_low(sizes or [_prefix(server, task).batch])
-    if after.samples == before.samples:
-        raise RuntimeError(f"{task.name}: the large job got nothing while others asked for one image each")
-    sample_seconds = (after.device_seconds - before.device_seconds) / (after.samples - before.samples)
-    batch_seconds = batch * sample_seconds
-    large.vanish()
-    large.join()
+    try:
+        _wait_for_batches(server, task)
+        before = _tenant(server, tenants[0])
+        waits, errors, sizes = [], [], []
+        for number in range(tries):
+            told = _prefix(server, task)
+            if told.reason != "exploring":
+                sizes.append(told.batch)
+            small = TenantJob(tenants[1 + number % (len(tenants) - 1)], task, (images - 1 - number,))
+            outcome = run_together(server.address, [small])[0]
+            if outcome.seconds is None:
+                errors.append(str(outcome.error))
+            else:
+                waits.append(outcome.seconds)
+        after, batch = _tenant(server, tenants[0]), statistics.median_low(sizes or [_prefix(server, task).batch])
+        if after.samples == before.samples:
+            raise RuntimeError(f"{task.name}: the large job got nothing while others asked for one image each")
+        sample_seconds = (after.device_seconds - before.device_seconds) / (after.samples - before.samples)
+        batch_seconds = batch * sample_seconds
+    finally:
+        large.vanish()
+        large.join()
     return {
         "tenants": 2,
         "samples": images,

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import typer
 
 from benchmarks import rclone
-from benchmarks.e2e.experiment import Settings, middle, run
+from benchmarks.e2e import experiment
+from benchmarks.e2e.experiment import Experiment, Settings, middle, run
 from benchmarks.installing import ObjectStoreError
+from benchmarks.localserver import ServerDidNotStartError
+from benchmarks.testbed.services import SentModel, Store
 
 
 @pytest.mark.s3
@@ -70,6 +77,36 @@ def test_a_system_that_breaks_leaves_the_others(capsys: pytest.CaptureFixture[st
     ]  # fmt: skip
     assert "uv pip install" in rows[2]["note"] or "--testbed namespaces" in rows[2]["note"]
     assert "device" in rows[3]["note"]
+
+
+def test_a_network_that_the_server_does_not_get_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextmanager
+    def hosts(settings: Settings, say: object) -> Iterator[tuple[Any, dict[str, Store]]]:
+        link = SimpleNamespace(shape=lambda rate: None)
+        yield SimpleNamespace(link=link, remarks=()), dict.fromkeys(settings.chosen_models(), Store("s3://p", 8, 800))
+
+    def send_model(bed: object, store: object, model: str, weights: str, *, is_compiled: bool) -> SentModel:
+        if model.endswith("resnet18"):
+            raise ServerDidNotStartError("hapi serve did not start: no room")
+        return SentModel(tmp_path, 10)
+
+    def cell(self: Experiment, systems: tuple[str, ...], *situation: float | None) -> None:
+        for system in systems:
+            with self._bench.trial(system=system, model=self._model) as trial:
+                trial.measured(seconds=1.0, losses=[1.0])
+
+    monkeypatch.setattr(experiment, "hosts", hosts)
+    monkeypatch.setattr(experiment, "send_model", send_model)
+    monkeypatch.setattr(Experiment, "calibrate", lambda self: 1.0)
+    monkeypatch.setattr(Experiment, "cell", cell)
+    with pytest.raises(typer.Exit) as ended:
+        run(Settings(models=("resnet18", "alexnet"), rhos=(1.0,), systems=("mix",)), as_json=True)
+    assert ended.value.exit_code == 1
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["system"], row["failed"]) for row in rows] == [("mix", True), ("plain", False), ("mix", False)]
+    assert (rows[0]["model"], rows[0]["note"]) == ("resnet18", "hapi serve did not start: no room")
 
 
 def test_the_middle_of_short_runs_counts() -> None:
