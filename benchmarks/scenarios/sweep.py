@@ -19,7 +19,8 @@ def sweep(
     bandwidth: options.Bandwidths = None,
     system: options.Systems = None,
     seconds: Annotated[
-        float | None, typer.Option(min=0.1, help="To watch each cut once its pipeline has filled. (default 2.5)")
+        float | None,
+        typer.Option(min=0.1, help="To watch each cut once its pipeline has filled. (default 2.5, with --quick 2)"),
     ] = None,
     samples: options.Samples = None,
     batch_size: options.BatchSize = 8,
@@ -43,10 +44,11 @@ def sweep(
     others is looked up among the measured cuts. The last rows sum up: in how many of the cases (network and bandwidth)
     a policy is within 5 % of the best cut measured, and of the limit, the planner's linear program. Rows `cut:NAME`
     are in the JSON only. `mix` and `single` shall be within 5 % of the best in 95 % of the cases: `holds` says so.
-    Their streams are read again, in turns with the cuts that they are held against, until that is certain of a case or
-    has been tried five times; `+-` is the standard error that is left of a ratio, and `open` counts what stayed open.
+    Their streams are read again, in turns with the cuts that they are held against, until that is certain of a case,
+    8 times and for 60 s at most; `+-` is the standard error that is left of a ratio, and `open` counts what stayed
+    open.
 
-    The whole takes some 40 minutes, a network five to eight. An interrupted run keeps its rows; with --resume
+    The whole takes some 65 minutes on two cores, a network about ten. An interrupted run keeps its rows; with --resume
     it goes on, or `--model NAME --resume --report DIR` adds one network at a time to one page.
     """
     from benchmarks.sweep.experiment import Settings, run

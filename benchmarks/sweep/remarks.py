@@ -7,6 +7,7 @@ from benchmarks.sweep.uncertainty import SURE
 from benchmarks.testbed.others import DISTURBED, TRIES
 from compute_client.streams.pace import LEAST_FILLS
 from profiler import calibration
+from profiler.measuring import CPU_BATCH
 
 PAYLOAD = 1448 / 1514
 """Of an Ethernet frame of 1500 bytes, what is neither its header nor IP's nor TCP's (with time stamps): the shaper
@@ -19,8 +20,8 @@ def remarks(watched_seconds: float, *, is_shaped: bool) -> list[str]:
     return [
         "seconds are per sample of a steady stream through the DataLoader, head training included, features neither "
         "compressed nor kept anywhere; both tiers run eager engines, so that no compiling in the background disturbs, "
-        "and the server takes at most 8 samples at once, as in its profile: how it finds larger batches is no matter "
-        "of cuts, and takes hundreds of samples of each",
+        f"and the server takes at most {CPU_BATCH} samples at once, as in its profile: how it finds larger batches is "
+        "no matter of cuts, and takes hundreds of samples of each",
         "the profile is of either tier alone, and then of streams over each cut that could be the best, both tiers at "
         f"work, watched {calibration.TURNS} times (less often if that takes more than {calibration.MOST_SECONDS:g} s) "
         "over a link that is not shaped (`stream_seconds`): as `hapi profile --streams`",

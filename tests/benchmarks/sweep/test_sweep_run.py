@@ -12,7 +12,9 @@ import pytest
 from benchmarks.bench.rows import Row
 from benchmarks.bench.run import Bench
 from benchmarks.localserver import ServerDidNotStartError
+from benchmarks.scenarios.sweep import sweep
 from benchmarks.sweep import experiment
+from benchmarks.sweep.cases import MOST_ROUNDS, MOST_SECONDS
 from benchmarks.sweep.experiment import Settings, sweep_model
 from benchmarks.testbed.services import Server, Store
 
@@ -32,3 +34,7 @@ def test_a_network_whose_server_does_not_start_is_a_failed_row(monkeypatch: pyte
         ("alexnet", False, ""),
         ("resnet18", True, "hapi serve did not start: no room"),
     ]
+
+
+def test_the_help_tells_how_long_open_cases_are_read_again() -> None:
+    assert f"{MOST_ROUNDS} times and for {MOST_SECONDS:g} s at most" in " ".join(str(sweep.__doc__).split())
