@@ -45,7 +45,7 @@ def wire(
     receiving, decoding, and putting rows together. `seconds` are those of receiving, after a first pass over all
     samples, `limit` what the bytes alone take at the link's rate; `link filled` is the one over the other (TCP/IP and
     Ethernet take about 4 % of a link).
-    Processor seconds are per GB of features (as float32, 10^9 bytes).
+    Processor seconds are per GB of features (as float32, 10^9 bytes; of `objects` per GB of photographs).
     """
     from benchmarks.wire.experiment import Settings, run
 

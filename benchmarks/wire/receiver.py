@@ -36,7 +36,10 @@ def receive(
     server: str, data: str, model: str, weights: str, cut: str, codec: str, compression: str, in_flight: int,
     seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """Asks for all samples, and again for all, until `seconds` are over; at least once. A first pass is not counted."""
+    """Asks for all samples, and again for all, until `seconds` are over; at least once.
+
+    A first pass is not counted, but for what `first_pass_*` say: whoever looks at the server from outside sees it, too.
+    """
     stats = LoaderStats()
     with ServerClient(server) as client:
         dataset = client.register(data, refresh=False)
@@ -63,6 +66,8 @@ def receive(
             "samples": samples,
             "feature_bytes": samples * row_bytes,
             "bytes": stats.bytes_received - before,
+            "first_pass_feature_bytes": dataset.samples * row_bytes,
+            "first_pass_bytes": before,
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
 
