@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -93,8 +94,15 @@ def _judge(row: Row, limits: Mapping[Any, float], losses: Mapping[Any, Sequence[
 
 
 def loss_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Largest relative difference over the epochs."""
-    return max(abs(mine - other) / abs(other) for mine, other in zip(ours, theirs, strict=True))
+    """Largest relative difference over the epochs; infinite where a loss is no number, or differs from zero."""
+    return max(_differs(mine, other) for mine, other in zip(ours, theirs, strict=True))
+
+
+def _differs(mine: float, other: float) -> float:
+    if mine == other:
+        return 0.0
+    difference = abs(mine - other) / abs(other) if other else math.inf
+    return math.inf if math.isnan(difference) else difference
 
 
 def _limits(rows: Sequence[Row]) -> dict[Any, float]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.bench.rows import Row
-from benchmarks.e2e.judgement import cuts_text, epochs_text, judged
+from benchmarks.e2e.judgement import cuts_text, epochs_text, judged, loss_difference
 
 
 def row(system: str, seconds: float, losses: Sequence[float] = (1.0,), **values: Any) -> Row:
@@ -43,6 +43,13 @@ def test_losses_are_held_against_those_of_plain_at_any_bandwidth() -> None:
     assert rows[1].get("loss_difference") == pytest.approx(5e-8)
     assert rows[2].note == "losses differ from plain's by up to 0.05 (relative)"
     assert rows[3].note == "ended"
+
+
+@pytest.mark.parametrize(("mine", "plain"), [(float("nan"), 1.0), (1.0, float("nan")), (0.1, 0.0)])
+def test_a_loss_that_is_no_number_does_not_agree(mine: float, plain: float) -> None:
+    rows = judged([row("plain", 1.0, [1.0, plain]), row("mix", 1.0, [1.0, mine])])
+    assert rows[1].note == "losses differ from plain's by up to inf (relative)"
+    assert loss_difference([1.0, 0.0], [1.0, 0.0]) == 0.0
 
 
 def test_without_plain_it_is_said_that_nothing_was_compared() -> None:
