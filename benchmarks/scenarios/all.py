@@ -52,7 +52,7 @@ def run_all(
     quick: options.Quick = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Run every scenario as a process of its own, and keep page, pictures and rows of each in DIR.
+    """Run every scenario but `memory-model`, each as a process of its own; keep page, pictures and rows in DIR.
 
     Where the published figures need more than a scenario's defaults (networks and links), it is run with those. At the
     end DIR's README.md is written: what is there, from which command, machine, day and commit. A scenario that fails
@@ -147,11 +147,22 @@ def run_scenario(trial: Trial, words: list[str], folder: Path, most_seconds: flo
 
 
 def _ended(process: subprocess.Popen[bytes], most_seconds: float) -> tuple[int, str]:
-    """Its exit status, and how it ended in words."""
+    """Its exit status, and how it ended in words. Ctrl-C here is passed on, and raised once it has written its rows."""
     try:
         status = process.wait(most_seconds)
         return status, f"it ended with {status}"
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-    status = process.wait(END_SECONDS)
-    return status, f"it took longer than {most_seconds:.0f} s and was ended"
+        return _interrupted(process), f"it took longer than {most_seconds:.0f} s and was ended"
+    except KeyboardInterrupt:
+        _interrupted(process)
+        raise
+
+
+def _interrupted(process: subprocess.Popen[bytes]) -> int:
+    """Its exit status after a Ctrl-C: its own, or that of being killed where it does not end."""
+    process.send_signal(signal.SIGINT)
+    try:
+        return process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,33 @@ def test_a_run_is_a_row_with_its_seconds_and_counts(tmp_path: Path) -> None:
         run_scenario(trial, ["bench", "simulate", "--cell", "none"], tmp_path / "one")
     with pytest.raises(ProgramFailedError, match="took longer than 0 s and was ended and wrote no rows"):
         run_scenario(trial, ["bench", *words], tmp_path / "one", most_seconds=0.01)
+
+
+def test_an_interrupted_scenario_may_write_its_rows_before_the_run_ends(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, signal, sys\n"
+        "pathlib.Path('begun').touch()\n"
+        "try: signal.pause()\n"
+        "except KeyboardInterrupt: pathlib.Path('written').touch(); sys.exit(130)"
+    )
+
+    class Interrupted(subprocess.Popen[bytes]):
+        """Whose first wait is interrupted, once it has begun."""
+
+        is_asked = False
+
+        def wait(self, timeout: float | None = None) -> int:
+            while not (tmp_path / "begun").exists():
+                pass
+            if not self.is_asked:
+                self.is_asked = True
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    with Interrupted([sys.executable, "-c", program], cwd=tmp_path) as process, pytest.raises(KeyboardInterrupt):
+        all_scenarios._ended(process, 60.0)
+    assert process.returncode == 130
+    assert (tmp_path / "written").exists()
 
 
 def test_a_scenario_that_is_none_is_refused(
