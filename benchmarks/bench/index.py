@@ -39,13 +39,19 @@ def index(kept: Sequence[Kept], folder: Path) -> str:
         links = f"[rows]({_link(one.path, folder)}){_page(one.path, folder)}"
         facts = [f"`{one.command}`", _machine(one), f"{count}: {links}"]
         facts += [*([UNFINISHED] if one.is_unfinished else []), *headline(one.rows)]
-        shown = sorted(one.path.parent.glob("*.png")) if is_report else []
+        shown = _pictures(one) if is_report else []
         pictures = [f"![{path.stem}]({_link(path, folder)})" for path in shown]
         name = one.path.parent.name if is_report else one.path.stem
         parts.append("\n".join([f"## {name}", "", *(f"- {fact}" for fact in facts), "", *pictures]).rstrip() + "\n")
     if not kept:
         parts.append("Nothing is kept yet.\n")
     return "\n".join(parts)
+
+
+def _pictures(kept: Kept) -> list[Path]:
+    """Those of this run: in its folder may lie what an earlier one drew."""
+    found = sorted(kept.path.parent.glob("*.png"))
+    return [path for path in found if kept.pictures is None or path.stem in kept.pictures]
 
 
 def _machine(kept: Kept) -> str:

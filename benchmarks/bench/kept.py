@@ -25,6 +25,8 @@ class Kept:
     rows: tuple[Row, ...]
     is_unfinished: bool = False
     """Whether the run was ended early: rows may be missing."""
+    pictures: tuple[str, ...] | None = None
+    """Names of those that the run drew; None if it does not say."""
 
     @property
     def command(self) -> str:
@@ -52,8 +54,16 @@ def read(path: Path) -> Kept:
         if not isinstance(machine, Mapping) or not isinstance(rows, Sequence):
             raise TypeError("machine must be an object and rows a list")
         remarks = tuple(str(remark) for remark in document.get("remarks", ()))
-        is_unfinished = bool(document.get("interrupted"))
-        return Kept(path, str(document["scenario"]), machine, remarks, tuple(map(row_from_json, rows)), is_unfinished)
+        pictures = document.get("pictures")
+        return Kept(
+            path,
+            str(document["scenario"]),
+            machine,
+            remarks,
+            tuple(map(row_from_json, rows)),
+            is_unfinished=bool(document.get("interrupted")),
+            pictures=None if pictures is None else tuple(map(str, pictures)),
+        )
     except (OSError, ValueError, TypeError, KeyError) as error:
         told = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path}: not a document of hapi bench SCENARIO --json ({told}). Take it away.") from error

@@ -73,7 +73,8 @@ def write_report(bench: Bench, folder: Path) -> Path:
     from benchmarks.bench.page import page
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "rows.json").write_text(json.dumps(bench.to_json(), indent=1), "utf-8")
+    document = {**bench.to_json(), "pictures": [plot.name for plot in bench.plots]}  # others are an earlier run's
+    (folder / "rows.json").write_text(json.dumps(document, indent=1), "utf-8")
     pictures = []
     for plot in bench.plots:
         png, svg = draw(plot, bench.rows)

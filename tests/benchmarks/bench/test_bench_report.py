@@ -114,6 +114,18 @@ def test_a_folder_of_results_is_read_and_gets_a_page(tmp_path: Path) -> None:
     assert str(tmp_path) not in text.replace(kept[0].command, "")
 
 
+def test_pictures_of_an_earlier_run_in_the_same_folder_are_not_shown(tmp_path: Path) -> None:
+    for name in ("before", "now"):
+        written(tmp_path / "e2e", plots=[Plot(name, "Time", draw)])
+    text = index(read_folder(tmp_path), tmp_path)
+    assert "![now](e2e/now.png)" in text
+    assert "before" not in text
+    document = json.loads((tmp_path / "e2e" / "rows.json").read_text())
+    del document["pictures"]  # as runs were written before
+    (tmp_path / "e2e" / "rows.json").write_text(json.dumps(document))
+    assert "![before](e2e/before.png)" in index(read_folder(tmp_path), tmp_path)
+
+
 def test_an_empty_folder_keeps_nothing(tmp_path: Path) -> None:
     assert "Nothing is kept yet." in index(read_folder(tmp_path), tmp_path)
     with pytest.raises(InputError, match="not a folder"):
