@@ -97,7 +97,7 @@ def simulate(
     and a row fails that is not within 10 %.
     """
     if check:
-        _check(model, bandwidth, testbed, samples, quick, report, as_json)
+        _check(model, data, bandwidth, testbed, samples, seed, quick, report, as_json)
         return
     from benchmarks.simulate.cluster import Autoscaling, ClusterSpec, Failures
     from benchmarks.simulate.cluster import simulate as run
@@ -154,9 +154,11 @@ def simulate(
 
 def _check(
     models: list[str] | None,
+    data: str | None,
     bandwidths: list[str] | None,
     testbed: str,
     samples: int | None,
+    seed: int,
     quick: bool,
     report: Path | None,
     as_json: bool,
@@ -175,7 +177,7 @@ def _check(
         rates = [parse_bandwidth(text) for text in bandwidths or CHECK_BANDWIDTHS]
         used = samples or (QUICK_SAMPLES if quick else SAMPLES)
         for name in models or [CHECK_MODEL]:
-            run_check(bench, name, rates, testbed=testbed, samples=used, quick=quick)
+            run_check(bench, name, rates, data=data, testbed=testbed, samples=used, seed=seed, quick=quick)
 
 
 def _combinations(nodes: int, tenants: int) -> list[tuple[str, str]]:

@@ -52,11 +52,19 @@ class Case:
 
 
 def run_check(
-    bench: Bench, model: str, bandwidths: Sequence[float], *, testbed: str = "auto", samples: int, quick: bool
+    bench: Bench,
+    model: str,
+    bandwidths: Sequence[float],
+    *,
+    data: str | None = None,
+    testbed: str = "auto",
+    samples: int,
+    seed: int = 0,
+    quick: bool,
 ) -> None:
     """Adds a row for every case, failed where the simulation is too far off."""
     with (
-        photographs(None, min(PHOTOGRAPHS, samples)) as few,
+        photographs(data, min(PHOTOGRAPHS, samples), seed=seed) as few,
         multiplied(few, max(TENANTS) * samples) as folder,
         open_testbed(testbed) as bed,
     ):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks.bench.rows import Row
+from benchmarks.bench.run import Bench
 from benchmarks.localserver import local_server
-from benchmarks.simulate import fleet
+from benchmarks.simulate import check, fleet
 from benchmarks.simulate.check import ALONE, DEPTHS, TENANTS, Case, judged, mean, simulated
 from benchmarks.simulate.fleet import Wanted
+from hapi import cli
 from hapi.data import open_store
 from hapi.data.transfer import put_pictures
 from hapi.plan import CutCost, Link, Profile
@@ -52,6 +56,21 @@ def test_the_mean_of_two_profiles_has_mean_costs_and_a_mean_link() -> None:
     found = mean([PROFILE, faster])
     assert found.cut("output").server_seconds == pytest.approx(0.01)
     assert found.link == Link(100e6, 0.002)
+
+
+def test_the_check_takes_the_photographs_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def run_check(bench: Bench, model: str, rates: object, **how: Any) -> None:
+        asked.update(how)
+        bench.add(Row("simulate", "testbed", model))
+
+    monkeypatch.setattr(check, "run_check", run_check)
+    monkeypatch.setattr("sys.argv", ["hapi", "bench", "simulate", "--check", "--quick", "--data", "x", "--seed", "7"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    assert (asked["data"], asked["seed"], asked["samples"]) == ("x", 7, check.QUICK_SAMPLES)
 
 
 def test_a_fleet_measures_its_cases(tmp_path: Path) -> None:
