@@ -19,6 +19,8 @@ from hapi.data import build_manifest
 from hapi.settings import StoreSettings
 from storage_server.access.auth import load_tokens
 from storage_server.access.roots import Roots
+from storage_server.http.server import CLOSE_SECONDS
+from storage_server.settings import ServerSettings
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
@@ -101,6 +103,33 @@ def test_secrets_without_a_value_stop_compose() -> None:
 def test_example_tokens_are_a_tokens_file() -> None:
     table = load_tokens(DEPLOY / "tokens.example.toml", Roots(["s3://photos"]))
     assert table.tenant("put-at-least-16-characters-here").name == "demo"
+
+
+def test_the_example_tenant_may_read_every_address_that_is_told(compose: dict[str, Any]) -> None:
+    served = Roots(["s3://photos"])
+    tenant = load_tokens(DEPLOY / "tokens.example.toml", served).tenant("put-at-least-16-characters-here")
+    told = re.findall(r"--data (s3://\S+?)[`\s]", (DEPLOY / "README.md").read_text())
+    asked = compose["services"]["client"]["command"]
+    for address in [*told, asked[asked.index("--data") + 1]]:
+        assert tenant.roots.admit(address) == address
+    assert len(told) == 2
+
+
+def test_another_store_can_take_minios_place(compose: dict[str, Any]) -> None:
+    assert compose["x-store"]["HAPI_S3_ENDPOINT"] == "${HAPI_S3_ENDPOINT:-http://minio:9000}"
+    for name in ("bucket", "storage-server"):
+        assert compose["services"][name]["environment"] == compose["x-store"]
+
+
+def test_swap_does_not_extend_the_server_s_memory_and_it_may_end_its_requests(compose: dict[str, Any]) -> None:
+    server = compose["services"]["storage-server"]
+    assert server["memswap_limit"] == server["mem_limit"]
+    patience = ServerSettings(roots=("s3://photos",)).grace_seconds + CLOSE_SECONDS
+    assert float(server["stop_grace_period"].removesuffix("s")) > patience
+
+
+def test_the_image_can_compile_networks() -> None:
+    assert re.search(r"apt-get install .*\bg\+\+", (DEPLOY / "Dockerfile").read_text())
 
 
 def test_image_copies_every_package_and_the_build_files() -> None:
