@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Situation = tuple[str, float | None]
+"""A network, and the bits per second of its link."""
+
+MOST_PANELS = 6
+CHOSEN = f"Of more than {MOST_PANELS} networks and links some are drawn; all are in rows.json."
 STAGES = {
     "storage host, processor": "#2b6cb0",
     "link": "#f0b37e",
@@ -46,14 +51,15 @@ def plots() -> list[Plot]:
             "What was busy for how long",
             draw_stages,
             "Processor seconds of either host over the whole run, start-up included, and the seconds the link needs "
-            "for the bytes that crossed it; the dot is the time of the epochs. The three overlap in time.",
+            f"for the bytes that crossed it; the dot is the time of the epochs. The three overlap in time. {CHOSEN}",
             (10.0, 5.2),
         ),
         Plot(
             "start",
             "Start-up and epochs",
             draw_start,
-            "Wall-clock time of the client's process. Grey is start-up: imports, capture, upload, measuring, planning.",
+            "Wall-clock time of the client's process. Grey is start-up: imports, capture, upload, measuring, planning. "
+            + CHOSEN,
             (10.0, 5.2),
         ),
         Plot(
@@ -204,11 +210,11 @@ def _lines(
 
 
 def _panels(figure: Figure, rows: list[Row], panel: Any) -> None:
-    """One panel per situation, with a bar place per system; at most six situations, evenly chosen."""
-    groups = list(_grouped(rows, lambda row: (row.model, row.bandwidth_bits_per_s)).items())
-    step = -(-len(groups) // 6)
-    groups = groups[:: max(1, step)]
-    for axes, ((model, rate), group) in zip(_axes(figure, len(groups)), groups, strict=True):
+    """One panel per situation, with a bar place per system."""
+    groups = _grouped(rows, lambda row: (row.model, row.bandwidth_bits_per_s))
+    shown = spread_out(list(groups))
+    for axes, (model, rate) in zip(_axes(figure, len(shown)), shown, strict=True):
+        group = groups[model, rate]
         panel(axes, group)
         axes.set_yticks(range(len(group)), [row.system for row in group])
         axes.invert_yaxis()
@@ -216,7 +222,16 @@ def _panels(figure: Figure, rows: list[Row], panel: Any) -> None:
         axes.grid(axis="x", visible=True)
         axes.xaxis.set_major_formatter(lambda value, _: format_seconds(value) if value else "0")
         axes.tick_params(axis="x", labelsize=8)
-        axes.set_title(f"{model}, {format_bandwidth(rate)}", fontsize=10)
+        axes.set_title(f"{model}, {format_bandwidth(rate or 0.0)}", fontsize=10)
+
+
+def spread_out(situations: Sequence[Situation], most: int = MOST_PANELS) -> list[Situation]:
+    """At most so many, of the first network at its first link, of the second at its second, and so on, in turn."""
+    turns: dict[Situation, tuple[int, int]] = {}
+    for place, own in enumerate(_grouped(situations, lambda one: one[0]).values()):
+        turns |= {one: ((number - place) % len(own), place) for number, one in enumerate(own)}
+    chosen = sorted(turns, key=lambda one: turns[one])[:most]
+    return [one for one in situations if one in chosen]
 
 
 def _axes(figure: Figure, count: int) -> list[Axes]:
@@ -234,8 +249,8 @@ def _axes(figure: Figure, count: int) -> list[Axes]:
     return panels[:count]
 
 
-def _grouped(rows: Iterable[Row], key: Any) -> dict[Any, list[Row]]:
-    groups: dict[Any, list[Row]] = {}
+def _grouped(rows: Iterable[Any], key: Any) -> dict[Any, list[Any]]:
+    groups: dict[Any, list[Any]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     return groups

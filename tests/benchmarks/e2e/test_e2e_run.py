@@ -116,5 +116,8 @@ def test_the_middle_of_short_runs_counts() -> None:
 
 
 def test_the_start_up_of_the_first_run_counts_which_had_to_measure() -> None:
-    runs = [{"seconds": seconds, "start_seconds": start} for seconds, start in ((1.6, 16.0), (1.2, 5.0), (1.5, 6.0))]
-    assert middle(runs)["start_seconds"] == 16.0
+    runs = [
+        {"seconds": seconds, "start_seconds": start, "link_bytes_to_compute": 9, "client_cpu_seconds": start}
+        for seconds, start in ((1.6, 16.0), (1.2, 5.0), (1.5, 6.0))
+    ]
+    assert middle(runs)["start_seconds"] == middle(runs)["client_cpu_seconds"] == 16.0

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.bench.rows import Row
 from benchmarks.e2e.judgement import cuts_text, epochs_text, judged, loss_difference
+from benchmarks.e2e.plots import spread_out
 
 
 def row(system: str, seconds: float, losses: Sequence[float] = (1.0,), **values: Any) -> Row:
@@ -62,3 +63,13 @@ def test_how_epochs_and_cuts_are_written() -> None:
     assert epochs_text([4.0, *[0.5] * 9]) == "4.00, then 9 of 0.50"
     assert cuts_text([{"name": "layer3", "share": 0.62}, {"name": "input", "share": 0.38}]) == "62% layer3, 38% input"
     assert cuts_text([{"name": "output", "share": 1.0}]) == "output"
+
+
+@pytest.mark.parametrize("models", [1, 2, 5, 6])
+def test_panels_are_of_different_links_of_different_networks(models: int) -> None:
+    situations = [(f"net{model}", float(rate)) for model in range(models) for rate in (1, 2, 3)]
+    shown = spread_out(situations)
+    assert shown == sorted(shown)
+    assert len(shown) == min(6, len(situations)) == len(set(shown))
+    assert {rate for _, rate in shown} == {1.0, 2.0, 3.0}
+    assert {model for model, _ in shown} == {model for model, _ in situations}
