@@ -108,11 +108,11 @@ def serve(
     try:
         service.check_roots()
         sock = listen(settings.host, settings.port)
-        exempt_from_collection()
     except BaseException:
         service.close()
         raise
-    run(app_of(service), sock, lambda: _announce(service, sock, url_of(sock), as_json), settings.log_level)
+    with exempt_from_collection():
+        run(app_of(service), sock, lambda: _announce(service, sock, url_of(sock), as_json), settings.log_level)
 
 
 def _announce(service: Service, sock: socket.socket, url: str, as_json: bool) -> None:

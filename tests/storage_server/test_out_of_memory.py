@@ -43,8 +43,6 @@ def test_what_the_cpu_allocator_really_says_is_known() -> None:
 
 
 def test_what_was_there_before_serving_is_not_looked_through_again() -> None:
-    try:
-        exempt_from_collection()
+    with exempt_from_collection():
         assert len(gc.get_objects()) < gc.get_freeze_count()
-    finally:
-        gc.unfreeze()
+    assert not gc.get_freeze_count()

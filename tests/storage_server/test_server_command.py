@@ -49,6 +49,7 @@ def test_it_says_when_it_listens_serves_and_ends_well(options: list[str], photos
     assert out == "", "one JSON line and nothing else on standard output"
     assert ready["url"] in err
     assert "HAPI storage server" in err
+    assert "leaked" not in err, "libraries find nothing that was not freed"
     assert not leftover.exists()
     assert not list((tmp_path / "cache").rglob("*.part"))
 
