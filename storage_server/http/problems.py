@@ -95,6 +95,11 @@ def sentence(faults: Iterable[Mapping[str, Any]], most: int = 3) -> str:
     for fault in faults:
         if fault["type"] == "json_invalid":
             return f"the request's body is not JSON: {fault['ctx']['error']} at character {fault['loc'][-1]}."
+        if tuple(fault["loc"]) == ("body",):
+            if fault["type"] == "missing":
+                return "the request has no body. Send a JSON object, with the header Content-Type: application/json."
+            if isinstance(fault.get("input"), bytes):  # FastAPI reads nothing else as JSON
+                return "the request's body is not said to be JSON. Send the header Content-Type: application/json."
         place = [str(part) for part in fault["loc"] if part not in ("body", "query", "path")]
         said = str(fault["msg"]).removeprefix("Value error, ")
         parts.append(f"{'.'.join(place)}: {said}" if place else said)

@@ -277,6 +277,19 @@ def test_a_body_that_is_no_json_is_told_where_it_breaks(client: TestClient) -> N
     assert said == "the request's body is not JSON: Expecting value at character 7."
 
 
+@pytest.mark.parametrize(
+    "headers", [{}, {"Content-Type": "application/x-www-form-urlencoded"}, {"Content-Type": "text/plain"}]
+)
+def test_json_that_does_not_say_so_is_told_which_header_to_send(client: TestClient, headers: dict[str, str]) -> None:
+    said = problem(client.post("/v1/datasets", content=b'{"uri": "/"}', headers=headers), 422, "bad-input")
+    assert said.endswith("Send the header Content-Type: application/json.")
+
+
+@pytest.mark.parametrize("headers", [{}, JSON])
+def test_a_request_without_a_body_is_told_so(client: TestClient, headers: dict[str, str]) -> None:
+    assert "has no body" in problem(client.post("/v1/datasets", headers=headers), 422, "bad-input")
+
+
 def test_a_transform_with_a_typo_is_told_what_comes_close(client: TestClient, request_body: dict[str, Any]) -> None:
     body = request_body | {"transform": [{"name": "CentreCrop", "args": {"size": 8}}]}
     assert "Did you mean CenterCrop" in problem(client.post("/v1/extract", json=body), 422, "bad-transform")
