@@ -8,6 +8,7 @@ and the random numbers it draws (a base seed per epoch, then the permutation) ar
 from __future__ import annotations
 
 import base64
+import operator
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
@@ -194,8 +195,12 @@ class EpochOrder:
             return self._world
         return World.current() if self._own_sampler else World()
 
-    def _samples(self, positions: Sequence[Any]) -> list[int]:
+    def _samples(self, positions: Any) -> list[int]:
         if not self._own_sampler:
+            if not isinstance(positions, Iterable):  # PyTorch's loader passes on whatever a batch_sampler gives
+                raise InputError(
+                    f"the batch_sampler gave {positions!r}, not a batch. Pass it as sampler=, with a batch_size."
+                )
             return [self._sample(position) for position in positions]
         if self._indices is None:  # PyTorch's own samplers stay within bounds
             return list(positions)
@@ -204,12 +209,13 @@ class EpochOrder:
     def _sample(self, position: Any) -> int:
         if self._indices is None:
             return self._checked(position, "the sampler asked for")
-        if not 0 <= int(position) < self._length:
-            raise InputError(f"the sampler asked for position {int(position)}, but indices has {self._length} entries.")
-        return self._indices[int(position)]
+        number = _whole(position, "the sampler asked for")
+        if not 0 <= number < self._length:
+            raise InputError(f"the sampler asked for position {number}, but indices has {self._length} entries.")
+        return self._indices[number]
 
     def _checked(self, index: Any, who: str) -> int:
-        number = int(index)
+        number = _whole(index, who)
         if not 0 <= number < self.samples:
             raise InputError(
                 f"{who} sample {number}, but the dataset has {self.samples} samples "
@@ -236,3 +242,18 @@ class _Indices(Dataset[int]):
 
 def _as_is(value: Any) -> Any:
     return value
+
+
+def _whole(value: Any, who: str) -> int:
+    """A sample's number as a Python integer; InputError for what only looks like one: 1.7, or an entry of a mask."""
+    try:
+        if not isinstance(value, bool) and getattr(value, "dtype", None) is not torch.bool:
+            return operator.index(value)
+    except TypeError:
+        pass
+    hint = ""
+    if isinstance(value, list | tuple):
+        hint = " A sampler of whole batches is passed as batch_sampler=."
+    elif isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool"):
+        hint = " Of a mask, pass the positions where it is true."
+    raise InputError(f"{who} {value!r}, which is not the whole number of a sample.{hint}")

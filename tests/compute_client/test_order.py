@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader as TorchLoader
@@ -187,6 +188,32 @@ def test_impossible_arguments_are_refused(arguments: dict) -> None:
 def test_a_sampler_of_another_dataset_is_refused() -> None:
     with pytest.raises(InputError, match=r"sample 9.*4 samples"):
         list(EpochOrder(4, sampler=[0, 9]).batches(0))
+
+
+@pytest.mark.parametrize("wrong", [1.7, "0", True, torch.tensor(True), torch.tensor(1.0), np.True_, None])
+def test_what_only_looks_like_the_number_of_a_sample_is_refused(wrong: object) -> None:
+    with pytest.raises(InputError, match="not the whole number of a sample"):
+        list(EpochOrder(4, sampler=[wrong]).batches(0))
+    with pytest.raises(InputError, match="not the whole number of a sample"):
+        list(EpochOrder(4, sampler=[wrong], indices=[2, 3]).batches(0))
+    with pytest.raises(InputError, match="not the whole number of a sample"):
+        EpochOrder(4, indices=[wrong])
+
+
+def test_numbers_of_samples_may_be_of_numpy_and_torch() -> None:
+    chosen = [np.int64(2), torch.tensor(1), np.array(0)]
+    assert list(EpochOrder(4, batch_size=3, sampler=chosen).batches(0)) == [[2, 1, 0]]
+    assert list(EpochOrder(4, batch_size=3, indices=torch.tensor([3, 2])).batches(0)) == [[3, 2]]
+    assert list(EpochOrder(4, batch_sampler=[torch.tensor([1, 3])]).batches(0)) == [[1, 3]]
+
+
+def test_samplers_and_batch_samplers_in_each_others_place_are_told_theirs() -> None:
+    with pytest.raises(InputError, match=r"the sampler asked for \[0, 1\].*batch_sampler="):
+        list(EpochOrder(4, batch_size=None, sampler=[[0, 1]]).batches(0))
+    with pytest.raises(InputError, match=r"the batch_sampler gave 0.*sampler=, with a batch_size"):
+        list(EpochOrder(4, batch_sampler=[0, 1]).batches(0))
+    with pytest.raises(InputError, match="a mask"):
+        EpochOrder(4, indices=[True, False])
 
 
 @pytest.mark.parametrize(("rank", "size"), [(-1, 2), (2, 2), (0, 0)])
