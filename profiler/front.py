@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from hapi.data import TransformSpec, build_manifest, dataset_root, describe_transform, open_store, read_sample
+from hapi.data import (
+    TransformSpec,
+    build_manifest,
+    dataset_root,
+    describe_transform,
+    normalize_uri,
+    open_store,
+    read_sample,
+)
 from hapi.errors import InputError
 from hapi.model import Graph, capture, load_model
 from hapi.plan import Link, Profile
@@ -75,7 +83,7 @@ def profile(
     if server is not None:
         if data is None:
             raise InputError("a server measures itself on data that it can read: give data=, an address on its side.")
-        found = _with_server(subject, os.fspath(data), server, token, measured_samples, job, streams=streams)
+        found = _with_server(subject, normalize_uri(data), server, token, measured_samples, job, streams=streams)
     elif streams is not None:
         raise InputError("streams run between two tiers: give server=, or leave streams out.")
     else:

@@ -19,13 +19,14 @@ TOKEN = "secret"
 
 
 class FakeStorage:
-    """Serves one folder under the API's routes; notes what it is asked."""
+    """Serves one folder under the API's routes; notes what it is asked, and which datasets were named."""
 
     def __init__(self, folder: Path, scratch: Path) -> None:
         self.manifest = build_manifest(folder)
         self.store = open_store(str(folder))
         self.scratch = scratch
         self.asked: list[str] = []
+        self.named: list[str] = []
         self.models: dict[str, bytes] = {}
         self.machine = ""
 
@@ -49,6 +50,7 @@ class FakeStorage:
 
     def post_datasets(self, request: httpx.Request) -> httpx.Response:
         manifest = self.manifest
+        self.named.append(json.loads(request.content)["uri"])
         summary = {
             "digest": manifest.digest,
             "uri": manifest.uri,

@@ -106,6 +106,14 @@ def test_two_tiers(graph: Graph, storage: FakeStorage) -> None:
         profile(graph, **settings)
 
 
+def test_a_server_is_told_the_whole_path_of_a_relative_one(
+    graph: Graph, storage: FakeStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    profile(graph, "photos", transform=transform(), server="http://storage:1", token=TOKEN)
+    assert storage.named == [(tmp_path / "photos").as_uri()]
+
+
 def test_tiers_of_one_machine_are_measured_in_turn(
     graph: Graph, storage: FakeStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
