@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,6 +25,7 @@ from hapi.model.specs import TensorSpec
 Example: TypeAlias = "torch.Tensor | tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]"
 
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+_LOUD = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
 _WAY_OUT = (
     "Without a graph it can still run whole, on the client: server=None, or pushdown='none'. To push part of it down, "
     "divide the module with hapi.split(model, at=...) before the part that cannot be captured, or wrap that part away."
@@ -83,7 +86,7 @@ def _export(
     ways: list[Callable[[], AbstractContextManager[None]]] = [nullcontext]
     if any(isinstance(part, _FUSED) for part in module.modules()):
         ways.insert(0, fused_attention)
-    with evaluating(module), torch.no_grad(), warnings.catch_warnings():
+    with evaluating(module), torch.no_grad(), _hushed(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # export warns of its own workings; what matters to a user is raised
         for way in ways:
             try:
@@ -136,6 +139,24 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keeps export's log to itself, on this thread: of what fails it tells pages, and all of it is raised."""
+    thread = threading.get_ident()
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    loggers = [logging.getLogger(name) for name in _LOUD]
+    for logger in loggers:
+        logger.addFilter(is_of_others)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_of_others)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -201,3 +202,22 @@ def test_what_cannot_be_captured_is_refused_by_name_with_reason_and_way_out(modu
 def test_an_impossible_example_is_refused(example: Any, problem: str) -> None:
     with pytest.raises(CaptureError, match=problem):
         capture(nn.Identity(), example)
+
+
+@pytest.mark.parametrize("wrong", [nn.Linear(7, 2), DataDependent()])
+def test_what_export_logs_of_a_failure_is_left_to_the_error(wrong: nn.Module) -> None:
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    names = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+    for name in names:
+        logging.getLogger(name).addHandler(handler)
+    try:
+        with pytest.raises(CaptureError):
+            capture(wrong, torch.randn(2, 3))
+        assert not said
+        logging.getLogger(names[0]).error("of another's doing")
+        assert said == ["of another's doing"]
+    finally:
+        for name in names:
+            logging.getLogger(name).removeHandler(handler)
