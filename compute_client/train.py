@@ -58,7 +58,10 @@ class HeadTrainer:
         InputError for a dataset without labels, and for a split that leaves nothing to train on.
         """
         if not loader.classes:
-            raise InputError(f"{loader.dataset.uri}: has no labels to train on. Use one folder per class, or a list.")
+            raise InputError(
+                f"{loader.dataset.uri}: has no labels to train on. Use one folder per class, or a list with a column "
+                "'label'."
+            )
         check_kind(head)
         if epochs < 1 or hidden < 1 or weight_decay < 0:
             raise InputError("epochs and hidden must be at least 1, weight_decay not negative.")

@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +25,7 @@ MAX_LIST_BYTES = 1 << 30
 
 _KEY_COLUMNS = ("path", "key")
 _LABEL_COLUMN = "label"
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 class _Row(NamedTuple):
@@ -35,8 +38,8 @@ def list_manifest(store: ObjectStore, key: str) -> Manifest:
     """The samples that the list `key` names, in its order.
 
     Columns: `path` (or `key`), relative to the store's root, and optionally `label`; others are ignored. Labels that
-    are all whole numbers are used as they are; others are names, numbered in sorted order. A ManifestError tells the
-    line.
+    are all whole numbers are used as they are; others are names, numbered in sorted order, but not if all are numbers:
+    10.0 would come before 2.0. A ManifestError tells the line.
     """
     where = f"{store.uri}/{key}"
     size = store.info(key).size
@@ -130,7 +133,7 @@ def _columns(where: str, root: str, rows: Iterator[_Row]) -> tuple[list[int], li
     for line, key, label in rows:
         if not isinstance(key, str) or not key.strip():
             raise ManifestError(f"{where}, line {line}: the path is empty or not text.")
-        key = key.removeprefix(root + "/")
+        key = _relative(key, root)
         try:
             check_key(key, root)
         except AccessDeniedError as error:
@@ -144,6 +147,16 @@ def _columns(where: str, root: str, rows: Iterator[_Row]) -> tuple[list[int], li
     if not keys:
         raise ManifestError(f"{where}: no samples. Give the list at least one line below its head.")
     return lines, keys, labels
+
+
+def _relative(key: str, root: str) -> str:
+    """A path as lists have it, as in ./a.jpg or whole below the root, without what is no part of the key."""
+    folder = unquote(root.removeprefix("file://")) if root.startswith("file://") else root
+    for start in (root, folder):
+        key = key.removeprefix(start.rstrip("/") + "/")
+    while key.startswith("./"):
+        key = key.removeprefix("./")
+    return key
 
 
 def _look_up(store: ObjectStore, where: str, lines: list[int], keys: list[str]) -> tuple[np.ndarray, pa.Array]:
@@ -190,6 +203,12 @@ def _classes(where: str, lines: list[int], labels: list[Any]) -> tuple[list[str]
             raise ManifestError(f"{where}, line {lines[bad]}: label {numbers[bad]}. Number the classes from 0.")
         return [str(number) for number in range(int(numbers.max()) + 1)], numbers
     names = [str(label) for label in labels]
+    if all(_NUMBER.fullmatch(name) for name in names):
+        bad = next(place for place, name in enumerate(names) if not (name.isascii() and name.isdigit()))
+        raise ManifestError(
+            f"{where}, line {lines[bad]}: label {names[bad]} is not the number of a class. Number the classes 0, 1, 2 "
+            "and so on, or name them."
+        )
     classes = sorted(set(names))
     number = {name: place for place, name in enumerate(classes)}
     return classes, np.array([number[name] for name in names], np.int64)

@@ -80,8 +80,17 @@ def test_a_list_without_labels(root: Path, name: str, content: Any) -> None:
     assert listed(root, name, content) == [("odd, name.jpg", None), ("top.jpg", None)]
 
 
-def test_paths_may_be_whole_addresses_below_the_root(root: Path) -> None:
-    assert listed(root, "l.csv", f"path\n{root.as_uri()}/a/1.jpg\n") == [("a/1.jpg", None)]
+@pytest.mark.parametrize("start", ["{uri}/", "{path}/", "./", "././", "{path}/./"])
+def test_paths_may_be_whole_below_the_root_or_begin_with_a_dot(root: Path, start: str) -> None:
+    start = start.format(uri=root.as_uri(), path=root)
+    assert listed(root, "l.csv", f"path\n{start}a/1.jpg\n") == [("a/1.jpg", None)]
+
+
+def test_whole_paths_may_have_characters_that_an_address_quotes(root: Path) -> None:
+    folder = root / "my 100% photos"
+    folder.mkdir()
+    (folder / "a b.jpg").write_bytes(b"a b.jpg")
+    assert listed(folder, "l.csv", f"path\n{folder}/a b.jpg\n") == [("a b.jpg", None)]
 
 
 def test_a_list_may_be_named_by_its_key_in_a_store(root: Path) -> None:
@@ -105,8 +114,13 @@ def test_a_list_may_be_named_by_its_key_in_a_store(root: Path) -> None:
         ("l.csv", "path\n../secret.jpg\n", "line 2: key '../secret.jpg' does not stay below"),
         ("l.csv", "path\n/etc/hostname\n", "line 2: key '/etc/hostname' does not stay below"),
         ("l.csv", "path\na/../top.jpg\n", "line 2: key 'a/../top.jpg' does not stay"),
+        ("l.csv", "path\n./../top.jpg\n", "line 2: key '../top.jpg' does not stay"),
+        ("l.csv", "path\n.//etc/hostname\n", "line 2: key '/etc/hostname' does not stay"),
+        ("l.csv", "path,label\na/1.jpg,x\n./a/1.jpg,y\n", "line 3: 'a/1.jpg' is listed twice"),
         ("l.csv", 'path\n"a/1.jpg\n', "line 2: not CSV"),
-        ("l.csv", "path,label\na/1.jpg,-3\nb/3.jpg,1\n", None),
+        ("l.csv", "path,label\na/1.jpg,-3\nb/3.jpg,1\n", "line 2: label -3 is not the number of a class"),
+        ("l.csv", "path,label\na/1.jpg,2\nb/3.jpg,10.0\n", "line 3: label 10.0 is not the number of a class"),
+        ("l.csv", "path,label\na/1.jpg,x\nb/3.jpg,1.5\n", None),
         ("l.csv", "path,label\na/1.jpg,1000000\n", "Number the classes from 0"),
         ("l.csv", "path,label\na/1.jpg," + "9" * 500 + "\n", "Number the classes from 0"),
         ("l.csv", b"path\n\xff\xfe.jpg\n", "not UTF-8"),
@@ -125,8 +139,8 @@ def test_a_list_may_be_named_by_its_key_in_a_store(root: Path) -> None:
     ],
 )
 def test_a_wrong_line_is_named(root: Path, name: str, content: Any, says: str | None) -> None:
-    if says is None:  # labels that are not all whole numbers are names
-        assert listed(root, name, content) == [("a/1.jpg", 0), ("b/3.jpg", 1)]
+    if says is None:  # labels that are not all numbers are names
+        assert listed(root, name, content) == [("a/1.jpg", 1), ("b/3.jpg", 0)]
         return
     with pytest.raises(ManifestError, match=says) as caught:
         listed(root, name, content)
