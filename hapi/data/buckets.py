@@ -14,25 +14,29 @@ from hapi.settings import StoreSettings
 def create_bucket(uri: str, settings: StoreSettings | None = None) -> bool:
     """Makes the bucket of `s3://bucket/prefix` if it is missing, and says whether it did; folders need no making.
 
-    Through the `minio` client where it is installed and the settings name an endpoint and keys, else through boto3.
+    Through the `minio` client where it is installed, the settings name an endpoint and keys, and it understands the
+    store; else through boto3.
     """
     settings = settings or StoreSettings.load()
     store = open_store(uri, settings)
     if not isinstance(store, S3Store):
         return False
-    if settings.endpoint and settings.access_key and settings.secret_key and find_spec("minio"):
-        keys = settings.access_key.get_secret_value(), settings.secret_key.get_secret_value()
-        return _create_with_minio(store.bucket, settings.endpoint, keys, settings)
     try:
+        if settings.endpoint and settings.access_key and settings.secret_key and find_spec("minio"):
+            keys = settings.access_key.get_secret_value(), settings.secret_key.get_secret_value()
+            made = _create_with_minio(store.bucket, settings.endpoint, keys, settings)
+            if made is not None:
+                return made
         return store.create_bucket()
     finally:
         store.close()
 
 
-def _create_with_minio(bucket: str, endpoint: str, keys: tuple[str, str], settings: StoreSettings) -> bool:
+def _create_with_minio(bucket: str, endpoint: str, keys: tuple[str, str], settings: StoreSettings) -> bool | None:
+    """None if the client does not understand the store's answers."""
     import urllib3
     from minio import Minio
-    from minio.error import MinioException, S3Error
+    from minio.error import InvalidResponseError, MinioException, S3Error
 
     address = urlsplit(endpoint)
     what, token = f"s3://{bucket}", settings.session_token
@@ -59,6 +63,8 @@ def _create_with_minio(bucket: str, endpoint: str, keys: tuple[str, str], settin
     except S3Error as error:
         code = error.code or ""
         raise from_answer(code, error.message or "", error.response.status, what, endpoint) from error
+    except InvalidResponseError:  # rclone's server calls its XML text/xml, which this client takes for something else
+        return None
     except urllib3.exceptions.HTTPError as error:
         raise StoreUnavailableError(
             f"{what}: {endpoint} did not answer ({error}). "

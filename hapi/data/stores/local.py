@@ -33,7 +33,8 @@ class LocalStore:
         if not os.path.isdir(self._root):
             if os.path.exists(self._root):
                 raise ObjectNotFoundError(
-                    f"{self._root} is a file, and no .csv, .jsonl or .parquet list. Name the folder of images."
+                    f"{self._root} is a file, not a folder. Name the folder that holds it; a dataset may also be a "
+                    "list of files (.csv, .jsonl or .parquet)."
                 )
             raise ObjectNotFoundError(f"folder {self._root} does not exist. Check the path.")
         top = prefix.rpartition("/")[0]

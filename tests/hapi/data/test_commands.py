@@ -16,6 +16,7 @@ from hapi.data.commands import register
 from hapi.data.stores import LocalStore, S3Store
 from hapi.data.transfer import copy_objects
 from hapi.errors import AccessDeniedError, HapiError, InputError, ObjectNotFoundError, StoreUnavailableError
+from hapi.settings import StoreSettings
 
 if TYPE_CHECKING:
     from click.testing import Result
@@ -103,6 +104,25 @@ def test_a_bucket_is_made_once_by_either_client(
         create_bucket("s3://No_Bucket!", settings)
     with pytest.raises(StoreUnavailableError, match="did not answer"):
         create_bucket("s3://made", s3_store.settings(endpoint="http://127.0.0.1:9", attempts=1))
+
+
+def test_a_bucket_of_a_store_that_minio_does_not_understand_is_made_by_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
+    minio = pytest.importorskip("minio", reason="the extra 'minio' is not installed")
+
+    def ask(self: object, bucket_name: str) -> bool:
+        raise minio.error.InvalidResponseError(404, "text/xml; charset=utf-8", "<Error/>")
+
+    monkeypatch.setattr(minio.Minio, "bucket_exists", ask)
+    monkeypatch.setattr(S3Store, "create_bucket", lambda self: self.bucket == "made")
+    settings = StoreSettings.load(endpoint="http://127.0.0.1:9", access_key="me", secret_key="secret")
+    assert create_bucket("s3://made/some/prefix", settings)
+
+
+def test_a_file_is_not_pushed_as_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path\n")
+    result = run("push", str(tmp_path / "list.csv"), str(tmp_path / "copy"))
+    assert isinstance(result.exception, ObjectNotFoundError)
+    assert "is a file, not a folder" in str(result.exception)
 
 
 def test_a_folder_needs_no_bucket(tmp_path: Path) -> None:
