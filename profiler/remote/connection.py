@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -46,15 +47,12 @@ class Connection:
     def __init__(
         self, url: str, token: str | None, timeouts: Timeouts, transport: httpx.BaseTransport | None = None
     ) -> None:
-        """`token` defaults to the environment's HAPI_TOKEN. Nothing is sent yet; InputError for an impossible URL."""
-        parts = urlsplit(url if isinstance(url, str) else "")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"server {url!r}: not an address. Give it like http://storage:8470.")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise InputError("server: the address must not hold credentials or a query. Pass token=... instead.")
+        """`token` defaults to the environment's HAPI_TOKEN. Nothing is sent yet; InputError for an impossible URL or
+        token."""
+        parts = _address(url)
         self.url = url.rstrip("/")
         self._timeouts = timeouts
-        token = token if token is not None else os.environ.get(TOKEN_VARIABLE)
+        token = _checked(token if token is not None else os.environ.get(TOKEN_VARIABLE))
         self.has_token = bool(token)
         make = partial(
             httpx.Client,
@@ -179,6 +177,30 @@ class Connection:
 
     def _timeout(self, read: float) -> httpx.Timeout:
         return httpx.Timeout(self._timeouts.read, connect=self._timeouts.connect, read=read)
+
+
+def _address(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url if isinstance(url, str) else "")
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0  # may raise as well
+    except ValueError:
+        is_one = False
+    if not is_one:
+        raise InputError(f"server {url!r}: not an address. Give it like http://storage:8470.")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise InputError("server: the address must not hold credentials or a query. Pass token=... instead.")
+    return parts
+
+
+def _checked(token: str | None) -> str | None:
+    """The token without space around it, as the end of a file's line; it is a secret, so that no error shows it."""
+    token = token.strip() if token is not None else None
+    if token and not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise InputError(
+            f"the token of {len(token)} characters has other than printable ASCII characters, or spaces: no server "
+            f"knows such a one. Correct token=... or {TOKEN_VARIABLE}."
+        )
+    return token
 
 
 def _reason(error: BaseException) -> str:
