@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.baselines.peers import PeerMissingError, check_installed
 from benchmarks.baselines.published import freeze_cut
-from hapi.errors import InputError
 
 PLAIN = "plain"
 PLAIN_WORKERS = 2
@@ -59,13 +57,6 @@ class Job:
             "--data", self.data, "--model", self.model, "--weights", self.weights, "--epochs", str(self.epochs),
             "--batch-size", str(self.batch_size), "--seed", str(self.seed), "--val-split", "0", "--device", self.device,
         ]  # fmt: skip
-
-
-def check_names(names: Sequence[str]) -> None:
-    """InputError for a system that is not there."""
-    for name in names:
-        if name not in SYSTEMS:
-            raise InputError(f"system {name!r}: there are {', '.join(SYSTEMS)}.")
 
 
 def check_peer(system: str) -> None:

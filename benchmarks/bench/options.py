@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from hapi.errors import InputError
 
 AsJson = Annotated[
     bool,
@@ -39,3 +42,11 @@ Bandwidths = Annotated[
     list[str] | None, typer.Option("--bandwidth", help="Of the link, as in 100mbit or 1Gbit; may be repeated.")
 ]
 Systems = Annotated[list[str] | None, typer.Option("--system", help="Only this system; may be repeated.")]
+
+
+def check_known(what: str, given: Iterable[str] | None, known: Iterable[str]) -> None:
+    """InputError for a name that there is not: it would be left out, and nothing would say so."""
+    names = list(known)
+    for name in given or ():
+        if name not in names:
+            raise InputError(f"{what} {name!r}: there are {', '.join(names)}.")

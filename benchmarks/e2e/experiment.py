@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.baselines.peers import EXTRA
-from benchmarks.baselines.systems import PEERS, PLAIN, Job, check_names, command_of, is_installed, needs_server, note_of
+from benchmarks.baselines.systems import PEERS, PLAIN, Job, command_of, is_installed, needs_server, note_of
+from benchmarks.baselines.systems import SYSTEMS as KNOWN
+from benchmarks.bench.options import check_known
 from benchmarks.bench.photographs import photographs
 from benchmarks.bench.rows import Row
 from benchmarks.bench.run import Bench
@@ -89,7 +91,7 @@ class Settings:
         A peer that is not installed is among them only where it was asked for by name.
         """
         wanted = self.systems or tuple(name for name in self._usual() if name not in self.left_out())
-        check_names(wanted)
+        check_known("system", wanted, KNOWN)
         return (PLAIN, *(name for name in wanted if name != PLAIN))
 
     def left_out(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.baselines.systems import PLAIN
+from benchmarks.bench.options import check_known
 from benchmarks.bench.photographs import photographs
 from benchmarks.bench.run import Bench
 from benchmarks.bench.table import MODEL, SECONDS, SYSTEM, Column, number
@@ -73,9 +74,7 @@ class Settings:
         for name in self.faults:
             if not any(name in known for known in names):
                 raise InputError(f"fault {name!r}: is in none of {'; '.join(names)}.")
-        for name in self.systems:
-            if name not in SYSTEMS:
-                raise InputError(f"system {name!r}: there are {', '.join(SYSTEMS)}.")
+        check_known("system", self.systems, SYSTEMS)
         systems = self.systems or (SYSTEMS[:1] if self.quick else SYSTEMS)
         wanted = self.faults or (QUICK if self.quick else tuple(names))
         return [

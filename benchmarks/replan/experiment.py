@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.bench.options import check_known
 from benchmarks.bench.photographs import photographs
 from benchmarks.bench.run import Bench
 from benchmarks.e2e.experiment import fresh_caches
@@ -17,7 +18,7 @@ from benchmarks.testbed.processes import Outcome, ProgramFailedError
 from benchmarks.testbed.services import Server, Store, start_server, start_store
 from benchmarks.testbed.testbed import Testbed, open_testbed
 from compute_client.spans import span_size
-from hapi.errors import HapiError, InputError
+from hapi.errors import HapiError
 from hapi.plan import Profile
 from profiler.planner import plan
 
@@ -57,9 +58,7 @@ class Settings:
     testbed: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in self.systems:
-            if name not in SYSTEMS:
-                raise InputError(f"system {name!r}: there are {', '.join(SYSTEMS)}.")
+        check_known("system", self.systems, SYSTEMS)
 
     def rate(self, phase: str) -> float:
         """Of the link, bits per second."""

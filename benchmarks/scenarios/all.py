@@ -61,12 +61,10 @@ def run_all(
     option is run with it.
     """
     from benchmarks.bench.index import write_index
-    from hapi.errors import InputError
     from hapi.units import format_seconds
 
     runs = planned(results, quick)
-    if unknown := [name for name in scenario or () if name not in runs]:
-        raise InputError(f"--scenario {unknown[0]!r}: there are {', '.join(runs)}.")
+    options.check_known("--scenario", scenario, runs)
     with Bench("all", as_json=as_json, columns=COLUMNS, title="All scenarios") as bench:
         try:
             for name, words in runs.items():

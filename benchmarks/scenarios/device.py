@@ -74,6 +74,7 @@ def device(
     rate while the device runs, so without reading and decoding. Errors are to the module in float32, over the largest
     feature. `seconds` are the best of the repeats, after one pass that is not timed.
     """
+    options.check_known("system", system, SYSTEMS)
     with Bench("device", as_json=as_json, report=report, columns=COLUMNS, finish=with_ratios) as bench:
         import torch
 

@@ -48,6 +48,7 @@ PLOTS = (
 MODELS = ["alexnet", "resnet18", "resnet50", "mobilenet_v2", "densenet121", "vit_b_16"]
 QUICK_MODELS = ["resnet18"]
 EAGER, PLAIN = "eager", "plain-eager"
+SYSTEMS = (PLAIN, EAGER, "folded", "compiled", "torch.compile", "openvino")
 BATCH = 16
 PEAK_SIZE = 2048
 Run = Callable[["Tensor"], "Tensor"]
@@ -88,6 +89,7 @@ def engine(
     """
     from hapi.allocator import keep_freed_memory
 
+    options.check_known("system", system, SYSTEMS)
     keep_freed_memory()
     with (
         Bench("engine", as_json=as_json, report=report, columns=COLUMNS, compare_with=[EAGER, PLAIN],

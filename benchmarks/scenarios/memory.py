@@ -80,6 +80,8 @@ def memory(
         names = [name.removeprefix("torchvision:") for name in model or (MODELS[2:3] if quick else MODELS)]
         sizes = fixed or (QUICK_FIXED if quick else FIXED)
         systems = system or ["ours", *(f"fixed-{size}" for size in sizes), "whole", "paper-lp"]
+        for one in systems:
+            policy(one)
         with photographs(data, count, seed=seed) as folder:
             idle = idle_bytes(folder)
             bench.say(f"an idle server takes {format_bytes(idle)}")
@@ -133,8 +135,8 @@ def job(setting: Setting, system: str, group: MemoryGroup) -> dict[str, object]:
     from hapi.wire.protocol import ExtractRequest
     from profiler.remote import ServerClient
 
-    policy = system.replace("fixed-", "fixed:")
-    program = SERVE if system == "ours" else (sys.executable, "-m", "benchmarks.policies.server", "--policy", policy)
+    named = policy(system)
+    program = SERVE if named is None else (sys.executable, "-m", "benchmarks.policies.server", "--policy", named)
     quiet = {"HAPI_SERVER_FEATURE_CACHE_BYTES": "0"}
     with local_server(setting.folder, prefix=group.command(), program=program, environment=quiet) as server:
         client = ServerClient(server.url)
@@ -177,6 +179,21 @@ def job(setting: Setting, system: str, group: MemoryGroup) -> dict[str, object]:
                 "out_of_memory": prefixes[0].out_of_memory,
             }
     return told
+
+
+def policy(system: str) -> str | None:
+    """As benchmarks.policies.server has it, None for ours; InputError for a system that there is not."""
+    from benchmarks.policies.server import policy_of
+    from hapi.errors import InputError
+
+    if system == "ours":
+        return None
+    named = system.replace("fixed-", "fixed:")
+    try:
+        policy_of(named)
+    except InputError as error:
+        raise InputError(f"system {system!r}: there are ours, fixed-N, whole and paper-lp.") from error
+    return named
 
 
 def idle_bytes(folder: Path) -> int:

@@ -83,7 +83,8 @@ def tenants(
     """Tenants with tokens of their own ask one server for features, all at once.
 
     `mixed`: different networks and cuts inside one memory budget; `seconds` is the makespan, `alone` the sum of the
-    times of the same jobs one after the other; a tenant's slowdown is its time over that alone. `same`: 4 and 20 want
+    times of the same jobs one after the other, by ours for every system; a tenant's slowdown is its time over that
+    alone. `same`: 4 and 20 want
     the same. `beside`: one image while a large job runs, in times of its batch. `vanish`: every second one is killed.
     Systems: `ours`; `whole`, every request is one batch; `paper-lp`, the published linear program; the latter two in
     `mixed` only, under the same kernel limit. `holds` says which promise is broken: no failures, makespan 1.15 of alone
@@ -91,6 +92,8 @@ def tenants(
     batch times, killed tenants cost two batches at most. A broken promise of ours makes the command fail; what becomes
     of the others is told.
     """
+    options.check_known("--part", part, PARTS)
+    options.check_known("system", system, ("ours", *POLICIES))
     chosen = set(part or PARTS)
     columns = [Plot("slowdown", "How tenants are slowed, and how evenly", _draw)]
     with Bench("tenants", as_json=as_json, report=report, columns=COLUMNS, plots=columns, finish=judged) as bench:
@@ -110,7 +113,10 @@ def tenants(
                     _mixed(bench, settings, counts, system or ["ours", *(() if quick else POLICIES)], chosen)
             if "same" in chosen:
                 usual = QUICK_SAME if quick else SAME
-                _same(bench, settings, [tenants for tenants in SAME if tenants in (count or usual)])
+                counts = [tenants for tenants in SAME if tenants in (count or usual)]
+                if not counts:
+                    bench.remark(f"`same` was left out: it is of {' or '.join(map(str, SAME))} tenants (--count).")
+                _same(bench, settings, counts)
             if "beside" in chosen:
                 _beside(bench, settings)
 

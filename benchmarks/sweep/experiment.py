@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.baselines.published import freeze_cut
+from benchmarks.bench.options import check_known
 from benchmarks.bench.photographs import photographs
 from benchmarks.bench.rows import Row
 from benchmarks.bench.run import Bench
@@ -23,7 +24,6 @@ from benchmarks.testbed.dialogue import Dialogue, dialogue
 from benchmarks.testbed.others import TRIES, Watcher, least_disturbed
 from benchmarks.testbed.services import Store, start_server, start_store
 from benchmarks.testbed.testbed import Testbed, open_testbed
-from hapi.errors import InputError
 from hapi.plan import Link, Plan, Profile
 from hapi.units import format_bandwidth, parse_bandwidth
 from profiler.calibration import calibrated, contenders, watched
@@ -83,9 +83,7 @@ class Settings:
 
     def chosen_policies(self) -> tuple[str, ...]:
         """InputError for one that is not known."""
-        for name in self.policies:
-            if name not in POLICIES:
-                raise InputError(f"system {name!r}: there are {', '.join(POLICIES)}.")
+        check_known("system", self.policies, POLICIES)
         return self.policies or POLICIES
 
     @property

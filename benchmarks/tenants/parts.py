@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.tenants.clients import JobOutcome, JobRun, differs, run_together
@@ -254,11 +254,6 @@ def vanish(server: TenantServer, alone: Sequence[Alone]) -> dict[str, Any]:
         "peak_bytes": server.peak_bytes,
         "note": "; ".join([*failures[:2], *wrong[:2]]),
     }
-
-
-def renamed(alone: Sequence[Alone], tenants: Sequence[str]) -> list[Alone]:
-    """The same jobs for other tenants."""
-    return [replace(one, job=replace(one.job, tenant=name)) for one, name in zip(alone, tenants, strict=True)]
 
 
 def _explained(server: TenantServer, before: dict[str, float]) -> dict[str, Any]:
