@@ -132,18 +132,16 @@ def start(
         try:
             children.extend(_spawn(folder, name, command) for name, command in commands.items())
             if _wait_until_healthy(answers, children):
-                break
+                endpoint = Endpoint(f"http://{host}:{ports[front]}", access_key, secret)
+                began = [(child.pid, child.create_time()) for child in children]
+                _keep_state(folder, {**asdict(endpoint), "processes": began})
+                return endpoint
         except BaseException:
             _end(children)
             raise
         _end(children)
-    else:
-        logs = "\n".join((folder / f"{name}.log").read_text()[-500:] for name in program.servers())
-        raise ObjectStoreError(f"the object store at {folder} did not come up. Its logs end with:\n{logs}")
-    endpoint = Endpoint(f"http://{host}:{ports[front]}", access_key, secret)
-    began = [(child.pid, child.create_time()) for child in children]
-    _keep_state(folder, {**asdict(endpoint), "processes": began})
-    return endpoint
+    logs = "\n".join((folder / f"{name}.log").read_text()[-500:] for name in program.servers())
+    raise ObjectStoreError(f"the object store at {folder} did not come up. Its logs end with:\n{logs}")
 
 
 def stop(root: str | os.PathLike[str]) -> bool:

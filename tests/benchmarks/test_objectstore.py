@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -48,6 +49,26 @@ def test_data_and_keys_outlive_a_stop_and_everything_ends(s3_store: Endpoint, tm
         with pytest.raises(AccessDeniedError):
             S3Store("kept", "", second.settings(secret_key="another")).get("a.bin")
         store.close()
+
+
+def test_a_store_that_cannot_be_recorded_leaves_no_process(
+    s3_store: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        objectstore.rclone.install()
+    except ObjectStoreError as error:
+        pytest.skip(f"no rclone on this machine: {error}")
+    begun: list[int] = []
+
+    def keep_state(folder: Path, state: dict[str, Any]) -> None:
+        begun.extend(number for number, _ in state["processes"])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(objectstore, "_keep_state", keep_state)
+    with pytest.raises(OSError, match="no space left"):
+        objectstore.start(tmp_path, kind="rclone")
+    assert begun
+    assert not any(map(psutil.pid_exists, begun))
 
 
 def test_a_process_that_took_a_recorded_number_is_left_alone(tmp_path: Path) -> None:
