@@ -11,6 +11,9 @@ from hapi.errors import InputError
 TARGET_SECONDS = 12.0
 """Of plain's computing in an epoch: long beside what a job spends on starting, short beside a bench."""
 LEAST, MOST, STEP = 48, 512, 16
+LEAST_BATCHES, MOST_BATCH = 6, 32
+"""Of an epoch, and samples of a batch: a worker of plain's loader makes a whole one, so that of two nothing overlaps,
+and plain would take the sum of its link and its compute time."""
 PACE_SECONDS = 300.0
 
 
@@ -45,6 +48,14 @@ def fitting(seconds_per_sample: float) -> int:
     """So many photographs that plain computes for `TARGET_SECONDS`; 48 to 512, in steps of 16."""
     wanted = round(TARGET_SECONDS / max(seconds_per_sample, 1e-9) / STEP) * STEP
     return min(max(wanted, LEAST), MOST)
+
+
+def batch_size(samples: int) -> int:
+    """Of training, where none is given: 32, or fewer where so few photographs would not make enough batches.
+
+    How many there are is not known (0) of servers elsewhere: then it is 32.
+    """
+    return min(MOST_BATCH, max(1, samples // LEAST_BATCHES)) if samples else MOST_BATCH
 
 
 def measured_pace(bed: Testbed, model: str, weights: str) -> float:

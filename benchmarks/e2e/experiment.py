@@ -18,7 +18,16 @@ from benchmarks.bench.photographs import photographs
 from benchmarks.bench.rows import Row
 from benchmarks.bench.run import Bench
 from benchmarks.e2e.companions import Companions
-from benchmarks.e2e.counts import LEAST, TARGET_SECONDS, measured_pace, parse_samples, sample_counts
+from benchmarks.e2e.counts import (
+    LEAST,
+    LEAST_BATCHES,
+    MOST_BATCH,
+    TARGET_SECONDS,
+    batch_size,
+    measured_pace,
+    parse_samples,
+    sample_counts,
+)
 from benchmarks.e2e.judgement import COLUMNS, judged
 from benchmarks.e2e.plots import plots
 from benchmarks.testbed.links import RealLink
@@ -68,7 +77,7 @@ class Settings:
     systems: tuple[str, ...] = ()
     epochs: int = 1
     samples: tuple[str, ...] = ()
-    batch_size: int = 32
+    batch_size: int | None = None
     data: str | None = None
     weights: str = "none"
     seed: int = 0
@@ -140,7 +149,7 @@ def run(settings: Settings, *, report: Path | None = None, as_json: bool = False
                 f"runs of less than {SHORT_SECONDS:g} s were made {settings.repeats} times, the later ones with what "
                 "was measured in the first, and the middle one counts; start-up is that of the first"
             )
-        for remark in (*stores[models[0]].remarks, *counted(settings, models, stores)):
+        for remark in (*stores[models[0]].remarks, *counted(settings, models, stores), *batched(settings, stores)):
             bench.remark(remark)
         companions = {store.uri: Companions(bed, store, bench.remark) for store in stores.values()}
         for model in models:
@@ -200,6 +209,19 @@ def counted(settings: Settings, models: Sequence[str], stores: Mapping[str, Stor
     ]
 
 
+def batched(settings: Settings, stores: Mapping[str, Store]) -> list[str]:
+    """What is to be said of batches that are smaller than usual."""
+    sizes = {model: batch_size(store.samples) for model, store in stores.items()}
+    small = ", ".join(f"{model.removeprefix('torchvision:')} {size}" for model, size in sizes.items()
+                      if size < MOST_BATCH)  # fmt: skip
+    if settings.batch_size or not small:
+        return []
+    return [
+        f"training batches of fewer than {MOST_BATCH}: {small}: so that an epoch has {LEAST_BATCHES}, as what one "
+        "worker of plain's loader makes overlaps with others only (--batch-size says otherwise)"
+    ]
+
+
 class Experiment:
     """One network on one testbed."""
 
@@ -208,6 +230,7 @@ class Experiment:
     ) -> None:
         self._settings, self._bench, self._bed, self._store, self._model = settings, bench, bed, store, model
         self._companions = companions
+        self._batch_size = settings.batch_size or batch_size(store.samples)
         self._bytes_per_epoch = 0
         self._compute_seconds: float | None = None
         self._sent: SentModel | None = None
@@ -278,7 +301,7 @@ class Experiment:
             rho=rho,
             epochs=epochs,
             samples=self._store.samples or None,
-            batch_size=settings.batch_size,
+            batch_size=self._batch_size,
         ) as trial:
             with self._caches() as (client, kept):
                 runs = [self._run(system, rate, epochs, client, kept)]
@@ -310,7 +333,7 @@ class Experiment:
                 self._model,
                 settings.weights,
                 epochs,
-                settings.batch_size,
+                self._batch_size,
                 settings.seed,
                 settings.device,
                 server.url if server else None,

@@ -31,6 +31,10 @@ Samples = Annotated[
         "many that plain computes for about 12 s, 48 to 512)",
     ),
 ]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Samples per training batch. (default: 32, or fewer, so that an epoch has 6 batches)"),
+]
 Cpus = Annotated[int, typer.Option(min=1, help="Processors of this host.")]
 
 
@@ -46,7 +50,7 @@ def e2e(
     system: options.Systems = None,
     epochs: options.Epochs = 1,
     samples: Samples = None,
-    batch_size: options.BatchSize = 32,
+    batch_size: BatchSize = None,
     data: options.DataOption = None,
     weights: options.Weights = "none",
     seed: options.Seed = 0,

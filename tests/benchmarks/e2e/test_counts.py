@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.e2e.counts import fitting, parse_samples, sample_counts
+from benchmarks.e2e.counts import batch_size, fitting, parse_samples, sample_counts
+from benchmarks.e2e.experiment import Settings, batched
+from benchmarks.testbed.services import Store
 from hapi.errors import InputError
 
 MODELS = ("torchvision:mobilenet_v2", "torchvision:vit_b_16")
@@ -35,6 +37,15 @@ def test_no_job_is_too_short_or_too_long() -> None:
     assert fitting(0.0) == 512
     assert fitting(0.1) == 128
     assert fitting(float("inf")) == 48
+
+
+def test_few_photographs_make_small_batches_but_several() -> None:
+    assert {samples: batch_size(samples) for samples in (48, 64, 192, 512)} == {48: 8, 64: 10, 192: 32, 512: 32}
+    assert (batch_size(1), batch_size(0)) == (1, 32)
+    stores = {"torchvision:vit_b_16": Store("s3://few", 48, 1), "torchvision:alexnet": Store("s3://many", 498, 1)}
+    (said,) = batched(Settings(), stores)
+    assert said.startswith("training batches of fewer than 32: vit_b_16 8: so that an epoch has 6")
+    assert batched(Settings(batch_size=32), stores) == []
 
 
 def test_the_last_word_counts() -> None:
