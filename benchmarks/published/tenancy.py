@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from benchmarks.bench.kept import newest
 from benchmarks.bench.rows import Row
 from benchmarks.published.comparison import Figure, line
 from benchmarks.published.figures import TENANT_POINTS, TENANTS, TenantPoint
@@ -32,6 +33,7 @@ def compare(rows: Sequence[Row]) -> list[Row]:
         count = min((count for count in ours if count >= point.tenants), default=max(ours))
         row = ours[count]
         others = [other for other in mixed if other.system != "ours" and other.get("tenants") == count]
+        others = newest(others, "system")
         beside = "; ".join(_beside(other, same_run.get((other.get("run"), count))) for other in others)
         failed = int(row.get("failures") or 0)
         found.append(

@@ -53,7 +53,8 @@ class Testbed:
         return run_program(host.command(*words), host.environment(variables), timeout_seconds=seconds)
 
     def fetch(self, url: str) -> str:
-        """The text that a server of the storage host gives, asked from there: it does not cross the link."""
+        """The text that a server of the storage host gives, asked from there: it does not cross the link. Nothing if it
+        gives none: what is told beside a measurement does not fail it."""
         command = self.storage.command(sys.executable, "-I", "-c", _FETCH, url)
         done = subprocess.run(command, capture_output=True, text=True, env=self.storage.environment(), timeout=60)
         return done.stdout if done.returncode == 0 else ""

@@ -148,6 +148,13 @@ def test_tenants_are_held_against_the_same_count_or_more() -> None:
     assert found[5].get("says") == "ours goes on where the published one fails"
 
 
+def test_of_several_runs_of_a_policy_the_newest_is_told() -> None:
+    older, newer = ([row.filled(run=run) for row in rows(tenants())] for run in ("older", "newer"))
+    newer = [row.filled(failures=5) if row.system == "whole" else row for row in newer]
+    found = {row.get("tenants"): row.get("ours_text") for row in tenancy.compare([*older, *newer])}
+    assert found[12] == "0 of 12 failed, 1.03 of the sum alone; whole: 5 failed"
+
+
 def test_tenants_of_ours_that_failed_are_told() -> None:
     broken = [{**row, "failures": 3, "failed": True} if row["system"] == "ours" else row for row in tenants()]
     unmeasured = {"scenario": "tenants", "part": "mixed", "system": "ours", "tenants": 8, "failed": True}
