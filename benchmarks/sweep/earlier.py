@@ -18,7 +18,7 @@ from hapi.machine import cpu_name
 class Earlier:
     """Rows of networks that were measured before; none of failures, nor of what sums up.
 
-    Each has the time at which its run began, `started`.
+    Each has the time at which its run began, `started`, and that run's `command`: its data and settings may be others.
     """
 
     rows: tuple[Row, ...] = ()
@@ -44,15 +44,16 @@ class Earlier:
             )
         broken = {row.model for row in kept.rows if row.failed}
         rows = (row for row in kept.rows if row.model not in {EVERY, *broken})
-        began = kept.machine.get("started")
-        return cls(tuple(row if row.get("started") else row.filled(started=began) for row in rows))
+        origin = {"started": kept.machine.get("started"), "command": kept.command}
+        return cls(tuple(row if row.get("started") else row.filled(**origin) for row in rows))
 
     def give(self, bench: Bench) -> None:
-        """Puts the rows where new ones will be added, and says of when they are."""
+        """Puts the rows where new ones will be added, and says of when they are, and from which command."""
         bench.rows.extend(self.rows)
-        for began in dict.fromkeys(row.get("started") for row in self.rows):
+        for began, command in dict.fromkeys((row.get("started"), row.get("command")) for row in self.rows):
             models = dict.fromkeys(row.model for row in self.rows if row.get("started") == began)
-            bench.remark(f"measured by an earlier run, which began at {began}: {', '.join(models)}")
+            told = f" ({command})" if command else ""
+            bench.remark(f"measured by an earlier run, which began at {began}: {', '.join(models)}{told}")
 
     def has(self, model: str, rates: Sequence[float], policies: Sequence[str]) -> bool:
         """Whether everything is known of a network."""

@@ -45,7 +45,7 @@ def test_rows_say_when_they_were_measured(tmp_path: Path) -> None:
     assert [row.get("started") for row in bench.rows] == ["2025-12-31T00:00:00+00:00", "2026-01-01T00:00:00+00:00"]
     assert bench.remarks == [
         "measured by an earlier run, which began at 2025-12-31T00:00:00+00:00: a",
-        "measured by an earlier run, which began at 2026-01-01T00:00:00+00:00: b",
+        "measured by an earlier run, which began at 2026-01-01T00:00:00+00:00: b (hapi bench sweep)",
     ]
 
 
