@@ -86,10 +86,18 @@ class Backbone:
     @property
     def version(self) -> Hashable:
         """Changes when the weights are written to: by the user, who holds the same tensors."""
-        if self._module is None:
-            return ()
-        tensors = (*self._module.parameters(), *self._module.buffers())
+        if self._module is not None:
+            tensors = (*self._module.parameters(), *self._module.buffers())
+        else:
+            assert self._graph is not None
+            tensors = tuple(self._graph.weights.values())
         return tuple((id(tensor), tensor._version) for tensor in tensors if not tensor.is_inference())
+
+    def renew(self) -> None:
+        """After a change of `version`: a module is captured anew when that is needed. It may have other tensors, and a
+        batch norm writes to its statistics without their own versions changing."""
+        if self._module is not None:
+            self._graph = None
 
     def input_bytes(self, transform: Transform) -> int:
         """Bytes of one input tensor; a plausible guess for a function that cannot be asked."""

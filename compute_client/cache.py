@@ -95,16 +95,19 @@ class LoaderCache:
         self._key_makers: list[FeatureKeys] | None = None
         self._description: bytes | None = None
         self._version: Hashable = None
+        self._is_used = False  # whether something was kept, or found
         self._lock = threading.RLock()
 
     def begin(self, version: Hashable) -> None:
-        """Called before an epoch. Another `version` of the weights than before makes what is kept worthless."""
+        """Called at first, and before an epoch. Another `version` of the weights makes what is kept worthless."""
         with self._lock:
             if self._version is not None and version != self._version:
-                log.warning("the backbone's weights changed: the features that were kept are computed anew")
+                if self._is_used:
+                    log.warning("the backbone's weights changed: the features that were kept are computed anew")
                 self._table.clear()
-                self._known[:] = False
-                self._disk = None  # its keys name the weights that were
+                self._known[:], self._is_used = False, False
+                if self._key_makers is not None:
+                    self._disk = None  # its keys name the weights that were
             self._version = version
 
     def missing(self, indices: Indices, view: int) -> np.ndarray:
@@ -117,6 +120,7 @@ class LoaderCache:
             found = self._table.has(asked)
             found[~found] = self._from_disk(asked[~found], view)
             self._known[asked[found]] = True
+            self._is_used |= bool(found.any())
             absent = absent[~found]
         return absent
 
@@ -150,7 +154,7 @@ class LoaderCache:
             return
         indices = np.array(finished.span.indices, np.int64)[rows]
         features = tuple(feature.detach().to("cpu") for feature in finished.features)
-        self._labels[indices] = finished.labels[rows]
+        self._labels[indices], self._is_used = finished.labels[rows], True
         self._table.put(self._numbers(indices, finished.span.epoch), features)
         numbers = self._numbers(indices, finished.span.epoch)
         if self._disk is not None and self._know_keys(numbers, finished.span.epoch):

@@ -74,6 +74,7 @@ class Execution:
         """`here` is the dataset as this process reads it, if it shall go on without a server that is gone."""
         self.dataset, self.stats, self.activity = dataset, LoaderStats(), Activity()
         self._backbone, self._server, self._pushdown = backbone, server, pushdown
+        self._version = backbone.version
         self._seed, self._workload, self._limits, self._link = seed, workload, limits, link
         self._fixed = fixed_cut(pushdown, server is not None)
         self._note: str | None = None
@@ -104,6 +105,8 @@ class Execution:
             self._fallback = Fallback(here, self.stats, self._decision.give_server_up)
         self._window = Window(limits.in_flight)  # what a full server taught holds for the next epoch as well
         self.cache = open_cache(dataset, caching, self._transform, self._keys, self.stats)
+        if self.cache is not None:
+            self.cache.begin(self._version)
 
     @property
     def plan(self) -> Plan:
@@ -143,10 +146,23 @@ class Execution:
 
     def begin(self, epoch: int) -> int:
         """Called before an epoch; answers which variant of its random transforms the epoch sees."""
+        with self._lock:
+            if (version := self._backbone.version) != self._version:
+                self._renew()
+                self._version = version
         if self.cache is None:
             return epoch
-        self.cache.begin(self._backbone.version)
+        self.cache.begin(version)
         return epoch % self.cache.views
+
+    def _renew(self) -> None:
+        """After the weights were written to: what is left to compute here is made of them as they are now, and requests
+        name them so; the server, which does not know that name, is then sent them."""
+        self._backbone.renew()
+        if self._job.model is not None:
+            self._job = replace(self._job, model=self._backbone.graph(self._transform).digest)
+        if self._parts is not None:
+            self._parts = self._placed(self._parts)
 
     def cutter(self, epoch: int) -> SpanCutter:
         """Deals an epoch's samples to the cuts of the plan."""
@@ -294,10 +310,13 @@ class Execution:
                 cuts = [share.name for share in self._decision.plan.cuts]
                 if self._job.model is not None:
                     self._teacher.upload()
-                    self._parts = {cut: self._backbone.suffix(cut, self._transform) for cut in cuts}
-                else:
-                    self._parts = {INPUT: self._backbone.whole(self._transform)}
+                self._parts = self._placed(cuts)
             return self._parts
+
+    def _placed(self, cuts: Iterable[str]) -> dict[str, Compute]:
+        if self._job.model is None:
+            return {INPUT: self._backbone.whole(self._transform)}
+        return {cut: self._backbone.suffix(cut, self._transform) for cut in cuts}
 
     def _source(self) -> SpanSource:
         if self._server is None:

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 from compute_client import DataLoader, HeadTrainer
 from hapi.errors import InputError, SampleError
 from hapi.model import Graph
-from tests.compute_client.conftest import SAMPLES
+from tests.compute_client.conftest import SAMPLES, Small
 from tests.compute_client.fake_server import FakeServer, problem
 from tests.compute_client.test_loader_local import assert_no_threads, broken_copy
 
@@ -269,6 +269,30 @@ def test_weights_that_change_are_noticed(pictures: Path, backbone: nn.Module, tr
     finally:
         with torch.no_grad():
             backbone.body[0].bias.sub_(1)
+
+
+def test_weights_that_change_before_the_first_epoch_are_kept_under_their_own_name(
+    pictures: Path, tmp_path: Path, transform: v2.Compose, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = Small()
+    values: dict[str, Any] = {"backbone": network, "transform": transform, "batch_size": 8}
+    loader = DataLoader(pictures, cache_dir=tmp_path, **values)
+    with torch.no_grad():
+        network.body[0].bias.add_(1)
+    wanted = epochs(DataLoader(pictures, cache_bytes=0, **values), 1)
+    assert_equal(epochs(loader, 1), wanted)
+    assert "weights changed" not in caplog.text  # nothing was kept that had to be given up
+    later = DataLoader(pictures, cache_dir=tmp_path, **values)
+    assert later.plan.reasons == ("every feature is in the cache",)  # for that it has looked for their names
+    before = network.body[0].bias.detach().clone()
+    with torch.no_grad():
+        network.body[0].bias.add_(1)
+    assert_equal(epochs(later, 1), epochs(DataLoader(pictures, cache_bytes=0, **values), 1))
+    with torch.no_grad():
+        network.body[0].bias.copy_(before)
+    again = DataLoader(pictures, cache_dir=tmp_path, **values)
+    assert_equal(epochs(again, 1), wanted)
+    assert again.stats.disk_samples == SAMPLES
 
 
 def test_what_other_weights_give_in_mid_epoch_is_not_kept_under_the_name_of_those_before(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -19,7 +19,7 @@ from hapi.data import build_manifest
 from hapi.errors import DigestMismatchError, ForbiddenError, SampleError, UnauthorizedError
 from hapi.model import Graph
 from profiler.remote import ServerClient, Timeouts
-from tests.compute_client.conftest import SAMPLES
+from tests.compute_client.conftest import SAMPLES, Small
 from tests.compute_client.server_process import ServerProcess
 from tests.compute_client.test_loader_local import assert_no_threads, assert_same, broken_copy
 
@@ -72,6 +72,33 @@ def test_random_transforms_are_the_same_on_the_server(server: str, pictures: Pat
         return [batch for _ in range(2) for batch in loader]
 
     assert_same(batches(server=server, token=TOKEN, pushdown="all"), batches())
+
+
+def write_in_place(network: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1.5)
+
+
+def load_anew(network: nn.Module) -> None:
+    network.load_state_dict({name: value + 1 for name, value in network.state_dict().items()}, assign=True)
+
+
+def see_a_batch(network: nn.Module) -> None:
+    network.train()(torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 5)
+
+
+@pytest.mark.parametrize("change", [write_in_place, load_anew, see_a_batch])
+@pytest.mark.parametrize("pushdown", ["none", "stem", "all"])
+def test_weights_that_change_after_a_loader_was_made_are_those_of_both_tiers(
+    server: str, pictures: Path, transform: v2.Compose, pushdown: str, change: Callable[[nn.Module], None]
+) -> None:
+    network = Small()
+    arguments: dict = {"backbone": network, "transform": transform, "batch_size": 16}
+    loader = DataLoader(pictures, server=server, token=TOKEN, pushdown=pushdown, **arguments)
+    for _ in range(2):  # before the first epoch, and between two
+        change(network)
+        assert_same(list(loader), list(DataLoader(pictures, **arguments)))
 
 
 def test_a_new_loader_sees_what_was_added_and_an_old_one_goes_on(
