@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from compute_client.commands import options
 from hapi.console import console, emit, say
+from hapi.errors import InputError
 from hapi.units import format_bytes, format_seconds
 
 
@@ -46,6 +47,8 @@ def extract_command(
     from compute_client.files import check_target
     from compute_client.parquet import write_features
 
+    if out.suffix.lower() not in (".parquet", ".pq"):
+        raise InputError(f"--out {out}: the features are written as Parquet. Give a name like features.parquet.")
     check_target(out)
     began = time.monotonic()
     with (

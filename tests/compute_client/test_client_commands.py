@@ -130,8 +130,10 @@ def test_extract_leaves_nothing_half_written(hapi, pictures: Path, tmp_path: Pat
     assert "heron/03.jpg" in told.replace("\n", "")
     assert out.read_bytes() == b"what was there"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "features.parquet"]
-    code, _, _ = hapi("extract", "--data", root, "--model", MODEL, "--out", tmp_path / "no" / "x.parquet")
-    assert code == 2
+    for name, why in (("no/x.parquet", "folder does not exist"), ("x.csv", "written as Parquet")):
+        code, _, told = hapi("extract", "--data", root, "--model", MODEL, "--out", tmp_path / name)
+        assert code == 2
+        assert why in told.replace("\n", " ")
 
 
 def test_doctor_says_what_is_well(hapi, pictures: Path) -> None:
