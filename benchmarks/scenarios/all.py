@@ -157,8 +157,11 @@ def _ended(process: subprocess.Popen[bytes], most_seconds: float) -> tuple[int, 
 
 
 def _interrupted(process: subprocess.Popen[bytes]) -> int:
-    """Its exit status after a Ctrl-C: its own, or that of being killed where it does not end."""
-    process.send_signal(signal.SIGINT)
+    """Its exit status once it was asked to end: its own, or that of being killed where it does not.
+
+    By SIGTERM, which a Bench takes for Ctrl-C: SIGINT is ignored by what a script runs in the background.
+    """
+    process.send_signal(signal.SIGTERM)
     try:
         return process.wait(END_SECONDS)
     except subprocess.TimeoutExpired:

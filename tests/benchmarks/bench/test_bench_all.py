@@ -72,10 +72,13 @@ def test_a_run_is_a_row_with_its_seconds_and_counts(tmp_path: Path) -> None:
 
 def test_an_interrupted_scenario_may_write_its_rows_before_the_run_ends(tmp_path: Path) -> None:
     program = (
-        "import pathlib, signal, sys\n"
-        "pathlib.Path('begun').touch()\n"
-        "try: signal.pause()\n"
-        "except KeyboardInterrupt: pathlib.Path('written').touch(); sys.exit(130)"
+        "import pathlib\n"
+        "from benchmarks.bench.run import Bench\n"
+        "try:\n"
+        "    with Bench('wire') as bench:\n"
+        "        pathlib.Path('begun').touch()\n"
+        "        __import__('signal').pause()\n"
+        "finally: pathlib.Path('written').touch()"
     )
 
     class Interrupted(subprocess.Popen[bytes]):
