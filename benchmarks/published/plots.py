@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 THEIRS = "#a7b1bb"
 OURS = "ours"
 NAMES = {"vit_b_16": "ViT"}
+MOST_LEVEL = 4
+SLANTED: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+"""Of the names of more networks than that: level ones would run into one another."""
 
 
 def plots(kept: dict[str, list[Row]]) -> list[Plot]:
@@ -125,7 +128,8 @@ def draw_adaptation(ours: Sequence[Row], figure: Figure, rows: Sequence[Row]) ->
     right.axhline(1.0, color=INK, linewidth=0.8)
     right.set_title("ours (x: killed)")
     names = [f"{NAMES.get(model, model)}\n{base[model]:.3g}/s" if model in base else model for model in models]
-    right.set_xticks(range(len(models)), names, fontsize=8)
+    is_crowded = len(models) > MOST_LEVEL
+    right.set_xticks(range(len(models)), names, fontsize=8, **(SLANTED if is_crowded else {}))
     right.set_ylabel("images per second, of ours")
     right.set_ylim(bottom=0)
     right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
