@@ -38,7 +38,7 @@ PALETTE = {
 }
 """Systems that appear in several scenarios have one colour everywhere."""
 FIXED = "fixed-"
-SHADES = {4: "#b9cbe0", 8: "#93b0d1", 16: "#6c94c0", 32: "#4777ab", 64: "#2b5688"}
+SHADES = {2: "#d3deeb", 4: "#b9cbe0", 8: "#93b0d1", 16: "#6c94c0", 32: "#4777ab", 64: "#2b5688"}
 """Fixed batches, the larger the darker."""
 MOST_SVG_BYTES = 200_000
 """A plot of more points is shown as pixels."""
