@@ -10,6 +10,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import Subset
+
 from hapi.data import Manifest, ObjectStore, build_manifest, dataset_root, normalize_uri, open_store
 from hapi.errors import HapiError, InputError, ManifestError, UnknownDatasetError
 from hapi.wire.protocol import DatasetSummary
@@ -103,6 +105,8 @@ def _read(data: Any) -> tuple[str, Manifest | None, Any]:
     root = getattr(data, "root", None)
     if isinstance(root, str | Path) and hasattr(data, "samples") and hasattr(data, "class_to_idx"):
         return _read_image_folder(data, Path(root))
+    if isinstance(data, Subset):
+        raise InputError("data is a Subset: pass its dataset instead, and indices=subset.indices.")
     raise InputError(
         f"data is a {type(data).__name__}: HAPI reads an address (path, file://, s3://), a Manifest, or a torchvision "
         "ImageFolder. Name where the files lie."

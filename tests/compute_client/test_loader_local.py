@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader as TorchLoader
+from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
@@ -400,6 +401,8 @@ def test_wrong_arguments_are_refused_at_once(
 def test_wrong_data_is_refused(tmp_path: Path, backbone: nn.Module, transform: v2.Compose) -> None:
     with pytest.raises(ManifestError):
         DataLoader(tmp_path, backbone=backbone, transform=transform)
+    with pytest.raises(InputError, match="pass its dataset instead, and indices="):
+        DataLoader(Subset(list(CLASSES), [0]), backbone=backbone)
     with pytest.raises(InputError, match="data is a list"):
         DataLoader([1, 2], backbone=backbone, transform=transform)
 

@@ -144,7 +144,8 @@ def step_from_object(transform: Any) -> Step:
     """The step that a torchvision transform is; TransformError if it is none of the allowed ones."""
     kind = _BY_CLASS.get(type(transform))
     if kind is None:
-        raise TransformError(f"transform {_described(transform)} is not portable: only known transforms run elsewhere.")
+        known = ", ".join(sorted(name for name in KINDS if "." not in name))
+        raise TransformError(f"transform {_described(transform)} is not portable; torchvision's that are: {known}.")
     return Step(kind, transform)
 
 

@@ -252,6 +252,7 @@ class MyResize(v2.Resize):
     ("transform", "named"),
     [
         (v2.Compose([v2.Lambda(lambda image: image), *TO_FLOAT]), "Lambda"),
+        (v2.Compose([v2.FiveCrop(8), *TO_FLOAT]), "FiveCrop is not portable; torchvision's that are: .*CenterCrop, "),
         (v2.Compose([Brighter(), *TO_FLOAT]), "Brighter"),
         (v2.Compose([MyResize(8), *TO_FLOAT]), "MyResize"),
         (with_tail(v2.RandomApply([Brighter()])), "Brighter"),
