@@ -79,7 +79,7 @@ class Decoder:
         except HapiError as error:
             raise SampleError(str(error), index) from error
         except Exception as error:
-            raise SampleError(f"the transform failed with {type(error).__name__}: {error}", index) from error
+            raise SampleError(f"the transform failed with {type(error).__name__}: {error}.", index) from error
         finally:
             self._stats.add(decode_seconds=time.perf_counter() - started)
 

@@ -56,7 +56,7 @@ class SuffixRunner:
         with torch.no_grad():
             for start in range(0, len(tensors[0]), batch):
                 piece = [tensor[start : start + batch].to(self._device) for tensor in tensors]
-                outputs.append(as_tensors(compute(*piece)))
+                outputs.append(_rows(as_tensors(compute(*piece)), len(piece[0])))
             features = tuple(
                 torch.cat(column) if len(column) > 1 else column[0] for column in zip(*outputs, strict=True)
             )
@@ -91,6 +91,17 @@ def as_tensors(output: Any) -> tuple[torch.Tensor, ...]:
             "Wrap it in a module whose forward returns the features, for example `.pooler_output`."
         )
     return tuple(values)
+
+
+def _rows(outputs: tuple[torch.Tensor, ...], samples: int) -> tuple[torch.Tensor, ...]:
+    """The outputs; InputError unless each has a row per sample, as a captured graph always does."""
+    for output in outputs:
+        if not output.dim() or len(output) != samples:
+            raise InputError(
+                f"the backbone answers {samples} samples with a tensor of shape {tuple(output.shape)}: its first "
+                "dimension must be the batch. Wrap it in a module whose forward returns a row of features per sample."
+            )
+    return outputs
 
 
 def frozen_copy(module: nn.Module, device: torch.device) -> nn.Module:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import torch
 from torch import nn
 
 from compute_client.stats import LoaderStats
 from compute_client.suffix import LEAST_BATCH, MOST_BATCH, SUFFIX_BYTES, SuffixRunner, frozen_copy, suffix_batch
+from hapi.errors import InputError
 from hapi.model import Graph
 
 CPU = torch.device("cpu")
@@ -57,3 +62,12 @@ def test_a_twin_is_frozen_in_eval_mode_and_shares_its_parameters(backbone: nn.Mo
     x = torch.randn(4, 3, 16, 16)
     with torch.no_grad():
         assert torch.equal(twin(x), twin(x))  # the dropout is off
+
+
+@pytest.mark.parametrize(
+    "compute", [lambda x: x.flatten(0, 1), lambda x: x[:2], lambda x: x.mean(), lambda x: (x, x.flatten(0, 1))]
+)
+def test_a_backbone_without_a_row_per_sample_is_refused(compute: Callable[[torch.Tensor], Any]) -> None:
+    run = SuffixRunner({"input": compute}, device=CPU, stats=LoaderStats(), batch_size=8)
+    with pytest.raises(InputError, match=r"answers 8 samples .* its first dimension must be the batch"):
+        run("input", (torch.zeros(9, 3, 4),))
