@@ -183,9 +183,10 @@ def _output_index(title: str, exported: ExportedProgram, output: str | int | Non
     outputs = list(exported.graph.output_node().args[0])
     spec = exported.call_spec.out_spec
     assert spec is not None
-    result = pytree.tree_unflatten(range(len(outputs)), spec)
+    own = range(len(outputs) - spec.num_leaves, len(outputs))  # before them stands what the module wrote to in place
+    result = pytree.tree_unflatten(own, spec)
     if output is None:
-        tensors = [index for index, value in enumerate(outputs) if isinstance(value, torch.fx.Node)]
+        tensors = [index for index in own if isinstance(outputs[index], torch.fx.Node)]
         if len(tensors) == 1:
             return tensors[0]
         raise CaptureError(

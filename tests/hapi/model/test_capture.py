@@ -132,6 +132,24 @@ def test_several_outputs_are_refused_with_their_names(output: Any) -> None:
         capture(small_bert(), torch.zeros(1, 7, dtype=torch.long), output=output)
 
 
+class WritesToItsInput(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        F.relu(x, inplace=True)
+        x[:, 0] = 3
+        return {"twice": x * 2, "sum": x.sum(1)}
+
+
+@pytest.mark.parametrize("output", ["twice", "sum"])
+def test_what_a_module_writes_to_its_input_is_none_of_its_outputs(output: str) -> None:
+    example = torch.randn(2, 4)
+    graph = capture(WritesToItsInput(), example, output=output)
+    assert torch.equal(graph(example), WritesToItsInput()(example.clone())[output])
+    kept = example.clone()
+    assert torch.equal(graph(example), graph(kept))
+    assert torch.equal(example, kept)
+    assert (example[:, 0] != 3).all()
+
+
 class DataDependent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * 2 if x.sum() > 0 else x
