@@ -84,8 +84,9 @@ Room = Annotated[Shell, Depends(room_of)]
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's entries for error answers."""
-    return {status: {"model": Problem, "content": {PROBLEM_JSON: {}}} for status in (401, *statuses)}
+    """OpenAPI's entries for error answers. FastAPI would say application/json of a `model`."""
+    content = {PROBLEM_JSON: {"schema": Problem.model_json_schema()}}
+    return {status: {"content": content} for status in (401, *statuses)}
 
 
 def router() -> APIRouter:
@@ -111,11 +112,11 @@ def router() -> APIRouter:
             info, is_new = await store_upload(shell.service.models, digest, tenant.name, request, shell.run)
         return JSONResponse(info.model_dump(mode="json"), 201 if is_new else 200)
 
-    @api.get("/models/{digest}", tags=["models"], summary="Describe a model and its cuts", responses=problems(404))
+    @api.get("/models/{digest}", tags=["models"], summary="Describe a model and its cuts", responses=problems(404, 422))
     async def get_model(digest: Digest, tenant: Caller, shell: Room) -> ModelInfo:
         return await shell.run(shell.service.models.info, digest)
 
-    @api.head("/models/{digest}", tags=["models"], summary="Ask whether a model is here", responses=problems(404))
+    @api.head("/models/{digest}", tags=["models"], summary="Ask whether a model is here", responses=problems(404, 422))
     async def head_model(digest: Digest, tenant: Caller, shell: Room) -> Response:
         await shell.run(shell.service.models.info, digest)
         return Response()
@@ -125,7 +126,7 @@ def router() -> APIRouter:
         tags=["models"],
         summary="Forget a model that you uploaded; requests that use it finish",
         status_code=204,
-        responses=problems(404),
+        responses=problems(404, 422),
     )
     async def delete_model(digest: Digest, tenant: Caller, shell: Room) -> None:
         await shell.run(shell.service.models.remove, digest, tenant.name)
