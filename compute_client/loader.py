@@ -49,6 +49,9 @@ class DataLoader:
     `generator` that is given. `len()` is exact. Features are float tensors (n, *shape), labels int64 (n,), both on
     `device`; the label of a sample without one is -1. They are ordinary tensors without gradient history.
 
+    Some 4096 samples, at least two batches, are drawn ahead of need, as PyTorch does for its workers: where a pass is
+    left early, a `generator` or sampler of yours has drawn more than with `num_workers=0`.
+
     Args:
         data: path, `file://` or `s3://` address of a folder per class or of a list (CSV, JSONL, Parquet); a Manifest;
             or a torchvision ImageFolder. With a server, the address is read by the server.
