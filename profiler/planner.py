@@ -102,7 +102,7 @@ def _choose(pipeline: Pipeline, policy: str) -> Choice:
         return Choice(pipeline.only(policy))
     raise InputError(
         f"unknown policy {policy!r}: neither one of {', '.join(POLICIES)} nor a cut of {pipeline.profile.model!r} "
-        f"({', '.join(pipeline.names)})."
+        f"({', '.join(dict.fromkeys(pipeline.names))})."  # which has a cut once for each way to travel
     )
 
 

@@ -113,6 +113,12 @@ def test_compression_is_chosen_on_a_slow_link_and_not_on_a_fast_one() -> None:
     assert fast.cuts == (Share("output", 1.0),)
 
 
+def test_an_unknown_policy_is_told_each_cut_once_however_many_ways_it_may_travel() -> None:
+    ways = (("float32", "none", 400_000, 0.010, 0.001), ("float32", "zstd", 100_000, 0.012, 0.002))
+    with pytest.raises(InputError, match=r"nor a cut of 'toy' \(input, output\)"):
+        plan(with_output_ways(*ways, bits_per_s=1e9), "best")
+
+
 def test_a_way_that_is_worse_in_everything_is_not_a_column() -> None:
     ways = (
         ("float32", "none", 100, 1e-3, 1e-3),
