@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from benchmarks.bench.photographs import multiplied, photographs
@@ -97,7 +97,7 @@ def run_check(
 def measured(
     bed: Testbed, store: Store, server: Server, model: str, rate: float, samples: int, *, repeats: int
 ) -> tuple[Profile, list[Case]]:
-    """The profile with the link, and the cases, as the compute host measured them; of repeats the fastest counts."""
+    """The profile with the link, and the cases, as the compute host measured them; of repeats the median counts."""
     wanted = {
         "url": server.url,
         "tokens": server.tokens,
@@ -126,7 +126,7 @@ def mean(profiles: Sequence[Profile]) -> Profile:
 
 def _cases(told: Mapping[str, Any], rate: float) -> Iterator[Case]:
     for case in told["cases"]:
-        yield Case(rate, case["cut"], case["tenants"], min(case["seconds"]), case["bytes"], case["batch"])
+        yield Case(rate, case["cut"], case["tenants"], median(case["seconds"]), case["bytes"], case["batch"])
 
 
 def judged(case: Case, profile: Profile, samples: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,25 +141,33 @@ def together(loaders: Sequence[DataLoader]) -> float:
 
 
 def measure(wanted: Wanted) -> dict[str, Any]:
-    """The document that is printed."""
+    """The document that is printed. Both profiles are of a server that has found its batch sizes, as the cases are."""
     fleet = Fleet(wanted)
+    loaders = warmed(fleet, wanted)
     profiles = [fleet.profile()]
-    cases = measured_cases(fleet, wanted)
+    cases = measured_cases(fleet, wanted, loaders)
     profiles.append(fleet.profile())
     return {"profiles": [profile.to_json() for profile in profiles], "cases": cases}
 
 
-def measured_cases(fleet: Fleet, wanted: Wanted) -> list[dict[str, Any]]:
-    """One object per case."""
-    cases = []
+def warmed(fleet: Fleet, wanted: Wanted) -> dict[float, list[DataLoader]]:
+    """By its cut, the loaders of as many tenants as it has at most, after the server has tried batch sizes for them."""
+    made = {}
     for cut in dict.fromkeys(cut for cut, _ in wanted.cases):
-        name = fleet.network.cut_at(cut).name
         most = max(tenants for other, tenants in wanted.cases if other == cut)
-        loaders = fleet.loaders(name, most)
+        made[cut] = fleet.loaders(fleet.network.cut_at(cut).name, most)
         for _ in range(WARM_UPS):
-            together(loaders)
+            together(made[cut])
             if fleet.settled():
                 break
+    return made
+
+
+def measured_cases(fleet: Fleet, wanted: Wanted, warm: Mapping[float, Sequence[DataLoader]]) -> list[dict[str, Any]]:
+    """One object per case."""
+    cases = []
+    for cut, loaders in warm.items():
+        name = fleet.network.cut_at(cut).name
         for tenants in [tenants for other, tenants in wanted.cases if other == cut]:
             received = sum(loader.stats.bytes_received for loader in loaders)
             samples, batches = fleet.batches()

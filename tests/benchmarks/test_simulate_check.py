@@ -77,7 +77,8 @@ def test_a_fleet_measures_its_cases(tmp_path: Path) -> None:
     put_pictures(open_store(tmp_path), 8, classes=2, seed=0, workers=1)
     with local_server(tmp_path, environment=ALONE) as on:
         wanted = Wanted(on.url, (None, None), tmp_path.as_uri(), "squeezenet1_1", 4, ((1.0, 2),), 1)
-        (only,) = fleet.measured_cases(fleet.Fleet(wanted), wanted)
+        tenants = fleet.Fleet(wanted)
+        (only,) = fleet.measured_cases(tenants, wanted, fleet.warmed(tenants, wanted))
     assert only["tenants"] == 2
     assert only["seconds"][0] > 0
     assert only["bytes"] > 8 * 512 * 4
