@@ -15,7 +15,7 @@ from benchmarks.bench import options
 from benchmarks.bench.rows import CELL
 from benchmarks.bench.run import Bench
 from benchmarks.bench.table import BANDWIDTH, BYTES, MODEL, SAMPLES, SECONDS, SYSTEM, Column, number, share, times
-from benchmarks.simulate.plots import SYSTEMS, WEATHERS, check_plots, plots
+from benchmarks.simulate.plots import CONDITIONS, SYSTEMS, check_plots, plots
 from hapi.units import format_seconds, parse_bandwidth
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ COLUMNS = (
     MODEL,
     Column("nodes", "nodes"),
     Column("tenants", "tenants"),
-    Column("weather", "weather", is_text=True),
+    Column("condition", "condition", is_text=True),
     SYSTEM,
     SAMPLES,
     SECONDS,
@@ -107,7 +107,7 @@ def simulate(
     between, repair = _pair(failures, "--failures")
     rates = [parse_bandwidth(text) for text in bandwidth or MIXED]
     interface = parse_bandwidth(node_bandwidth)
-    same = (*CELL, "nodes", "tenants", "weather")
+    same = (*CELL, "nodes", "tenants", "condition")
     with Bench(
         "simulate",
         as_json=as_json,
@@ -122,19 +122,19 @@ def simulate(
         for found in _profiles(model, profile, data, bench):
             for nodes, tenants in cells:
                 clusters = {
-                    "calm": ClusterSpec(nodes, interface, seed=seed),
+                    "steady": ClusterSpec(nodes, interface, seed=seed),
                     "failures": ClusterSpec(nodes, interface, Failures(between, repair), seed=seed),
                     "autoscaling": ClusterSpec(
                         max(1, nodes // 10), interface, autoscaling=Autoscaling(nodes), seed=seed
                     ),
                 }
-                for weather, system in _combinations(nodes, tenants):
+                for condition, system in _combinations(nodes, tenants):
                     with bench.trial(
-                        system=system, model=found.model, nodes=nodes, tenants=tenants, weather=weather
+                        system=system, model=found.model, nodes=nodes, tenants=tenants, condition=condition
                     ) as trial:
                         begun = time.perf_counter()
                         jobs = _jobs(found, system, rates, tenants, samples, epochs)
-                        outcome = run(clusters[weather], jobs)
+                        outcome = run(clusters[condition], jobs)
                         trial.measured(
                             samples=samples,
                             epochs=epochs,
@@ -147,7 +147,7 @@ def simulate(
                             node_hours=outcome.node_hours,
                             most_nodes=outcome.most_nodes,
                             retries=outcome.retries,
-                            cuts=_first_cuts(jobs[: len(rates)], clusters[weather].nodes / tenants),
+                            cuts=_first_cuts(jobs[: len(rates)], clusters[condition].nodes / tenants),
                             simulated_in_seconds=time.perf_counter() - begun,
                         )
 
@@ -181,9 +181,9 @@ def _check(
 
 
 def _combinations(nodes: int, tenants: int) -> list[tuple[str, str]]:
-    """(weather, system): all systems when it is calm, ours in every weather; scaling needs nodes to add."""
-    rough = [weather for weather in WEATHERS[1:] if weather == "failures" or nodes > 1]
-    return [("calm", system) for system in SYSTEMS] + [(weather, "mix") for weather in rough if tenants > 1]
+    """(condition, system): all systems when nothing changes, ours in every condition; scaling needs nodes to add."""
+    rough = [condition for condition in CONDITIONS[1:] if condition == "failures" or nodes > 1]
+    return [("steady", system) for system in SYSTEMS] + [(condition, "mix") for condition in rough if tenants > 1]
 
 
 def _jobs(

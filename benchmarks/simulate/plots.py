@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from benchmarks.bench.rows import Row
 
 SYSTEMS = ("none", "all", "mix")
-WEATHERS = ("calm", "failures", "autoscaling")
+CONDITIONS = ("steady", "failures", "autoscaling")
 
 
 def plots() -> list[Plot]:
@@ -26,7 +26,7 @@ def plots() -> list[Plot]:
             "makespan",
             "From the first start to the last end",
             _draw_makespan,
-            "In calm weather, by the number of storage nodes and tenants.",
+            "With nodes that neither fail nor are added, by the number of storage nodes and tenants.",
             size,
         ),
         Plot(
@@ -41,7 +41,7 @@ def plots() -> list[Plot]:
             "cost",
             "What it costs",
             _draw_cost,
-            "Left: hours that storage nodes were up or starting, with mix. Right: bytes that left them, in calm.",
+            "Left: hours that storage nodes were up or starting, with mix. Right: bytes that left them, steady.",
             size,
         ),
     ]
@@ -94,8 +94,8 @@ def _bars(axes: Any, rows: Sequence[Row], key: str, by: str, names: Sequence[str
 
 def _draw_makespan(figure: Figure, rows: Sequence[Row]) -> None:
     axes: Any = figure.subplots()
-    calm = [row for row in _first_model(rows) if row.get("weather") == "calm"]
-    _bars(axes, calm, "seconds", "system", SYSTEMS)
+    steady = [row for row in _first_model(rows) if row.get("condition") == "steady"]
+    _bars(axes, steady, "seconds", "system", SYSTEMS)
     axes.yaxis.set_major_formatter(lambda value, _: format_seconds(value))
     axes.set_ylabel("time until the last tenant is done")
 
@@ -103,10 +103,10 @@ def _draw_makespan(figure: Figure, rows: Sequence[Row]) -> None:
 def _draw_cost(figure: Figure, rows: Sequence[Row]) -> None:
     left, right = figure.subplots(1, 2)
     mine = _first_model(rows)
-    _bars(left, [row for row in mine if row.system == "mix"], "node_hours", "weather", WEATHERS)
+    _bars(left, [row for row in mine if row.system == "mix"], "node_hours", "condition", CONDITIONS)
     left.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     left.set_ylabel("node-hours")
-    _bars(right, [row for row in mine if row.get("weather") == "calm"], "bytes", "system", SYSTEMS)
+    _bars(right, [row for row in mine if row.get("condition") == "steady"], "bytes", "system", SYSTEMS)
     right.yaxis.set_major_formatter(lambda value, _: format_bytes(value))
     right.set_ylabel("sent by the nodes")
 
@@ -139,13 +139,13 @@ def _draw_slowdown(figure: Figure, rows: Sequence[Row]) -> None:
     axes: Any = figure.subplots()
     mine = [row for row in _first_model(rows) if row.system == "mix"]
     places = _places(mine)
-    for position, weather in enumerate(WEATHERS):
-        part = [row for row in mine if row.get("weather") == weather]
+    for position, condition in enumerate(CONDITIONS):
+        part = [row for row in mine if row.get("condition") == condition]
         x = [places.index((row.get("nodes"), row.get("tenants"))) + 0.08 * (position - 1) for row in part]
-        shade = colour(weather, position)
+        shade = colour(condition, position)
         axes.vlines(x, [row.get("mean_slowdown") for row in part], [row.get("worst_slowdown") for row in part],
                     color=shade, linewidth=1)  # fmt: skip
-        axes.plot(x, [row.get("mean_slowdown") for row in part], "o", label=weather, color=shade)
+        axes.plot(x, [row.get("mean_slowdown") for row in part], "o", label=condition, color=shade)
         axes.plot(x, [row.get("worst_slowdown") for row in part], "_", markersize=12, color=shade)
     axes.axhline(1.0, color=INK, linewidth=0.8)
     axes.set_ylim(bottom=0)

@@ -69,11 +69,11 @@ def test_a_small_job_beside_large_ones_is_served_in_proportion() -> None:
 
 def test_failed_nodes_cost_time_and_nothing_else() -> None:
     jobs = [job("all", samples=640)] * 10
-    calm = simulate(ClusterSpec(4), jobs)
+    steady = simulate(ClusterSpec(4), jobs)
     rough = simulate(ClusterSpec(4, failures=Failures(20.0, 5.0), seed=1), jobs)
     assert rough.retries > 0
-    assert rough.makespan_seconds > calm.makespan_seconds
-    assert rough.bytes == calm.bytes
+    assert rough.makespan_seconds > steady.makespan_seconds
+    assert rough.bytes == steady.bytes
     assert len(rough.slowdowns) == 10
     assert rough == simulate(ClusterSpec(4, failures=Failures(20.0, 5.0), seed=1), jobs)
 
@@ -252,7 +252,11 @@ def test_the_command_simulates_a_profile_from_a_file(
     assert run(monkeypatch, "--profile", str(file), "--cell", "2:6", "--samples", "128", "--json",
                "--report", str(tmp_path / "page")) == 0  # fmt: skip
     rows = json.loads(capsys.readouterr().out)["rows"]
-    assert {(row["system"], row["weather"]) for row in rows} >= {("none", "calm"), ("mix", "calm"), ("mix", "failures")}
+    assert {(row["system"], row["condition"]) for row in rows} >= {
+        ("none", "steady"),
+        ("mix", "steady"),
+        ("mix", "failures"),
+    }
     assert all(not row["failed"] and row["seconds"] > 0 for row in rows)
     assert all(cut["cuts"] for row in rows for cut in row["cuts"])
     assert {path.name for path in (tmp_path / "page").glob("*.png")} == {"makespan.png", "slowdown.png", "cost.png"}
