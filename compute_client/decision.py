@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from compute_client.pipeline import Finished
 from compute_client.planning import policy_of
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 PROBE_SECONDS, MOST_PROBE_SECONDS, PROBE_BYTES, PROBE_STREAMS = 0.1, 1.0, 2**23, 2
 """Of looking at the link while a job runs: shorter than before its first plan, as spans wait meanwhile."""
+LEAST_PROBE_BYTES = 1024
 
 
 class Decision:
@@ -70,7 +72,7 @@ class Decision:
     def follow(self, plan: Plan, profile: Profile, pushdown: str, activity: Activity, server: ServerClient) -> None:
         """Begins to watch the rates that a plan was made from."""
         self.observer = Observer(profile, activity)
-        self._replanner = Replanner(plan, profile, policy_of(pushdown), self.observer, probe=lambda: probed(server))
+        self._replanner = Replanner(plan, profile, policy_of(pushdown), self.observer, probe=partial(probed, server))
 
     def dealing(
         self,
@@ -117,9 +119,12 @@ class Decision:
             )
 
 
-def probed(server: ServerClient) -> float | None:
-    """What the link gives beside what is under way, bits per second; None if the server has no time for that."""
-    from profiler.link import probe_link
+def probed(server: ServerClient, known: float) -> float | None:
+    """What the link gives beside what is under way, bits per second; None if the server has no time for that.
+
+    `known` is what it gave so far: as long as it gives no more, the look takes no more of it than PROBE_SECONDS.
+    """
+    from profiler.link import FIRST_BYTES, probe_link
 
     try:
         return probe_link(
@@ -128,6 +133,8 @@ def probed(server: ServerClient) -> float | None:
             max_bytes=PROBE_BYTES,
             max_seconds=MOST_PROBE_SECONDS,
             streams=PROBE_STREAMS,
+            first_bytes=max(LEAST_PROBE_BYTES, min(FIRST_BYTES, int(known * PROBE_SECONDS / 8))),
+            latency_probes=1,
         ).bandwidth_bits_per_s
     except HapiError as error:
         log.info("the link could not be probed: %s", error)

@@ -32,23 +32,26 @@ def probe_link(
     max_bytes: int = MAX_BYTES,
     max_seconds: float = 5.0,
     streams: int = STREAMS,
+    first_bytes: int = FIRST_BYTES,
+    latency_probes: int = LATENCY_PROBES,
     clock: Callable[[], float] = perf_counter,
 ) -> Link:
     """Measures a link through `fetch`.
 
-    Latency is the median of a few one-byte requests. Then transfers grow until one lasts `seconds` (long enough to
-    outlast a traffic shaper's burst), or `max_bytes` are spent in all; that last one gives the bandwidth. Nothing is
-    read any more after `max_seconds`. Raises ServerUnreachableError if nothing arrives, and whatever `fetch` raises.
+    Latency is the median of a few one-byte requests. Then transfers grow, from `first_bytes`, until one lasts `seconds`
+    (long enough to outlast a traffic shaper's burst), or `max_bytes` are spent in all; that last one gives the
+    bandwidth. Nothing is read any more after `max_seconds`. Raises ServerUnreachableError if nothing arrives, and
+    whatever `fetch` raises.
     """
     began = clock()
     deadline = began + max_seconds
     latencies: list[float] = []
-    while len(latencies) < LATENCY_PROBES and (not latencies or clock() < deadline):
+    while len(latencies) < latency_probes and (not latencies or clock() < deadline):
         started = clock()
         _drain(fetch, 1, deadline, clock)
         latencies.append(clock() - started)
     latency = median(latencies)
-    size, spent, rate = min(FIRST_BYTES, max_bytes), 0, 0.0
+    size, spent, rate = min(first_bytes, max_bytes), 0, 0.0
     while not rate or clock() < deadline:
         started = clock()
         received = _transfer(fetch, size, streams, deadline, clock)

@@ -41,12 +41,12 @@ class Replanner:
         policy: str,
         observer: Observer,
         *,
-        probe: Callable[[], float | None] = lambda: None,
+        probe: Callable[[float], float | None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """`plan` was made from `profile` by `policy`. `probe` measures the link beside what is under way, bits per
-        second; None if it cannot."""
+        """`plan` was made from `profile` by `policy`. `probe` is told what the link is known to give, and
+        measures it beside what is under way, bits per second; None if it cannot."""
         assert profile.link is not None
         self.plan = plan
         self._profile, self._policy, self._observer = profile, policy, observer
@@ -149,7 +149,7 @@ class Replanner:
         if self._pace(rates, self.plan.cuts) < GAIN * self._pace(faster, self._solved(faster).cuts):
             self._next_probe = self._clock() + self._pause
             return
-        found = self._probe()
+        found = self._probe(rates.bits_per_s)
         self._pause = min(2 * self._pause, MOST_PROBE_SECONDS)
         self._next_probe = self._clock() + self._pause
         if found is not None:

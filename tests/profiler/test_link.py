@@ -57,6 +57,13 @@ def test_transfers_grow_until_one_lasts_long_enough() -> None:
     assert link.now < 1.5
 
 
+def test_a_look_at_a_link_that_is_busy_takes_little_of_it() -> None:
+    link = FakeLink(20_000.0)
+    found = probe_link(link.fetch, seconds=0.1, streams=1, first_bytes=2_000, latency_probes=1, clock=link.clock)
+    assert link.asked == [1, 2_000]
+    assert found.bandwidth_bits_per_s == pytest.approx(160_000, rel=0.01)
+
+
 def test_a_slow_link_is_given_up_in_time() -> None:
     link = FakeLink(1000, chunk=100)
     found = probe_link(link.fetch, streams=1, max_seconds=5.0, clock=link.clock)

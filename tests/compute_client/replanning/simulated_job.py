@@ -118,7 +118,7 @@ class SimulatedJob:
         assert limit is not None
         return 1 / limit
 
-    def _probe(self) -> float | None:
+    def _probe(self, known: float) -> float | None:
         self.probes += 1
         return self.world.bits_per_s * (0.5 if self._link_busy else 1.0)
 

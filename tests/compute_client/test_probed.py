@@ -1,0 +1,40 @@
+"""Looking at the link while a job runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from compute_client.decision import LEAST_PROBE_BYTES, PROBE_SECONDS, PROBE_STREAMS, probed
+from hapi.errors import BusyError
+from profiler.link import FIRST_BYTES
+
+
+class Server:
+    """Answers at once, or says that others are looking."""
+
+    def __init__(self, *, is_busy: bool = False) -> None:
+        self.asked: list[int] = []
+        self._is_busy = is_busy
+
+    def link(self, count: int) -> Iterator[bytes]:
+        if self._is_busy:
+            raise BusyError("others are looking.", 0.0)
+        self.asked.append(count)
+        yield bytes(count)
+
+
+@pytest.mark.parametrize(
+    ("bits_per_s", "most"), [(1e3, LEAST_PROBE_BYTES), (161e3, 161e3 * PROBE_SECONDS / 8), (1e10, FIRST_BYTES)]
+)
+def test_a_look_begins_with_what_the_link_is_known_to_carry_meanwhile(bits_per_s: float, most: float) -> None:
+    server = Server()
+    assert probed(server, bits_per_s) is not None  # type: ignore[arg-type]
+    latency, *transfers = server.asked
+    assert latency == 1
+    assert 0 < sum(transfers[:PROBE_STREAMS]) <= most + PROBE_STREAMS
+
+
+def test_what_cannot_be_looked_at_is_not_known() -> None:
+    assert probed(Server(is_busy=True), 1e6) is None  # type: ignore[arg-type]
