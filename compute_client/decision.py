@@ -122,10 +122,11 @@ class Decision:
 def probed(server: ServerClient, known: float) -> float | None:
     """What the link gives beside what is under way, bits per second; None if the server has no time for that.
 
-    `known` is what it gave so far: as long as it gives no more, the look takes no more of it than PROBE_SECONDS.
+    `known` is what it gave so far: as long as it gives no more, the look takes little more of it than PROBE_SECONDS.
     """
-    from profiler.link import FIRST_BYTES, probe_link
+    from profiler.link import FIRST_BYTES, HEADROOM, probe_link
 
+    meanwhile = int(HEADROOM * known * PROBE_SECONDS / 8)
     try:
         return probe_link(
             server.link,
@@ -133,7 +134,7 @@ def probed(server: ServerClient, known: float) -> float | None:
             max_bytes=PROBE_BYTES,
             max_seconds=MOST_PROBE_SECONDS,
             streams=PROBE_STREAMS,
-            first_bytes=max(LEAST_PROBE_BYTES, min(FIRST_BYTES, int(known * PROBE_SECONDS / 8))),
+            first_bytes=max(LEAST_PROBE_BYTES, min(FIRST_BYTES, meanwhile)),
             latency_probes=1,
         ).bandwidth_bits_per_s
     except HapiError as error:

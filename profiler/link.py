@@ -18,6 +18,8 @@ Fetch: TypeAlias = Callable[[int], Iterable[bytes]]
 
 FIRST_BYTES = 2**16
 MAX_BYTES = 2**28
+HEADROOM = 1.25
+"""A transfer is made so many times as large as should last long enough."""
 STREAMS = 4
 """Several connections, as the loader has several requests in flight: one TCP stream often fills no fast link."""
 LATENCY_PROBES = 5
@@ -39,9 +41,9 @@ def probe_link(
     """Measures a link through `fetch`.
 
     Latency is the median of a few one-byte requests. Then transfers grow, from `first_bytes`, until one lasts `seconds`
-    (long enough to outlast a traffic shaper's burst), or `max_bytes` are spent in all; that last one gives the
-    bandwidth. Nothing is read any more after `max_seconds`. Raises ServerUnreachableError if nothing arrives, and
-    whatever `fetch` raises.
+    longer than that (long enough to outlast a traffic shaper's burst), or `max_bytes` are spent in all; that last one
+    gives the bandwidth. Nothing is read any more after `max_seconds`. Raises ServerUnreachableError if nothing arrives,
+    and whatever `fetch` raises.
     """
     began = clock()
     deadline = began + max_seconds
@@ -61,9 +63,9 @@ def probe_link(
             raise ServerUnreachableError("link probe: the other side answered, but sent none of the bytes asked for.")
         # the first byte's way is no transfer, but is not trusted to be more than half of it
         rate = received / max(elapsed - latency, elapsed / 2, 1e-9)
-        if elapsed >= seconds:
+        if elapsed - latency >= seconds:
             break
-        larger = min(max(4 * size, int(rate * seconds * 1.25)), 64 * size, max_bytes - spent)
+        larger = min(max(4 * size, int(rate * seconds * HEADROOM)), 64 * size, max_bytes - spent)
         if larger <= size:  # the budget's rest would say less than what is known already
             break
         size = larger

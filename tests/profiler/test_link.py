@@ -59,9 +59,17 @@ def test_transfers_grow_until_one_lasts_long_enough() -> None:
 
 def test_a_look_at_a_link_that_is_busy_takes_little_of_it() -> None:
     link = FakeLink(20_000.0)
-    found = probe_link(link.fetch, seconds=0.1, streams=1, first_bytes=2_000, latency_probes=1, clock=link.clock)
-    assert link.asked == [1, 2_000]
+    found = probe_link(link.fetch, seconds=0.1, streams=1, first_bytes=2_500, latency_probes=1, clock=link.clock)
+    assert link.asked == [1, 2_500]
     assert found.bandwidth_bits_per_s == pytest.approx(160_000, rel=0.01)
+
+
+def test_a_short_look_finds_a_far_link_that_became_fast() -> None:
+    link = FakeLink(1.25e7, latency=0.06)
+    found = probe_link(
+        link.fetch, seconds=0.1, max_seconds=2.0, streams=1, first_bytes=2_000, latency_probes=1, clock=link.clock
+    )
+    assert found.bandwidth_bits_per_s == pytest.approx(1e8, rel=0.05)
 
 
 def test_a_slow_link_is_given_up_in_time() -> None:
