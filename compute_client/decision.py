@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 PROBE_SECONDS, MOST_PROBE_SECONDS, PROBE_BYTES, PROBE_STREAMS = 0.1, 1.0, 2**23, 2
 """Of looking at the link while a job runs: shorter than before its first plan, as spans wait meanwhile."""
 LEAST_PROBE_BYTES = 1024
+"""Of its first transfer, however little the link is known to give."""
 
 
 class Decision:
