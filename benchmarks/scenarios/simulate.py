@@ -173,7 +173,7 @@ def _check(
         title="The simulator beside the testbed",
         plots=check_plots(),
     ) as bench:
-        bench.remark("Simulated from the link and the profile that were measured on the testbed before the cases ran.")
+        bench.remark("Simulated from the link and the profile that the testbed gave before and after the cases.")
         rates = [parse_bandwidth(text) for text in bandwidths or CHECK_BANDWIDTHS]
         used = samples or (QUICK_SAMPLES if quick else SAMPLES)
         for name in models or [CHECK_MODEL]:
