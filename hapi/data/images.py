@@ -38,7 +38,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
             width, height = image.size
             if width * height > max_pixels:
                 raise ImageError(f"image of {width}x{height} pixels: more than the {max_pixels:,} that are decoded.")
-            return image.convert("RGB")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")  # which copies even what is RGB
     except ImageError:
         raise
     except UnidentifiedImageError as error:

@@ -9,12 +9,14 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, Self
 
+import numpy as np
 import torch
 from PIL import Image
 
 from hapi.data.images import MAX_PIXELS, decode_image
 from hapi.data.transforms.bounds import check_pixels
 from hapi.data.transforms.draws import SeededDraws, sample_seed
+from hapi.data.transforms.levels import level_table, levels_begin, look_up
 from hapi.data.transforms.steps import MAX_STEPS, Step, step_from_json
 from hapi.errors import TransformError
 
@@ -32,6 +34,8 @@ class TransformSpec:
         self.steps = tuple(steps)
         if not 1 <= len(self.steps) <= MAX_STEPS:
             raise TransformError(f"transform: {len(self.steps)} steps. Give 1 to {MAX_STEPS}.")
+        self._levels_begin = levels_begin(self.steps)
+        self._tables: dict[str, np.ndarray | None] = {}
 
     @property
     def is_random(self) -> bool:
@@ -68,7 +72,9 @@ class TransformSpec:
 
     def _run(self, image: Image.Image, draws: AbstractContextManager[Any]) -> Any:
         value: Any = image
-        for step in self.steps:
+        for position, step in enumerate(self.steps):
+            if position == self._levels_begin and (table := self._table(value)) is not None:
+                return look_up(value, table)
             check_pixels(step, value, MAX_PIXELS)
             try:
                 with draws if step.is_random else nullcontext():
@@ -78,6 +84,16 @@ class TransformSpec:
                     f"transform {step.name} failed on an image of {image.width}x{image.height} pixels: {error}."
                 ) from error
         return value
+
+    def _table(self, image: Any) -> np.ndarray | None:
+        """Of the last steps, for images like this one; None if it is no image any more, or they need more than levels.
+
+        Not locked: threads that ask at once each make the same."""
+        if not isinstance(image, Image.Image):
+            return None
+        if image.mode not in self._tables:
+            self._tables[image.mode] = level_table(self.steps[self._levels_begin :], image.mode)
+        return self._tables[image.mode]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TransformSpec) and self.digest == other.digest

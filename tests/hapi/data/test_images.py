@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from torchvision.datasets.folder import pil_loader
 
 from hapi.data import decode_image
@@ -98,6 +98,6 @@ def test_lack_of_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch, said: OSEr
         raise said
 
     data = encoded("RGB", "PNG")
-    monkeypatch.setattr(Image.Image, "convert", short)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", short)
     with pytest.raises(MemoryError):
         decode_image(data)
