@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +19,11 @@ LEAST_GAIN = 0.03
 """Part of the best single cut's time that a mix must save: costs are not known any better than that, and a mix needs
 another prefix on the server."""
 TIE = 0.01
-"""Plans whose predicted times differ by no more than this part are equals: costs are not known any better. Of equals
-the one is taken that ships the fewest bytes, as a link is often shared with others."""
+"""Cuts whose predicted times differ by no more than this part are equals: costs are not known any better. Of equals the
+one is taken that ships the fewest bytes, as a link is often shared with others."""
+MOST_GIVEN, WORTH = 0.05, 3.0
+"""Part of the least predicted time that a mix may take longer to spare the link, which is often shared with others, and
+seconds of the link that each second of it must spare. A mix still saves LEAST_GAIN of the best single cut's time."""
 ROUNDING = 1e-6
 """Of a solver's optimum, as a part of it."""
 MOST_CUTS = 3
@@ -49,25 +52,42 @@ def choose_single(pipeline: Pipeline) -> Choice:
 def choose_mix(pipeline: Pipeline) -> Choice:
     """The mix of cuts with the least predicted time; the best single cut, so never worse than none, unless it gains.
 
-    Of mixes that are equals (TIE) it is the one that ships least. A cut's features travel in one way only: where the
-    optimum has a cut in two, the one with the larger share stays.
+    Some of the time that it gains is given to spare the link (MOST_GIVEN, WORTH). A cut's features travel in one way
+    only: where the optimum has a cut in two, the one with the larger share stays.
     """
     candidates, times = _fitting(pipeline), _times(pipeline)
-    exact = _smallest(pipeline, candidates)
-    while rivals := _rivals(pipeline, exact):  # at most once per cut
-        candidates = [index for index in candidates if index not in rivals]
-        exact = _smallest(pipeline, candidates)
-    kept = np.where(exact >= TINY_SHARE, exact, 0.0)
-    mixed = Choice(kept / kept.sum())
-    gains = pipeline.seconds(mixed.shares) < min(times.values()) * (1 - LEAST_GAIN)
-    return mixed if gains else choose_single(pipeline)
+    enough = min(times.values()) * (1 - LEAST_GAIN)
+    for shares in _mixes(pipeline, candidates, enough):
+        kept = np.where(shares >= TINY_SHARE, shares, 0.0)
+        mixed = Choice(kept / kept.sum())
+        if pipeline.seconds(mixed.shares) < enough:
+            return mixed
+    return choose_single(pipeline)
 
 
-def _smallest(pipeline: Pipeline, candidates: list[int]) -> np.ndarray:
-    """Of the mixes that are equals the one that ships least; equal also over all epochs, which programs do not see."""
-    exact, smaller = (solve(pipeline, candidates, first_samples=pipeline.first_samples, tie=tie) for tie in (0.0, TIE))
-    enough = (1 + TIE) * (1 + ROUNDING) * pipeline.seconds(exact)
-    return smaller if pipeline.seconds(smaller) <= enough else exact
+def _mixes(pipeline: Pipeline, candidates: list[int], enough: float) -> Iterator[np.ndarray]:
+    """That with fewer bytes and at most `enough` seconds, if there is one, and that with the least seconds."""
+    for least_bytes in (True, False):
+        able = candidates
+        while True:  # at most once per cut
+            shares = solve(pipeline, able, first_samples=pipeline.first_samples)
+            if least_bytes:
+                shares = _smaller(pipeline, able, shares, enough)
+            rivals = _rivals(pipeline, shares)
+            if not rivals:
+                break
+            able = [index for index in able if index not in rivals]
+        yield shares
+
+
+def _smaller(pipeline: Pipeline, candidates: list[int], fastest: np.ndarray, enough: float) -> np.ndarray:
+    """What ships less and takes hardly longer, also over all epochs, which programs do not see; else the fastest."""
+    seconds = pipeline.seconds(fastest)
+    most = min(seconds * (1 + MOST_GIVEN), enough)
+    if most <= seconds:
+        return fastest
+    shares = solve(pipeline, candidates, first_samples=pipeline.first_samples, given=most / seconds - 1)
+    return shares if pipeline.seconds(shares) <= (1 + ROUNDING) * most else fastest
 
 
 def limit_shares(pipeline: Pipeline) -> np.ndarray:
@@ -75,7 +95,7 @@ def limit_shares(pipeline: Pipeline) -> np.ndarray:
     return solve(pipeline, list(range(len(pipeline.columns))), first_samples=0)
 
 
-def solve(pipeline: Pipeline, candidates: list[int], *, first_samples: int, tie: float = 0.0) -> np.ndarray:
+def solve(pipeline: Pipeline, candidates: list[int], *, first_samples: int, given: float = 0.0) -> np.ndarray:
     """The linear program: shares x of the candidate cuts and pace t (seconds per sample of the busiest resource) that
 
         minimise  (n - b) t + b sum_c x_c (server_c + link_c + client_c)
@@ -84,9 +104,9 @@ def solve(pipeline: Pipeline, candidates: list[int], *, first_samples: int, tie:
     with n samples per epoch, of which the first b pass one resource after the other. With b = 0 that is the highest
     steady rate 1/t. A vertex of this polytope has at most three cuts.
 
-    With `tie` a second program follows: among the mixes whose objective is at most 1 + tie times the least, that which
-    minimises bytes and objective, each as a part of what they were. So time is given only for a larger part of the
-    bytes. Of its optimum with more than three cuts, which its further row allows, nothing is taken.
+    With `given` a second program follows: among the mixes whose objective is at most 1 + given times the least, that
+    which minimises the link's seconds and WORTH times the objective. So a second is given only for WORTH seconds of the
+    link. Of its optimum with more than three cuts, which its further row allows, nothing is taken.
     """
     paces = pipeline.costs[:, candidates].max(axis=0)
     shares = np.zeros(pipeline.costs.shape[1])
@@ -100,10 +120,9 @@ def solve(pipeline: Pipeline, candidates: list[int], *, first_samples: int, tie:
     objective = np.append(start * costs.sum(axis=0), 1.0 - start)
     within = np.hstack([costs, -np.ones((3, 1))])
     least, found = _optimum(objective, within, np.zeros(3))
-    carried = float(costs[1] @ found)
-    if tie and carried > 0.0:
-        rows, bounds = np.vstack([within, objective]), np.append(np.zeros(3), least * (1 + tie))
-        _, smaller = _optimum(np.append(costs[1] / carried, 0.0) + objective / least, rows, bounds)
+    if given:
+        rows, bounds = np.vstack([within, objective]), np.append(np.zeros(3), least * (1 + given))
+        _, smaller = _optimum(np.append(costs[1], 0.0) + WORTH * objective, rows, bounds)
         found = smaller if np.count_nonzero(smaller) <= MOST_CUTS else found
     shares[candidates] = found / found.sum()
     return shares

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hapi.errors import InputError, ProfileError
 from hapi.plan import Plan, Profile
 from profiler import POLICIES, Pipeline, plan
-from profiler.policies import LEAST_GAIN, TIE, solve
+from profiler.policies import LEAST_GAIN, MOST_GIVEN, TIE, WORTH, solve
 
 
 def brute_force_pace(costs: np.ndarray) -> float:
@@ -73,25 +73,35 @@ def test_single_is_the_best_single_cut_and_of_equals_the_smallest(profile: Profi
     assert profile.cut(single.cuts[0].name).out_bytes == min(equals)
 
 
-def test_of_mixes_that_take_equally_long_that_with_the_fewest_bytes_is_taken() -> None:
-    # the link has time for more than either: cut1 ships a tenth of input and takes the client 1 % longer
-    profile = profile_of((100_000, 0, 0.002), (10_000, 2e-6, 0.002002), (1, 0.002, 0), bits_per_s=3e9, samples=0)
+@pytest.mark.parametrize(
+    ("raw_bytes", "raw_seconds", "share", "seconds"),
+    [
+        (4e6, 0.010, 0.0455, 1.05 / 1.1),  # four seconds of the link for one of the server: as much as may be given
+        (4e6, 0.004, 0.16, 1.05 * 0.8),
+        (4e6, 0.020, 0.03, 1 - LEAST_GAIN),  # no more than is left of what a mix must gain
+        (2e6, 0.010, 1 / 11, 1 / 1.1),  # two for one: not worth it
+    ],
+)
+def test_time_is_given_for_far_less_of_the_link(
+    raw_bytes: float, raw_seconds: float, share: float, seconds: float
+) -> None:
+    profile = profile_of((raw_bytes, 0, raw_seconds), (0, 0.001, 0), samples=0)
     mix = plan(profile)
-    assert [cut.name for cut in mix.cuts] == ["cut1", "output"]
-    assert mix.limit_seconds is not None
-    assert mix.predicted_seconds is not None
-    assert mix.limit_seconds < mix.predicted_seconds <= (1 + TIE + 1e-6) * mix.limit_seconds
+    assert mix.limit_seconds == pytest.approx(0.001 * raw_seconds / (raw_seconds + 0.001))
+    assert mix.predicted_seconds == pytest.approx(seconds * 0.001, rel=1e-3)
+    assert {cut.name: cut.share for cut in mix.cuts}["input"] == pytest.approx(share, rel=1e-2)
 
 
 @settings(max_examples=150, deadline=None)
 @given(profiles(max_cuts=12))
-def test_the_second_program_costs_at_most_the_tie_and_ships_no_more(profile: Profile) -> None:
+def test_the_second_program_costs_no_more_than_its_bytes_are_worth(profile: Profile) -> None:
     pipeline = Pipeline.of(profile)
     cuts = list(range(len(pipeline.columns)))
-    first, second = (solve(pipeline, cuts, first_samples=0, tie=tie) for tie in (0.0, TIE))
+    first, second = (solve(pipeline, cuts, first_samples=0, given=given) for given in (0.0, MOST_GIVEN))
     exact, spent = pipeline.busy_seconds(first), pipeline.busy_seconds(second)
-    assert spent.max() <= (1 + TIE) * exact.max() * (1 + 1e-6)
-    assert spent[1] <= exact[1] * (1 + 1e-6) + 1e-9 * exact.max()
+    taken = spent.max() / exact.max() - 1
+    assert taken <= MOST_GIVEN + 1e-6
+    assert exact[1] - spent[1] >= (WORTH * taken - 1e-5) * exact.max()
     assert np.count_nonzero(second > 1e-9) <= 3
 
 
@@ -99,7 +109,7 @@ def test_the_second_program_costs_at_most_the_tie_and_ships_no_more(profile: Pro
 @given(profiles(), st.integers(1, 40))
 def test_long_jobs_approach_the_limit(profile: Profile, epochs: int) -> None:
     endless = plan(profile, "mix", samples=0, epochs=epochs)
-    assert endless.predicted_seconds == pytest.approx(endless.limit_seconds, rel=0.05)
+    assert endless.predicted_seconds == pytest.approx(endless.limit_seconds, rel=MOST_GIVEN + 1e-6)
     assert endless.limit_seconds == pytest.approx(epochs * brute_force_pace(Pipeline.of(profile).costs), rel=1e-6)
 
 
@@ -115,9 +125,9 @@ def test_three_equal_resources_share_the_work() -> None:
     # each cut keeps one resource busy for 3 ms: a third each makes 1 ms per sample
     profile = profile_of((3_000_000, 0, 0), (1, 0.003, 0), (1, 0, 0.003), samples=0)
     mix = plan(profile)
-    # and for the 1 % that ties are worth, 2 % of the bytes stay away
-    assert {cut.name: round(cut.share, 4) for cut in mix.cuts} == {"input": 0.3267, "cut1": 0.3367, "output": 0.3367}
-    assert mix.predicted_seconds == pytest.approx(0.00101, rel=1e-5)
+    # a second of the server or of the client would spare but two of the link
+    assert {cut.name: round(cut.share, 4) for cut in mix.cuts} == {"input": 0.3333, "cut1": 0.3333, "output": 0.3333}
+    assert mix.predicted_seconds == pytest.approx(0.001, rel=1e-5)
     assert mix.limit_seconds == pytest.approx(0.001, rel=1e-5)
 
 
@@ -236,7 +246,7 @@ def test_kept_features_make_later_epochs_cheaper(profile: Profile, kept: float, 
     made = plan(replace(profile, kept_share=kept, head_seconds=head))
     everything = plan(replace(profile, kept_share=1.0, head_seconds=head))
     assert made.limit_seconds <= made.predicted_seconds * (1 + 1e-9)
-    slack = 1 + TIE + LEAST_GAIN + 1e-3  # what is not worth a mix in one of them may be in the other
+    slack = 1 + MOST_GIVEN + LEAST_GAIN + 1e-3  # what is not worth a mix in one of them may be in the other
     assert everything.predicted_seconds <= made.predicted_seconds * slack
     assert made.predicted_seconds <= plain.predicted_seconds * slack
     later = (profile.epochs - 1) * max(1, profile.samples) * head
