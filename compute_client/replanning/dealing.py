@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +25,10 @@ many seconds. The first are short, so that nobody waits long for something to do
 MOST_DOUBLINGS = 16
 UNTOLD_SECONDS = 0.01
 """Per sample, of a plan that does not predict any."""
+ROUNDING = 1e-9
+"""Of a mean, as a part of it."""
+LATE = 2.0
+"""A span is late that takes so many times as long as its cut was to have work for when it was begun."""
 
 
 class Dealing:
@@ -44,19 +49,25 @@ class Dealing:
         default: tuple[str, str],
         sizes: Callable[[Plan], Mapping[str, int]],
         seconds: Callable[[Plan], float | None],
+        shipped: Callable[[Plan], Mapping[str, float]] = lambda _: {},
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`current` tells the plan, `consider` may change it; `default` is how features travel if it does not say,
-        `sizes` are the most samples in a span of each of its cuts, `seconds` what it predicts for each sample."""
+        `sizes` are the most samples in a span of each of its cuts, `seconds` what it predicts for each sample,
+        `shipped` the bytes of a sample of each cut, where they are known."""
         self._current, self._consider, self._default = current, consider, default
-        self._sizes_of, self._seconds_of = sizes, seconds
+        self._sizes_of, self._seconds_of, self._shipped_of, self._clock = sizes, seconds, shipped, clock
         self._plan: Plan | None = None
         self._ways: dict[str, tuple[str, str]] = {}
         self._seconds: dict[str, float] = {}
         self._sizes: dict[str, int] = {}
+        self._shares: dict[str, float] = {}
+        self._heavy = frozenset[str]()
         self._dealt: Counter[str] = Counter()
         self._spans: Counter[str] = Counter()
         self._under_way: Counter[str] = Counter()
         self._begun: dict[int, Span] = {}
+        self._due: dict[int, float] = {}
 
     def consider(self) -> None:
         """Called before a span is begun, on a thread that may take its time."""
@@ -68,7 +79,7 @@ class Dealing:
         busy = {cut: self._under_way[cut] * seconds for cut, seconds in self._seconds.items()}
         end = together(((busy[cut], seconds) for cut, seconds in self._seconds.items()), sum(map(len, waiting)))
         lengths = {cut: self._length(cut, end - busy[cut]) for cut in busy}
-        done = {cut: busy[cut] + lengths[cut] * self._seconds[cut] for cut in busy}
+        done = {cut: busy[cut] + lengths[cut] * self._seconds[cut] for cut in busy if not self._has_its_share(cut)}
         first = min(done.values())
         soon = (cut for cut in done if done[cut] <= max(first, min(ABOUT_FIRST * first, end)))
         cut = min(soon, key=lambda cut: (self._dealt[cut] + lengths[cut]) * self._seconds[cut])
@@ -82,6 +93,8 @@ class Dealing:
         self._spans[span.cut] += 1
         self._under_way[span.cut] += len(span)
         self._begun[span.number] = span
+        if span.cut in self._seconds:
+            self._due[span.number] = self._clock() + LATE * self._under_way[span.cut] * self._seconds[span.cut]
 
     def arrived(self, span: Span) -> None:
         """A span that was begun is here. Its cut has no more to do with it if nothing is left to compute: it only waits
@@ -94,6 +107,7 @@ class Dealing:
         begun = self._begun.pop(span.number, None)  # it may have taken another way than it was to
         if begun is not None:
             self._under_way[begun.cut] -= len(begun)
+            self._due.pop(begun.number, None)
 
     def _length(self, cut: str, left: float) -> int:
         """Samples of its next span, while it is to be given work for so many seconds until the end."""
@@ -106,6 +120,13 @@ class Dealing:
         """Samples of its shortest span."""
         return min(LEAST_SPAN, max(1, round(LEAST_SECONDS / self._seconds[cut])))
 
+    def _has_its_share(self, cut: str) -> bool:
+        """Whether it ships much and is ahead of its share, while the others are in time."""
+        if cut not in self._heavy or self._dealt[cut] <= self._shares[cut] * self._dealt.total():
+            return False
+        now = self._clock()
+        return not any(due < now for number, due in self._due.items() if self._begun[number].cut not in self._heavy)
+
     def _follow(self) -> None:
         """Takes over a plan that is new."""
         plan = self._current()
@@ -115,8 +136,12 @@ class Dealing:
         self._plan, self._sizes = plan, dict(self._sizes_of(plan))
         self._ways = {share.name: (share.codec or codec, share.compression or compression) for share in plan.cuts}
         total = sum(share.share for share in plan.cuts)
-        each = total * (self._seconds_of(plan) or UNTOLD_SECONDS)
-        self._seconds = {share.name: each / share.share for share in plan.cuts if share.share > 0}
+        each = self._seconds_of(plan) or UNTOLD_SECONDS
+        self._shares = {share.name: share.share / total for share in plan.cuts if share.share > 0}
+        self._seconds = {name: each / share for name, share in self._shares.items()}
+        shipped = self._shipped_of(plan)
+        mean = sum(share * shipped.get(name, 0.0) for name, share in self._shares.items())
+        self._heavy = frozenset(name for name in self._shares if shipped.get(name, 0.0) > mean * (1 + ROUNDING))
         self._dealt.clear()
 
 

@@ -67,12 +67,12 @@ def test_a_profile_of_somebody_else_needs_four_numbers_per_cut(
     document: dict[str, Any] = {"input_bytes": 110_000, "cuts": [dict(zip(figures, row, strict=True)) for row in rows]}
     path = tmp_path / "theirs.json"
     path.write_text(json.dumps(document))
-    mix = planned(monkeypatch, capsys, str(path), "--bandwidth", "1Gbit")
+    mix = planned(monkeypatch, capsys, str(path), "--bandwidth", "2Gbit")
     assert [cut["name"] for cut in mix["cuts"]] == ["input", "layer3", "output"]
-    assert mix["predicted_seconds"] <= 1.0101 * mix["limit_seconds"]  # 1 % is a tie
+    assert mix["predicted_seconds"] <= 1.0501 * mix["limit_seconds"]  # 5 % may be given to spare the link
     assert any("does not say how many" in reason for reason in mix["reasons"])
 
-    misspelt = {**document, "memory": 1, "link": {"bandwidth_bits_per_s": 1e9, "delay": 1}}
+    misspelt = {**document, "memory": 1, "link": {"bandwidth_bits_per_s": 2e9, "delay": 1}}
     misspelt["cuts"] = [{**cut, "flop": 1} for cut in document["cuts"]]
     path.write_text(json.dumps(misspelt))
     assert run(monkeypatch, "plan", str(path), "--json") == 0
@@ -91,12 +91,14 @@ def test_memory_leaves_cuts_out(
 
     def cuts(*arguments: str, **memory: int) -> set[str]:
         file.write_text(json.dumps({**document, **memory}))
-        return {cut["name"] for cut in planned(monkeypatch, capsys, str(file), *arguments)["cuts"]}
+        return {
+            cut["name"] for cut in planned(monkeypatch, capsys, str(file), "--bandwidth", "2Gbit", *arguments)["cuts"]
+        }
 
     assert cuts() == {"input", "cut1", "output"}
     assert cuts(server_memory_bytes=61) == {"input", "cut1"}  # 50 of weights, one sample at a time
     assert cuts(server_memory_bytes=59) == {"input"}
-    assert cuts(client_memory_bytes=1049) == {"cut1", "output"}  # 50 of weights, a batch of 100
+    assert cuts("--bandwidth", "1Gbit", client_memory_bytes=1049) == {"cut1", "output"}  # 50 of weights, a batch of 100
     assert cuts("--batch-size", "99", client_memory_bytes=1049) == {"input", "cut1", "output"}
     file.write_text(json.dumps({**document, "server_memory_bytes": 59, "client_memory_bytes": 49}))
     assert {cut["name"] for cut in planned(monkeypatch, capsys, str(file), "--policy", "all")["cuts"]} == {"output"}

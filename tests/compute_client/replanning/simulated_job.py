@@ -70,7 +70,9 @@ class SimulatedJob:
         )
         consider = self.replanner.consider if replan else lambda: None
         way = ("float32", "none")
-        self._dealing = Dealing(lambda: self.replanner.plan, consider, way, self._sizes, self._seconds)
+        self._dealing = Dealing(
+            lambda: self.replanner.plan, consider, way, self._sizes, self._seconds, self._shipped, self.clock
+        )
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._numbers = count()
@@ -131,6 +133,9 @@ class SimulatedJob:
     def _seconds(self, made: Plan) -> float:
         assert made.predicted_seconds is not None
         return made.predicted_seconds / (self.profile.samples or 1)
+
+    def _shipped(self, made: Plan) -> dict[str, float]:
+        return {share.name: self.profile.bytes_of(share) for share in made.cuts}
 
     def _sizes(self, made: Plan) -> dict[str, int]:
         """As a loader has them."""

@@ -6,6 +6,7 @@ import heapq
 from collections import Counter, deque
 from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 
 import pytest
 
@@ -51,10 +52,26 @@ def begin(dealing: Dealing, waiting: deque[Span]) -> Span | None:
     return span
 
 
-def epoch(plan: Plan, samples: int, paces: Mapping[str, float], seconds: float = SECONDS) -> tuple[float, Counter[str]]:
+def epoch(
+    plan: Plan,
+    samples: int,
+    paces: Mapping[str, float],
+    seconds: float = SECONDS,
+    shipped: Mapping[str, float] = MappingProxyType({}),
+) -> tuple[float, Counter[str]]:
     """Samples' times of an epoch on ways that work side by side, each with so many samples in a time; what they did."""
-    dealing, waiting, done = dealing_of(plan, samples, seconds), spans_of(plan, samples), Counter[str]()
-    now, free, ends = 0.0, dict.fromkeys(paces, 0.0), list[tuple[float, int, Span]]()
+    now = 0.0
+    dealing = Dealing(
+        lambda: plan,
+        lambda: None,
+        DEFAULT,
+        lambda plan: sizes_of(plan, samples),
+        lambda plan: seconds,
+        lambda plan: shipped,
+        lambda: seconds * now,
+    )
+    waiting, done = spans_of(plan, samples), Counter[str]()
+    free, ends = dict.fromkeys(paces, 0.0), list[tuple[float, int, Span]]()
     while waiting or ends:
         while waiting and len(ends) < IN_FLIGHT and (span := begin(dealing, waiting)) is not None:
             done[span.cut] += len(span)
@@ -172,6 +189,30 @@ def test_a_way_that_is_faster_or_slower_than_planned_gets_more_or_less(share: fl
     best = 2000 / sum(paces.values())
     assert seconds <= 1.1 * best + 30
     assert done["input"] == pytest.approx(paces["input"] * best, rel=0.1, abs=20)
+
+
+BYTES = {"input": 100_000.0, "output": 2_000.0}
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.5, 4.0])
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
+def test_a_way_that_ships_much_gets_no_more_than_its_share(share: float, factor: float) -> None:
+    paces = {"input": factor * share, "output": 1 - share}
+    seconds, done = epoch(plan_of(input=share, output=1 - share), 2000, paces, shipped=BYTES)
+    assert seconds <= 1.05 * 2000 + 6
+    assert done["input"] == pytest.approx(2000 * share, rel=0.05, abs=SPAN_SECONDS / SECONDS * share + 4)
+
+
+def test_a_way_that_ships_little_gets_more_if_it_is_faster() -> None:
+    paces = {"input": 0.3, "output": 2 * 0.7}
+    _, done = epoch(plan_of(input=0.3, output=0.7), 2000, paces, shipped=BYTES)
+    assert done["output"] == pytest.approx(2000 * paces["output"] / sum(paces.values()), rel=0.05)
+
+
+def test_a_way_that_ships_much_goes_on_while_another_is_late() -> None:
+    paces = {"input": 0.3, "output": 0.001}
+    _, done = epoch(plan_of(input=0.3, output=0.7), 4000, paces, shipped=BYTES)
+    assert done["input"] >= 3500
 
 
 def test_a_cut_with_a_tiny_share_has_its_turn() -> None:
