@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks.bench.headline import UNFINISHED, headline
 from benchmarks.bench.kept import Kept, read_folder
+from benchmarks.bench.machine import processors_of
 from hapi.units import format_bytes
 
 NAME = "README.md"
@@ -61,8 +62,8 @@ def _machine(kept: Kept) -> str:
     day = str(machine.get("started", "?"))[:16].replace("T", " ")
     versions = machine.get("versions") or {}
     return (
-        f"{day} UTC, commit {machine.get('revision') or '?'}, {machine.get('cpus_usable', '?')} processors "
-        f"({machine.get('cpu', '?')}), {memory}{gpus}, torch {versions.get('torch', '?')}"
+        f"{day} UTC, commit {machine.get('revision') or '?'}, {processors_of(machine)}, {memory}{gpus}, "
+        f"torch {versions.get('torch', '?')}"
     )
 
 

@@ -10,24 +10,29 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from hapi.machine import cpu_name, processors
 
 PACKAGES = ("hapi-split", "torch", "torchvision", "numpy", "pyarrow", "boto3", "pillow", "scipy", "transformers")
+MATMUL_SIDE, MATMULS = 1024, 8
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def describe() -> dict[str, Any]:
-    """Processor, memory, kernel, accelerators, versions, revision, time and command, as JSON."""
+    """Processor and its speed, memory, kernel, accelerators, versions, revision, time and command, as JSON."""
     return {
         "cpu": cpu_name(),
         "cpus": os.cpu_count(),
         "cpus_usable": processors(),
+        "matmul_gflops": round(matmul_gflops(), 1),
         "memory_bytes": int(psutil.virtual_memory().total),
         "accelerators": accelerators(),
         "system": f"{platform.system()} {platform.release()}",
@@ -38,6 +43,26 @@ def describe() -> dict[str, Any]:
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command(),
     }
+
+
+def matmul_gflops() -> float:
+    """Billions of float32 operations a second in products of matrices, all usable processors together, now.
+
+    The best of a few, in some tenths of a second: names of processors do not tell how fast they are.
+    """
+    left = right = np.ones((MATMUL_SIDE, MATMUL_SIDE), np.float32)
+    seconds = []
+    for _ in range(MATMULS):
+        begun = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - begun)
+    return 2e-9 * MATMUL_SIDE**3 / min(seconds)
+
+
+def processors_of(machine: Mapping[str, Any]) -> str:
+    """'2 processors (AMD EPYC, 190 GFLOP/s)' of what `describe` told, here or elsewhere."""
+    speed = f", {machine['matmul_gflops']:.0f} GFLOP/s" if "matmul_gflops" in machine else ""
+    return f"{machine.get('cpus_usable', '?')} processors ({machine.get('cpu', '?')}{speed})"
 
 
 def command() -> str:

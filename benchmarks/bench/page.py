@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.bench.headline import UNFINISHED, headline
+from benchmarks.bench.machine import processors_of
 from benchmarks.bench.rows import Row
 from benchmarks.bench.table import Column, grouped
 from hapi.units import format_bytes
@@ -66,7 +67,7 @@ def _figure(plot: Plot, kind: str, data: bytes) -> str:
 
 
 def _summary(machine: dict[str, Any]) -> str:
-    where = f"{machine.get('cpus_usable')} processors ({machine.get('cpu')}), {format_bytes(machine['memory_bytes'])}"
+    where = f"{processors_of(machine)}, {format_bytes(machine['memory_bytes'])}"
     gpus = "".join(f", {gpu}" for gpu in machine.get("accelerators", ()))
     started = str(machine.get("started", "")).replace("T", " ").removesuffix("+00:00")
     return f"Run on {started} UTC on {where}{gpus}, revision {machine.get('revision')}."

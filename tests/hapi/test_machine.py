@@ -83,7 +83,9 @@ def test_a_machine_is_known_until_it_starts_anew(tmp_path: Path) -> None:
 
 def test_the_processor_has_the_name_that_the_kernel_tells(tmp_path: Path) -> None:
     said = tmp_path / "cpuinfo"
-    said.write_text("processor\t: 0\nmodel name\t: Fast 9000: the second\nflags\t: a b\nmodel name\t: Slow\n")
+    said.write_text("processor\t: 0\nmodel name\t: Fast 9000: the second\nflags\t: a b\n\nmodel name\t: Slow\n")
     assert cpu_name(said) == "Fast 9000: the second"
+    said.write_text("vendor_id\t: X\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: Fast\nstepping\t: 1\n\n")
+    assert cpu_name(said) == "Fast (family 25, model 17, stepping 1)"
     said.write_text("processor\t: 0\n")
     assert cpu_name(said) == cpu_name(tmp_path / "none") != ""
