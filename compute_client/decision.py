@@ -40,7 +40,6 @@ class Decision:
         self._plan: Plan | None = None
         self._replanner: Replanner | None = None
         self._is_dealt_late = False
-        self._profile: Profile | None = None
         self.observer: Observer | None = None
         """Of what the tiers and the link give, if the plan is followed."""
 
@@ -73,7 +72,6 @@ class Decision:
 
     def follow(self, plan: Plan, profile: Profile, pushdown: str, activity: Activity, server: ServerClient) -> None:
         """Begins to watch the rates that a plan was made from."""
-        self._profile = profile
         self.observer = Observer(profile, activity)
         self._replanner = Replanner(plan, profile, policy_of(pushdown), self.observer, probe=partial(probed, server))
 
@@ -86,11 +84,16 @@ class Decision:
         """What deals spans of such sizes by the plan of the moment, which predicts so many seconds for each sample;
         None where they are dealt beforehand."""
         is_late = self.is_followed or self._is_dealt_late
-        return Dealing(lambda: self.plan, self.reconsider, default, sizes, seconds, self._shipped) if is_late else None
+        return (
+            Dealing(lambda: self.plan, self.reconsider, default, sizes, seconds, self._link_seconds)
+            if is_late
+            else None
+        )
 
-    def _shipped(self, plan: Plan) -> dict[str, float]:
-        """Bytes of a sample of each of the plan's cuts on the link, as they were measured; empty if they were not."""
-        return {} if self._profile is None else {share.name: self._profile.bytes_of(share) for share in plan.cuts}
+    def _link_seconds(self, plan: Plan) -> dict[str, float]:
+        """What a sample of each of the plan's cuts takes of the link; empty if that was not measured."""
+        replanner = self._replanner
+        return {} if replanner is None else {share.name: replanner.link_seconds(share) for share in plan.cuts}
 
     def finished(self, finished: Finished) -> None:
         """A span is done."""

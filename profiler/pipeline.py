@@ -20,6 +20,8 @@ from hapi.plan import INPUT, OUTPUT, CutCost, Profile
 FIRST_SAMPLES, FIRST_PART = 64, 16
 """Samples that pass through the resources one after the other before all are busy: at most so many, and of a short
 epoch one in so many, as the loader begins with short requests."""
+WORTH = 3.0
+"""Seconds of the link for which a second of the job is given: a link is often shared with others."""
 RESOURCES = ("the storage server", "the link", "the client")
 
 

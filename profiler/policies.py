@@ -11,7 +11,7 @@ from scipy.optimize import linprog
 from hapi.errors import InputError
 from hapi.plan import INPUT, OUTPUT
 from profiler.paper import choose_paper, choose_paper_v1
-from profiler.pipeline import Pipeline
+from profiler.pipeline import WORTH, Pipeline
 
 TINY_SHARE = 0.01
 """Cuts that would get less than this part of the samples are not worth another prefix on the server."""
@@ -21,9 +21,9 @@ another prefix on the server."""
 TIE = 0.01
 """Cuts whose predicted times differ by no more than this part are equals: costs are not known any better. Of equals the
 one is taken that ships the fewest bytes, as a link is often shared with others."""
-MOST_GIVEN, WORTH = 0.05, 3.0
-"""Part of the least predicted time that a mix may take longer to spare the link, which is often shared with others, and
-seconds of the link that each second of it must spare. A mix still saves LEAST_GAIN of the best single cut's time."""
+MOST_GIVEN = 0.05
+"""Part of the least predicted time that a mix may take longer, where that spares the link WORTH times as much. A mix
+still saves LEAST_GAIN of the best single cut's time."""
 ROUNDING = 1e-6
 """Of a solver's optimum, as a part of it."""
 MOST_CUTS = 3

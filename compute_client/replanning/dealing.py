@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from compute_client.spans import LEAST_SPAN, Span, first_of
 from hapi.plan import OUTPUT, Plan
+from profiler.pipeline import WORTH
 
 LAST_PART = 0.5
 """Of what a cut is still to be given, the most that a span takes: towards the end they get shorter, so that no cut is
@@ -25,8 +26,6 @@ many seconds. The first are short, so that nobody waits long for something to do
 MOST_DOUBLINGS = 16
 UNTOLD_SECONDS = 0.01
 """Per sample, of a plan that does not predict any."""
-ROUNDING = 1e-9
-"""Of a mean, as a part of it."""
 LATE = 2.0
 """A span is late that takes so many times as long as its cut was to have work for when it was begun."""
 
@@ -49,14 +48,14 @@ class Dealing:
         default: tuple[str, str],
         sizes: Callable[[Plan], Mapping[str, int]],
         seconds: Callable[[Plan], float | None],
-        shipped: Callable[[Plan], Mapping[str, float]] = lambda _: {},
+        link_seconds: Callable[[Plan], Mapping[str, float]] = lambda _: {},
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`current` tells the plan, `consider` may change it; `default` is how features travel if it does not say,
         `sizes` are the most samples in a span of each of its cuts, `seconds` what it predicts for each sample,
-        `shipped` the bytes of a sample of each cut, where they are known."""
+        `link_seconds` what a sample of each cut takes of the link, where that is known."""
         self._current, self._consider, self._default = current, consider, default
-        self._sizes_of, self._seconds_of, self._shipped_of, self._clock = sizes, seconds, shipped, clock
+        self._sizes_of, self._seconds_of, self._link_seconds_of, self._clock = sizes, seconds, link_seconds, clock
         self._plan: Plan | None = None
         self._ways: dict[str, tuple[str, str]] = {}
         self._seconds: dict[str, float] = {}
@@ -121,7 +120,7 @@ class Dealing:
         return min(LEAST_SPAN, max(1, round(LEAST_SECONDS / self._seconds[cut])))
 
     def _has_its_share(self, cut: str) -> bool:
-        """Whether it ships much and is ahead of its share, while the others are in time."""
+        """Whether it takes much of the link and is ahead of its share, while the others are in time."""
         if cut not in self._heavy or self._dealt[cut] <= self._shares[cut] * self._dealt.total():
             return False
         now = self._clock()
@@ -139,9 +138,8 @@ class Dealing:
         each = self._seconds_of(plan) or UNTOLD_SECONDS
         self._shares = {share.name: share.share / total for share in plan.cuts if share.share > 0}
         self._seconds = {name: each / share for name, share in self._shares.items()}
-        shipped = self._shipped_of(plan)
-        mean = sum(share * shipped.get(name, 0.0) for name, share in self._shares.items())
-        self._heavy = frozenset(name for name in self._shares if shipped.get(name, 0.0) > mean * (1 + ROUNDING))
+        link = self._link_seconds_of(plan)
+        self._heavy = frozenset(name for name in self._shares if link.get(name, 0.0) >= WORTH * each)
         self._dealt.clear()
 
 

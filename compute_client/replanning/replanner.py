@@ -71,6 +71,10 @@ class Replanner:
         finally:
             self._lock.release()
 
+    def link_seconds(self, share: Share) -> float:
+        """What a sample of this cut takes of the link, as it was when the plan was made."""
+        return 8 * self._profile.bytes_of(share) / self._basis.bits_per_s
+
     def _consider(self) -> Plan | None:
         now, reports = self._clock(), self._observer.reports
         if reports == self._reports or now < self._next_look:

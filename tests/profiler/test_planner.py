@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hapi.errors import InputError, ProfileError
 from hapi.plan import Plan, Profile
 from profiler import POLICIES, Pipeline, plan
-from profiler.policies import LEAST_GAIN, MOST_GIVEN, TIE, WORTH, solve
+from profiler.pipeline import WORTH
+from profiler.policies import LEAST_GAIN, MOST_GIVEN, TIE, solve
 
 
 def brute_force_pace(costs: np.ndarray) -> float:

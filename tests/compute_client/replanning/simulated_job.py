@@ -71,7 +71,7 @@ class SimulatedJob:
         consider = self.replanner.consider if replan else lambda: None
         way = ("float32", "none")
         self._dealing = Dealing(
-            lambda: self.replanner.plan, consider, way, self._sizes, self._seconds, self._shipped, self.clock
+            lambda: self.replanner.plan, consider, way, self._sizes, self._seconds, self._link_seconds, self.clock
         )
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
@@ -134,8 +134,8 @@ class SimulatedJob:
         assert made.predicted_seconds is not None
         return made.predicted_seconds / (self.profile.samples or 1)
 
-    def _shipped(self, made: Plan) -> dict[str, float]:
-        return {share.name: self.profile.bytes_of(share) for share in made.cuts}
+    def _link_seconds(self, made: Plan) -> dict[str, float]:
+        return {share.name: self.replanner.link_seconds(share) for share in made.cuts}
 
     def _sizes(self, made: Plan) -> dict[str, int]:
         """As a loader has them."""

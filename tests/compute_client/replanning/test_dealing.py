@@ -57,7 +57,7 @@ def epoch(
     samples: int,
     paces: Mapping[str, float],
     seconds: float = SECONDS,
-    shipped: Mapping[str, float] = MappingProxyType({}),
+    link_seconds: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[float, Counter[str]]:
     """Samples' times of an epoch on ways that work side by side, each with so many samples in a time; what they did."""
     now = 0.0
@@ -67,7 +67,7 @@ def epoch(
         DEFAULT,
         lambda plan: sizes_of(plan, samples),
         lambda plan: seconds,
-        lambda plan: shipped,
+        lambda plan: link_seconds,
         lambda: seconds * now,
     )
     waiting, done = spans_of(plan, samples), Counter[str]()
@@ -191,27 +191,29 @@ def test_a_way_that_is_faster_or_slower_than_planned_gets_more_or_less(share: fl
     assert done["input"] == pytest.approx(paces["input"] * best, rel=0.1, abs=20)
 
 
-BYTES = {"input": 100_000.0, "output": 2_000.0}
+LINK_SECONDS = {"input": 4 * SECONDS, "output": 0.1 * SECONDS}
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.5, 4.0])
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
-def test_a_way_that_ships_much_gets_no_more_than_its_share(share: float, factor: float) -> None:
+def test_a_way_that_takes_much_of_the_link_gets_no_more_than_its_share(share: float, factor: float) -> None:
     paces = {"input": factor * share, "output": 1 - share}
-    seconds, done = epoch(plan_of(input=share, output=1 - share), 2000, paces, shipped=BYTES)
+    seconds, done = epoch(plan_of(input=share, output=1 - share), 2000, paces, link_seconds=LINK_SECONDS)
     assert seconds <= 1.05 * 2000 + 6
     assert done["input"] == pytest.approx(2000 * share, rel=0.05, abs=SPAN_SECONDS / SECONDS * share + 4)
 
 
-def test_a_way_that_ships_little_gets_more_if_it_is_faster() -> None:
-    paces = {"input": 0.3, "output": 2 * 0.7}
-    _, done = epoch(plan_of(input=0.3, output=0.7), 2000, paces, shipped=BYTES)
-    assert done["output"] == pytest.approx(2000 * paces["output"] / sum(paces.values()), rel=0.05)
+@pytest.mark.parametrize(("fast", "link"), [("output", 4.0), ("input", 2.0)])
+def test_a_way_that_takes_little_of_it_gets_more_if_it_is_faster(fast: str, link: float) -> None:
+    shares = {"input": 0.3, "output": 0.7}
+    paces = {**shares, fast: 2 * shares[fast]}
+    _, done = epoch(plan_of(**shares), 2000, paces, link_seconds={"input": link * SECONDS})
+    assert done[fast] == pytest.approx(2000 * paces[fast] / sum(paces.values()), rel=0.05)
 
 
-def test_a_way_that_ships_much_goes_on_while_another_is_late() -> None:
+def test_a_way_that_takes_much_of_it_goes_on_while_another_is_late() -> None:
     paces = {"input": 0.3, "output": 0.001}
-    _, done = epoch(plan_of(input=0.3, output=0.7), 4000, paces, shipped=BYTES)
+    _, done = epoch(plan_of(input=0.3, output=0.7), 4000, paces, link_seconds=LINK_SECONDS)
     assert done["input"] >= 3500
 
 
