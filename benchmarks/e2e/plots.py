@@ -19,6 +19,8 @@ Situation = tuple[str, float | None]
 """A network, and the bits per second of its link."""
 
 MOST_PANELS = 6
+MOST_UPRIGHT = 8
+"""Names of systems that have room beside one another."""
 CHOSEN = f"Of more than {MOST_PANELS} networks and links some are drawn; all are in rows.json."
 STAGES = {
     "storage host, processor": "#2b6cb0",
@@ -197,7 +199,8 @@ def _lines(
             axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             systems = list(_grouped(group, lambda row: row.system))
-            axes.set_xticks(range(len(systems)), systems)
+            turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if len(systems) > MOST_UPRIGHT else {}
+            axes.set_xticks(range(len(systems)), systems, **turned)
             axes.set_title(f"{model} at {name(places[0])}")
         axes.yaxis.set_major_formatter(lambda value, _: (write or _short)(value))
         if not limit and "fast" in label:
