@@ -2,9 +2,10 @@
 
 As its pages show batch inference: files are read and decoded by tasks, the backbone is an actor that keeps its network,
 and the driver takes batches with iter_torch_batches. Tasks and actor ask for the resource `storage`, which only the
-storage host's node has, half of its logical processor each. The files are named in plain's order of the first epoch,
-and that order is preserved, so its loss is plain's. Where there are later epochs the features are materialized in Ray's
-object store and shuffled locally, as its pages advise: in an order of its own.
+storage host's node has, half of its logical processor each. A block is as many files as a batch: of its own accord Ray
+reads each file of a small set in a task of its own. The files are named in plain's order of the first epoch, and that
+order is preserved, so its loss is plain's. Where there are later epochs the features are materialized in Ray's object
+store and shuffled locally, as its pages advise: in an order of its own.
 
 Ray starts the actor with the first epoch; until it is ready counts as start-up, as it does for all systems.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -117,6 +119,7 @@ class RaySource:
             [named[place] for place in order],
             filesystem=filesystem(),
             include_paths=True,
+            override_num_blocks=math.ceil(self.train_samples / self._task.batch_size),
             num_cpus=PLACED["num_cpus"],
             resources=PLACED["resources"],
         )

@@ -27,7 +27,7 @@ MOST_DOUBLINGS = 16
 UNTOLD_SECONDS = 0.01
 """Per sample, of a plan that does not predict any."""
 LATE = 2.0
-"""A span is late that takes so many times as long as its cut was to have work for when it was begun."""
+"""A span is late that takes so many times as long as its cut had work for when it was begun, or AHEAD_SECONDS."""
 
 
 class Dealing:
@@ -93,7 +93,8 @@ class Dealing:
         self._under_way[span.cut] += len(span)
         self._begun[span.number] = span
         if span.cut in self._seconds:
-            self._due[span.number] = self._clock() + LATE * self._under_way[span.cut] * self._seconds[span.cut]
+            work = self._under_way[span.cut] * self._seconds[span.cut]
+            self._due[span.number] = self._clock() + LATE * max(AHEAD_SECONDS, work)
 
     def arrived(self, span: Span) -> None:
         """A span that was begun is here. Its cut has no more to do with it if nothing is left to compute: it only waits
