@@ -59,6 +59,7 @@ def epoch(
     seconds: float = SECONDS,
     link_seconds: Mapping[str, float] = MappingProxyType({}),
     latency: float = 0.0,
+    in_flight: int = IN_FLIGHT,
 ) -> tuple[float, Counter[str]]:
     """Samples' times of an epoch on ways that work side by side, each with so many samples in a time; what they did.
 
@@ -76,7 +77,7 @@ def epoch(
     waiting, done = spans_of(plan, samples), Counter[str]()
     free, ends = dict.fromkeys(paces, 0.0), list[tuple[float, int, Span]]()
     while waiting or ends:
-        while waiting and len(ends) < IN_FLIGHT and (span := begin(dealing, waiting)) is not None:
+        while waiting and len(ends) < in_flight and (span := begin(dealing, waiting)) is not None:
             done[span.cut] += len(span)
             free[span.cut] = max(now, free[span.cut]) + len(span) / paces[span.cut]
             heapq.heappush(ends, (free[span.cut] + latency, span.number, span))
@@ -207,6 +208,13 @@ def test_a_way_that_takes_much_of_the_link_gets_no_more_than_its_share(
     seconds, done = epoch(plan, 2000, paces, link_seconds=LINK_SECONDS, latency=latency / SECONDS)
     assert seconds <= 1.05 * 2000 + 6 + 6 * latency / SECONDS  # few are in flight here
     assert done["input"] == pytest.approx(2000 * share, rel=0.05, abs=SPAN_SECONDS / SECONDS * share + 4)
+
+
+@pytest.mark.parametrize("latency", [0.2, 0.4, 0.8, 1.5])
+def test_short_spans_over_a_long_way_are_not_late(latency: float) -> None:
+    plan, paces = plan_of(input=0.3, output=0.7), {"input": 1.2, "output": 0.7}
+    _, done = epoch(plan, 100, paces, link_seconds=LINK_SECONDS, latency=latency / SECONDS, in_flight=16)
+    assert done["input"] <= 34
 
 
 @pytest.mark.parametrize(("fast", "link"), [("output", 4.0), ("input", 2.0)])
