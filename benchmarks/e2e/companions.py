@@ -15,6 +15,8 @@ from hapi.units import format_bytes
 
 SHARDS = "s3://shards-of-"
 WRITING_SECONDS = 1800.0
+UNCOUNTED = ("ray",)
+"""Systems whose work on the storage host cannot be counted: their processes have ended when they are asked."""
 
 
 class Companions:
@@ -36,7 +38,10 @@ class Companions:
             self._write_shards()
             yield ("--shards", self._shards)
         elif system == "ray":
-            self._remark("ray: a cluster of two nodes was started beforehand; no token or encryption is used within it")
+            self._remark(
+                "ray: a cluster of two nodes was started beforehand; no token or encryption is used within it; what its "
+                "workers on the storage host take of the processor is not known, as they end with the run"
+            )
             with ray_cluster(self._bed, self._store.for_storage) as cluster:
                 yield ("--cluster", cluster.address, "--node-address", cluster.node_address)
         else:

@@ -17,7 +17,7 @@ from benchmarks.bench.options import check_known
 from benchmarks.bench.photographs import photographs
 from benchmarks.bench.rows import Row
 from benchmarks.bench.run import Bench
-from benchmarks.e2e.companions import Companions
+from benchmarks.e2e.companions import UNCOUNTED, Companions
 from benchmarks.e2e.counts import (
     LEAST,
     LEAST_BATCHES,
@@ -345,9 +345,10 @@ class Experiment:
             carried, worked = self._bed.link.carried(), self._bed.cpu_seconds(self._bed.storage)
             most = self._most_seconds(rate, epochs)
             outcome = self._bed.run(self._bed.compute, command, variables, seconds=most)
+            worked = self._bed.cpu_seconds(self._bed.storage) - worked
             return {
                 **values(outcome),
-                "storage_cpu_seconds": self._bed.cpu_seconds(self._bed.storage) - worked,
+                "storage_cpu_seconds": None if system in UNCOUNTED else worked,
                 "server_stages": server.stages(self._bed) if server else {},
                 **_on_the_link(carried, self._bed.link.carried()),
             }

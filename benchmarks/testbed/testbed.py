@@ -60,21 +60,14 @@ class Testbed:
         return done.stdout if done.returncode == 0 else ""
 
     def cpu_seconds(self, host: Host) -> float:
-        """Processor seconds so far of the processes that live on a host, with those of their ended children.
-
-        What they started counts whatever its environment says: some programs write their titles over it.
-        """
-        living: dict[int, psutil.Process] = {}
+        """Processor seconds so far of the processes that live on a host, with those of their ended children."""
+        total = 0.0
         for process in marked(self.mark):
             with contextlib.suppress(psutil.Error, OSError):
                 if process.environ().get(HOST) == host.name:
-                    living |= {one.pid: one for one in (process, *process.children(recursive=True))}
-        total = 0.0
-        for process in living.values():
-            with contextlib.suppress(psutil.Error, OSError):
-                times = process.cpu_times()
-                total += times.user + times.system
-                total += getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+                    times = process.cpu_times()
+                    total += times.user + times.system
+                    total += getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
         return total
 
 
