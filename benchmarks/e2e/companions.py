@@ -39,8 +39,8 @@ class Companions:
             yield ("--shards", self._shards)
         elif system == "ray":
             self._remark(
-                "ray: a cluster of two nodes was started beforehand; no token or encryption is used within it; what its "
-                "workers on the storage host take of the processor is not known, as they end with the run"
+                "ray: a cluster of two nodes was started beforehand; no token or encryption is used within it; what "
+                "its workers on the storage host take of the processor is not known, as they end with the run"
             )
             with ray_cluster(self._bed, self._store.for_storage) as cluster:
                 yield ("--cluster", cluster.address, "--node-address", cluster.node_address)
