@@ -87,7 +87,8 @@ def simulate(
     Every tenant trains the same network over a link of its own, one of the bandwidths in turn; its plan is made for
     that link and for its part of the nodes. `seconds` is the makespan. A tenant's slowdown is its time over what it
     takes with node and link to itself. `failures` lets nodes fail and come back, `autoscaling` starts with a tenth of
-    the nodes and adds them as work piles up. Later epochs train on features that the client has cached.
+    the nodes and looks every half minute whether they are busy (short jobs see nothing of it). Later epochs train on
+    features that the client has cached.
 
     A plan is made for the nodes that are up and the tenants that ask them when a job begins, and anew when a tenant's
     part of them has changed by a quarter.

@@ -25,14 +25,18 @@ class Failures:
 
 @dataclass(frozen=True)
 class Autoscaling:
-    """Every `interval_seconds` nodes are added while the mean backlog per node is above `high_seconds`, and an idle one
-    is removed while it is below `low_seconds`. A new node serves after `start_seconds`."""
+    """Every `interval_seconds` nodes are added if those there are have worked more than the part `high` of the time,
+    and an idle one is removed if less than `low`: device, readers or interface, whichever worked most, in the mean of
+    the nodes. A new node serves after `start_seconds`.
+
+    Work that waits would tell little: clients that follow the load ask busy nodes for less.
+    """
 
     most_nodes: int
     interval_seconds: float = 30.0
     start_seconds: float = 60.0
-    high_seconds: float = 20.0
-    low_seconds: float = 2.0
+    high: float = 0.7
+    low: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -164,16 +168,20 @@ class _Simulation:
     def _scale(self, rule: Autoscaling) -> Steps:
         starting = 0
         while True:
+            before, since = {node: node.worked_seconds for node in self._nodes}, self._environment.now
             yield self._environment.timeout(rule.interval_seconds)
-            up = [node for node in self._nodes if node.is_up]
-            mean = sum(node.backlog_seconds for node in up) / max(1, len(up))
-            if mean > rule.high_seconds and len(self._nodes) < rule.most_nodes:
+            up = [node for node in before if node.is_up]
+            worked = sum(
+                max(now - then for now, then in zip(node.worked_seconds, before[node], strict=True)) for node in up
+            )
+            mean = worked / (self._environment.now - since) / max(1, len(up))
+            if mean > rule.high and len(self._nodes) < rule.most_nodes:
                 starting = min(len(self._nodes), rule.most_nodes - len(self._nodes))  # at most twice as many
                 self._starting_seconds += starting * rule.start_seconds
                 yield self._environment.timeout(rule.start_seconds)
                 for _ in range(starting):
                     self._add()
-            elif mean < rule.low_seconds and len(self._nodes) > self._spec.nodes:
+            elif mean < rule.low and len(self._nodes) > self._spec.nodes:
                 idle = next((node for node in reversed(self._nodes) if node.is_up and node.is_idle), None)
                 if idle is not None:
                     idle.stop()

@@ -50,6 +50,12 @@ class SharedLine:
         """Connection -> (pieces under way, virtual time at which the last of them is through)."""
         self._count = 0
         self._round = 0
+        self._busy_seconds = 0.0
+
+    @property
+    def busy_seconds(self) -> float:
+        """In which something was under way."""
+        return self._busy_seconds + (self._environment.now - self._at if self._under_way else 0.0)
 
     def carry(self, connection: Hashable, seconds: float) -> simpy.Event:
         """An event at the moment at which a piece is through that would take `seconds` alone."""
@@ -67,6 +73,7 @@ class SharedLine:
         now = self._environment.now
         if self._under_way:
             self._virtual += (now - self._at) / len(self._under_way)
+            self._busy_seconds += now - self._at
         self._at = now
 
     def _await_next(self) -> None:
@@ -133,13 +140,6 @@ class FairServer:
         self._clock = 0.0
         self._serving: list[tuple[Piece, int]] = []
         self.start()
-
-    @property
-    def backlog_seconds(self) -> float:
-        """Seconds of work that waits or runs."""
-        waiting = [piece for backlog in self._backlogs.values() for piece in backlog.pieces]
-        served = sum(count * piece.sample_seconds for piece, count in self._serving)
-        return sum(piece.samples * piece.sample_seconds for piece in waiting) + served
 
     @property
     def is_idle(self) -> bool:
@@ -242,9 +242,9 @@ class StorageNode:
         self._environment = environment
 
     @property
-    def backlog_seconds(self) -> float:
-        """Seconds of work that waits or runs, of the device and of the readers, whichever has more."""
-        return max(self.device.backlog_seconds, self.readers.backlog_seconds)
+    def worked_seconds(self) -> tuple[float, float, float]:
+        """So far, of the device, the readers and the interface."""
+        return self.device.busy_seconds, self.readers.busy_seconds, self.uplink.busy_seconds
 
     @property
     def is_idle(self) -> bool:

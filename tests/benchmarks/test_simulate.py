@@ -87,6 +87,16 @@ def test_nodes_are_added_under_load_and_taken_away_after_it() -> None:
     assert grown.node_hours < 8 * grown.makespan_seconds / 3600
 
 
+def test_nodes_are_added_as_well_when_it_is_their_interfaces_that_are_full() -> None:
+    jobs = [job("none")] * 24
+    narrow = {
+        "node_bandwidth_bits_per_s": 1e8,
+        "autoscaling": Autoscaling(4, interval_seconds=10.0, start_seconds=10.0),
+    }
+    grown = simulate(ClusterSpec(1, **narrow), jobs)
+    assert grown.most_nodes == 4
+
+
 def test_nodes_are_added_as_well_when_it_is_their_readers_that_are_behind() -> None:
     slow = replace(PROFILE, cuts=(replace(PROFILE.cuts[0], server_seconds=0.01), *PROFILE.cuts[1:]))
     jobs = [job("none", profile=slow)] * 24
@@ -217,7 +227,7 @@ def test_plans_follow_the_nodes_that_are_up() -> None:
         return plan(PROFILE, "mix", server_share=share)
 
     jobs = [job(samples=6400, replan=replan) for _ in range(8)]
-    grown = simulate(ClusterSpec(1, autoscaling=Autoscaling(8, 5.0, 5.0, high_seconds=1.0)), jobs)
+    grown = simulate(ClusterSpec(1, autoscaling=Autoscaling(8, 5.0, 5.0)), jobs)
     assert grown.most_nodes > 1
     assert shares[0] == 1 / 8  # eight share one node
     assert shares[-1] > 0.5  # and later several
