@@ -26,6 +26,8 @@ PACKS = 64
 USUAL_PACK_BYTES, MOST_PACK_BYTES = 16 * 2**20, 2**30
 REFRESH_SECONDS = 5.0
 """How often a miss looks for what other processes wrote, and a full cache for room."""
+REST_SECONDS = 300.0
+"""For so long a disk that refused is left alone."""
 _LOCK = "lock"
 _PACK_SHIFT, _ENTRY_MASK = 32, 2**32 - 1
 """A place is one number: that of the pack above that of the entry."""
@@ -36,7 +38,8 @@ Tensors = tuple[torch.Tensor, ...]
 class DiskCache:
     """Tuples of host tensors by 32-byte key, as plain bytes with checksums. Thread-safe.
 
-    A damaged entry is a miss, and removed. When the disk refuses (full, read-only), it says so once and keeps no more.
+    A damaged entry is a miss, and removed. When the disk refuses (full, read-only), it says so once and keeps no more,
+    but for a try every few minutes: a disk that was full for an hour is used again.
     The files of the folder never take more than `budget_bytes`, whoever writes there with that budget. About 250 bytes
     of memory per entry are needed to find it.
     """
@@ -60,7 +63,8 @@ class DiskCache:
         """Packs of which it was said."""
         self._writer: PackWriter | None = None
         self._lock = threading.RLock()
-        self._refused = False
+        self._is_refused = False
+        self._rests_until = -REST_SECONDS
         self._looked = self._full_since = -REFRESH_SECONDS
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -136,13 +140,14 @@ class DiskCache:
         """The same for values that lie in memory as they will on disk."""
         size = len(description) + sum(map(len, values))
         with self._lock:
-            if self._refused or self._find(key) is not None:
+            if time.monotonic() < self._rests_until or self._find(key) is not None:
                 return
             try:
                 writer = self._writable(size)
                 if writer is not None:
                     writer.append(key, description, values)
                     self._learn(self._packs[writer.path])
+                    self._took()
             except OSError as error:
                 self._refuse(error)
 
@@ -319,8 +324,16 @@ class DiskCache:
         return total + self.pack_bytes <= self.budget_bytes
 
     def _refuse(self, error: OSError) -> None:
-        self._refused, self._writer = True, None
-        log.warning("cache directory %s: %s; no more features are kept there", self.folder, error.strerror)
+        is_new, self._is_refused, self._writer = not self._is_refused, True, None
+        self._rests_until = time.monotonic() + REST_SECONDS
+        if is_new:
+            log.warning("cache directory %s: %s; no more features are kept there", self.folder, error.strerror)
+
+    def _took(self) -> None:
+        """The disk took an entry."""
+        if self._is_refused:
+            self._is_refused = False
+            log.info("cache directory %s: features are kept there again", self.folder)
 
     def _sizes(self) -> Iterator[tuple[Path, int]]:
         for path in self.folder.iterdir():

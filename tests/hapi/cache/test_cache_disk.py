@@ -285,6 +285,32 @@ def test_a_full_disk_is_said_once(
 
 
 def test_a_folder_that_cannot_be_written_to_serves_what_is_there(
+def test_a_disk_that_was_full_is_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a server that runs for weeks, on a disk that others filled for an hour."""
+    monkeypatch.setattr(disk, "REST_SECONDS", 0.0)
+    cache = DiskCache(tmp_path, BUDGET)
+    cache.put(key(1), value(1))
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with caplog.at_level(logging.INFO):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "writev", full)
+            for number in range(2, 5):
+                cache.put(key(number), value(number))
+        for number in range(5, 7):
+            cache.put(key(number), value(number))
+    assert [record.message.partition(": ")[2] for record in caplog.records] == [
+        "No space left on device; no more features are kept there",
+        "features are kept there again",
+    ]
+    later = DiskCache(tmp_path, BUDGET)
+    assert [same(later.get(key(number)), number) for number in range(1, 7)] == [True, *[False] * 3, True, True]
+
+
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A read-only file system, or another user's packs."""
