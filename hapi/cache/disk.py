@@ -150,11 +150,13 @@ class DiskCache:
                     self._took()
             except OSError as error:
                 self._refuse(error)
+            except MemoryError:
+                self._writer = None  # what it wrote last may be half an entry
 
     def __contains__(self, key: bytes) -> bool:
-        """As far as is known now: what other processes wrote since the last `refresh` is not."""
-        with self._lock:
-            return self._known(key) is not None
+        """As far as is known now: what other processes wrote since the last `refresh` is not. Never waits for the disk:
+        whoever writes or looks there holds the lock for as long as that takes."""
+        return self._known(key) is not None
 
     def __len__(self) -> int:
         return len(self._places)
@@ -222,6 +224,7 @@ class DiskCache:
         return good
 
     def _known(self, key: bytes) -> tuple[Pack, int] | None:
+        """Asked without the lock as well: a pack has its records before its entries have places, and keeps them."""
         place = self._places.get(_short(key))
         if place is None:
             return None
@@ -272,8 +275,8 @@ class DiskCache:
     def _writable(self, size: int) -> PackWriter | None:
         """A pack with room for `size` bytes, or None if there cannot be one now."""
         writer = self._writer
-        if writer is not None and writer.process != os.getpid():
-            writer = None  # the parent goes on with it
+        if writer is not None and (writer.process != os.getpid() or writer.path not in self._packs):
+            writer = None  # the parent goes on with it, or somebody removed its pack
         if writer is None or not writer.has_room(size):
             writer = self._begin(size)
             self._writer = writer or self._writer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from typing import Literal
@@ -11,6 +12,8 @@ import torch
 from hapi.cache.bucket import BucketCache
 from hapi.cache.disk import DiskCache
 from hapi.cache.memory import MemoryCache, entry_bytes, owned
+
+log = logging.getLogger(__name__)
 
 WAITING_BYTES = 32 * 2**20
 """Most bytes that wait to be written; what comes beyond is kept in memory only."""
@@ -75,13 +78,21 @@ class FeatureCache:
             return
         size = entry_bytes(tensors)
         with self._lock:
-            if self._waiting_bytes + size > WAITING_BYTES:
+            if self._waiting_bytes + size > WAITING_BYTES or not self._has_writer():
                 return
             self._waiting_bytes += size
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._write, name="hapi-cache-write", daemon=True)
-                self._thread.start()
         self._waiting.put((key, tuple(map(owned, tensors))))
+
+    def _has_writer(self) -> bool:
+        """Whether a thread writes. One is begun if there is none, unless memory is too short for its stack just now."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._write, name="hapi-cache-write", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return False
+            self._thread = thread
+        return True
 
     def __contains__(self, key: bytes) -> bool:
         """Whether `get` would probably find it; never waits for a disk."""
@@ -129,8 +140,11 @@ class FeatureCache:
                 if item is None:
                     return
                 self.disk.put(*item)
-                with self._lock:
-                    self._waiting_bytes -= entry_bytes(item[1])
+            except Exception:  # without this thread all that comes would wait for ever
+                log.exception("features could not be written to %s", self.disk.folder)
             finally:
+                if item is not None:
+                    with self._lock:
+                        self._waiting_bytes -= entry_bytes(item[1])
                 del item
                 self._waiting.task_done()

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hapi.cache import DiskCache, FeatureCache, MemoryCache, disk, layout, mapped, tiers
+from hapi.cache import DiskCache, FeatureCache, MemoryCache, disk, layout, mapped, packs, tiers
 from hapi.errors import InputError
 
 BUDGET = 2**20
@@ -284,7 +285,6 @@ def test_a_full_disk_is_said_once(
     assert len(cache) == len(DiskCache(tmp_path, BUDGET)) == 1
 
 
-def test_a_folder_that_cannot_be_written_to_serves_what_is_there(
 def test_a_disk_that_was_full_is_used_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -311,6 +311,7 @@ def test_a_disk_that_was_full_is_used_again(
     assert [same(later.get(key(number)), number) for number in range(1, 7)] == [True, *[False] * 3, True, True]
 
 
+def test_a_folder_that_cannot_be_written_to_serves_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A read-only file system, or another user's packs."""
@@ -479,3 +480,92 @@ def test_a_slow_disk_gets_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     cache.put(key(99), value(99))  # closing is no end
     cache.close()
     assert same(disk.get(key(99)), 99)
+
+
+def test_a_pack_that_somebody_removed_is_begun_anew(tmp_path: Path) -> None:
+    """An operator who empties the folder of a server that runs."""
+    cache = DiskCache(tmp_path, BUDGET)
+    cache.put(key(1), value(1))
+    for path in tmp_path.iterdir():
+        path.unlink()
+    cache.refresh()
+    for number in (2, 3):
+        cache.put(key(number), value(number))
+    assert cache.get(key(1)) is None
+    assert all(same(DiskCache(tmp_path, BUDGET).get(key(number)), number) for number in (2, 3))
+
+
+def test_what_is_there_is_known_while_the_disk_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server asks for each sample, with a lock that all requests need."""
+    cache = DiskCache(tmp_path, BUDGET)
+    cache.put(key(1), value(1))
+    hangs, go_on, write = threading.Event(), threading.Event(), os.writev
+
+    def slow(*given: object) -> int:
+        hangs.set()
+        assert go_on.wait(60)
+        return write(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "writev", slow)
+    with ThreadPoolExecutor(2) as pool:
+        writing = pool.submit(cache.put, key(2), value(2))
+        assert hangs.wait(60)
+        try:
+            asked = pool.submit(lambda: [key(number) in cache for number in (1, 2)])
+            assert asked.result(5) == [True, False]
+        finally:
+            go_on.set()
+        writing.result(60)
+    assert key(2) in cache
+
+
+def test_an_entry_for_which_memory_runs_out_harms_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = DiskCache(tmp_path, BUDGET)
+    cache.put(key(1), value(1))
+
+    def torn(self: packs.PackWriter, *_: object) -> None:
+        os.write(self._data.number, b"half of it")
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(packs.PackWriter, "append", torn)
+        cache.put(key(2), value(2))
+    cache.put(key(3), value(3))
+    assert [same(cache.get(key(number)), number) for number in (1, 2, 3)] == [True, False, True]
+
+
+def test_without_memory_for_a_thread_features_are_kept_in_memory_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = FeatureCache(MemoryCache(10_000), DiskCache(tmp_path, BUDGET))
+
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        cache.put(key(1), value(1))
+    cache.put(key(2), value(2))
+    cache.close()
+    later = DiskCache(tmp_path, BUDGET)
+    assert [same(later.get(key(number)), number) for number in (1, 2)] == [False, True]
+    assert same(cache.get(key(1)), 1)
+
+
+def test_trouble_with_one_entry_does_not_end_the_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache, write = FeatureCache(None, DiskCache(tmp_path, BUDGET)), DiskCache.put
+
+    def failing(self: DiskCache, name: bytes, tensors: tuple[torch.Tensor, ...]) -> None:
+        if name == key(1):
+            raise RuntimeError("of a kind that nobody thought of")
+        write(self, name, tensors)
+
+    monkeypatch.setattr(DiskCache, "put", failing)
+    for number in range(3):
+        cache.put(key(number), value(number))
+    cache.close()
+    later = DiskCache(tmp_path, BUDGET)
+    assert [same(later.get(key(number)), number) for number in range(3)] == [True, False, True]
+    assert [record.message for record in caplog.records] == [f"features could not be written to {tmp_path}"]
