@@ -152,8 +152,11 @@ class BucketCache:
             del item
 
     def _write(self, entries: list[tuple[bytes, Tensors]]) -> None:
-        wrapped = [parcels.entry_of(key, tensors) for key, tensors in entries]
-        is_kept = self._tried(lambda: self._depot.add(parcels.wrap(wrapped), len(wrapped)))
+        def add() -> bool:
+            wrapped = [parcels.entry_of(key, tensors) for key, tensors in entries]
+            return self._depot.add(parcels.wrap(wrapped), len(wrapped))
+
+        is_kept = self._tried(add)
         with self._lock:
             self.dropped += 0 if is_kept else len(entries)
             self._waiting_bytes -= sum(map(_size, entries))

@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
 from hapi.cache import parcels
 from hapi.cache.catalogue import Catalogue
@@ -22,6 +24,8 @@ HOUR = 3600
 """Seconds; a use is written down once in so long."""
 MOST_ENTRIES = 2**21
 """Entries that are looked up, some 90 MB; what lies beyond, in the parcels used least recently, is not found."""
+MOST_STRAYS = 256
+"""Marks of parcels that are gone, removed at a time."""
 _MARK = re.compile(r"(.+\.parcel)\.(\d{8})\.used")
 
 
@@ -68,18 +72,28 @@ class Depot:
     def refresh(self) -> None:
         """Lists the store, reads the records of parcels that are new, and writes down which were used."""
         found, marks = self._listed()
+        strays = []
         for name, mark in marks:
             if name in found:
                 found[name].used = max(found[name].used, HOUR * float(mark.split(".")[-2]))
                 found[name].marks += (mark,)
+            else:
+                strays.append(mark)
+        recent = sorted(found, key=lambda name: -found[name].used)
+        entries = list(accumulate(found[name].count for name in recent))
+        within = bisect_right(entries, MOST_ENTRIES)
         with self._lock:
             for name in [name for name in self._parcels if name not in found]:
                 self._forget(name)
             self._parcels = found
             self._unreadable &= found.keys()
-        for name in sorted(found, key=lambda name: -found[name].used):
+            for name in recent[within:]:
+                self._catalogue.remove(name)
+        for name in recent[:within]:
             self._learn(name, found[name])
         self._mark_used()
+        for mark in strays[:MOST_STRAYS]:  # written by one server while another removed the parcel
+            self._store.delete(mark)
 
     def get(self, key: bytes, name: str, place: Place) -> Tensors | None:
         """The entry at a place that `find` gave; None if it is gone, or another key's. ValueError if it is damaged."""
@@ -110,6 +124,7 @@ class Depot:
         with self._lock:
             self._parcels[name] = _Parcel(len(data), count, self._clock())
             self._catalogue.add(name, records)
+            self._bound_records()
         return True
 
     def close(self) -> None:
@@ -132,11 +147,9 @@ class Depot:
         return found, marks
 
     def _learn(self, name: str, parcel: _Parcel) -> None:
-        """Reads the records of a parcel, once, while there is room for them in memory."""
+        """Reads the records of a parcel, once."""
         with self._lock:
             if name in self._catalogue or name in self._unreadable:
-                return
-            if len(self._catalogue) + parcel.count > MOST_ENTRIES:
                 return
         try:
             head = self._store.get(name, 0, min(parcel.size, parcels.index_bytes(parcel.count)))
@@ -150,6 +163,14 @@ class Depot:
         with self._lock:
             if name in self._parcels:
                 self._catalogue.add(name, records)
+
+    def _bound_records(self) -> None:
+        """Records of the parcels used least recently make room for new ones. Under the lock."""
+        if len(self._catalogue) > MOST_ENTRIES:
+            for name in sorted(self._parcels, key=lambda name: self._parcels[name].used):
+                if len(self._catalogue) <= MOST_ENTRIES:
+                    break
+                self._catalogue.remove(name)
 
     def _mark_used(self) -> None:
         now = self._clock()

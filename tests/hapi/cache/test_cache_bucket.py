@@ -343,3 +343,48 @@ def test_the_bucket_is_asked_last_and_fills_the_nearer_tiers(make: Make, tmp_pat
     assert later.where(key(2)) is None
     assert later.fetch(key(2)) is None
     later.close()
+
+
+def test_new_records_make_room_for_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a server that runs for weeks, and of one that looks what others write."""
+    monkeypatch.setattr(depot, "MOST_ENTRIES", 5)
+    store, clock = LocalStore(tmp_path), [0.0]
+    writer, reader = (Depot(store, BUDGET, lambda: clock[0]) for _ in range(2))
+    for number in range(4):
+        clock[0] += HOUR
+        writer.add(parcel(2 * number, 2 * number + 1), 2)
+        reader.refresh()
+    for looked in (writer, reader):
+        assert [looked.find(key(number)) is not None for number in range(8)] == [False] * 4 + [True] * 4
+
+
+def test_marks_of_parcels_that_are_gone_are_removed(tmp_path: Path) -> None:
+    """One server notes a use while another makes room: of such marks there would be more and more."""
+    store = LocalStore(tmp_path)
+    looked = Depot(store, BUDGET)
+    assert looked.add(parcel(1), 1)
+    (name,) = names(store)
+    others = [f"{name}.00000018.used", "readme.parcel.txt", "notes.00000018.used"]
+    for other in (*others, f"{parcels.new_name(1, 1000.0)}.00000018.used"):
+        store.put(other, b"")
+    looked.refresh()
+    assert names(store) == sorted([name, *others])
+
+
+def test_without_memory_for_a_parcel_it_is_dropped_and_the_writing_goes_on(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = make()
+
+    def short(*_: object) -> tuple[bytes, int]:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(parcels, "entry_of", short)
+        cache.put(key(1), value(1))
+        cache.flush()
+    assert cache.dropped == 1
+    monkeypatch.setattr(BucketCache, "_rests", False)
+    cache.put(key(2), value(2))
+    cache.flush()
+    assert [same(cache.get(key(number)), number) for number in (1, 2)] == [False, True]
