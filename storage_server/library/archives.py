@@ -76,12 +76,18 @@ class ArchiveStore:
         mine = [card.info for card in cards if card is not None and tenant in card.tenants]
         return sorted(mine, key=lambda info: (info.name, info.digest))
 
-    def add(self, draft: Draft, info: ModelInfo, tenant: str, in_use: Collection[str] = ()) -> None:
-        """Takes a checked archive in; older ones that nobody uses make room for it."""
+    def add(self, draft: Draft, info: ModelInfo, tenant: str, in_use: Collection[str] = ()) -> set[str]:
+        """Takes a checked archive in; older ones that nobody uses make room for it. Answers the digests of these."""
         with self._lock:
-            self._make_room(draft.size, {*in_use, info.digest})
+            removed = self._make_room(draft.size, {*in_use, info.digest})
             draft.commit(self._archive(info.digest))
             self._write(_Card(info=info, tenants=[tenant]), tenant)
+            return removed
+
+    def remove(self, digest: str) -> None:
+        """Removes an archive, whoever sent it: what is left of it is of no use."""
+        with self._lock:
+            self._remove(digest)
 
     def claim(self, digest: str, tenant: str) -> None:
         """Notes that `tenant` sent this archive, too."""
@@ -109,21 +115,24 @@ class ArchiveStore:
         data = _Card(info=card.info, tenants=tenants).model_dump_json().encode()
         write_whole(self._card_path(card.info.digest), data)
 
-    def _make_room(self, wanted: int, keep: Collection[str]) -> None:
+    def _make_room(self, wanted: int, keep: Collection[str]) -> set[str]:
+        removed: set[str] = set()
         found = [(path.stat(), path) for path in self._folder.glob("*.hapi")]
         total = sum(status.st_size for status, _ in found) + wanted
         for status, path in sorted(found, key=lambda pair: pair[0].st_mtime_ns):
             if total <= self._max_total_bytes:
-                return
+                break
             if path.stem not in keep:
                 log.info("removing model %s to make room", path.stem[:12])
                 self._remove(path.stem)
+                removed.add(path.stem)
                 total -= status.st_size
         if total > self._max_total_bytes:
             raise TooLargeError(
                 f"the models on this server may take {format_bytes(self._max_total_bytes)}, and those in use leave no "
                 f"room for {format_bytes(wanted)}. Remove models, or have HAPI_SERVER_MAX_CACHE_BYTES raised."
             )
+        return removed
 
     def _remove(self, digest: str) -> None:
         self._archive(digest).unlink(missing_ok=True)

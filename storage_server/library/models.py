@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 
 from hapi.cancel import Cancel
 from hapi.engine import Precision
-from hapi.errors import DigestMismatchError, MemoryBudgetError, UnknownModelError
+from hapi.errors import ArchiveError, DigestMismatchError, MemoryBudgetError, ServiceError, UnknownModelError
 from hapi.files import Draft
 from hapi.model import Graph, load_archive
 from hapi.model.specs import dtype_name
@@ -26,6 +27,11 @@ from storage_server.memory.turns import Turns
 from storage_server.memory.workspaces import Workspaces
 from storage_server.metrics import Metrics
 
+log = logging.getLogger(__name__)
+
+UNUSED_KEPT = 8
+"""Graphs without a promise that stay in memory while nobody uses them: just received, for the request that follows."""
+
 
 class Upload:
     """An archive on its way in. Blocking: to be used from a thread."""
@@ -35,7 +41,8 @@ class Upload:
         self._digest = digest
         self._tenant = tenant
         self._hasher = sha256()
-        self._draft = Draft(store.archives.folder)
+        with _disk_errors():
+            self._draft = Draft(store.archives.folder)
 
     @property
     def size(self) -> int:
@@ -46,7 +53,8 @@ class Upload:
         """Adds bytes; TooLargeError as soon as they are too many."""
         self._store.archives.check_size(self._draft.size + len(data))
         self._hasher.update(data)
-        self._draft.write(data)
+        with _disk_errors():
+            self._draft.write(data)
 
     def finish(self) -> tuple[ModelInfo, bool]:
         """Checks and keeps the archive; answers what it is, and whether it was new."""
@@ -55,11 +63,13 @@ class Upload:
                 f"the {self._draft.size} bytes received have digest {self._hasher.hexdigest()}, not {self._digest}. "
                 "Send the archive again, under the digest that save_archive gave."
             )
-        return self._store.receive(self._draft, self._digest, self._tenant)
+        with _disk_errors():
+            return self._store.receive(self._draft, self._digest, self._tenant)
 
     def close(self) -> None:
         """Removes what was not kept."""
-        self._draft.discard()
+        with suppress(OSError):  # a full disk takes no more of what is thrown away
+            self._draft.discard()
 
 
 @dataclass
@@ -114,9 +124,10 @@ class ModelStore:
             called = f"the archive {digest[:12]}..."
             graph = held.graph if held else load_archive(draft.path, expected_digest=digest, called=called)
             info = _describe(graph, digest, draft.size)
-            self.archives.add(draft, info, tenant, in_use)
+            removed = self.archives.add(draft, info, tenant, in_use)
             if held is None:
                 self._keep(digest, _Loaded(graph))
+            self._drop_idle(removed)
             return info, True
 
     def info(self, digest: str) -> ModelInfo:
@@ -132,10 +143,7 @@ class ModelStore:
             if self.archives.release(digest, tenant) is None:
                 raise _unknown(digest)
             if self.archives.info(digest) is None:
-                with self._lock:
-                    loaded = self._loaded.get(digest)
-                    if loaded is not None and not loaded.users:
-                        self._drop(digest)
+                self._drop_idle([digest])
 
     @contextmanager
     def lease(self, digest: str, cancel: Cancel | None = None) -> Iterator[Lease]:
@@ -154,6 +162,7 @@ class ModelStore:
                 if not loaded.users and self.archives.info(digest) is None:
                     self._drop(digest)
                 self._changed.notify_all()
+            self._drop_idle()
 
     def loaded(self) -> list[str]:
         """Digests of the models in memory."""
@@ -174,7 +183,15 @@ class ModelStore:
         path = self.archives.path(digest)
         if path is None:
             raise _unknown(digest)
-        return self._keep(digest, _Loaded(load_archive(path, expected_digest=digest), users=1))
+        try:
+            graph = load_archive(path, expected_digest=digest, called=f"the archive {digest[:12]}...")
+        except ArchiveError as error:
+            if isinstance(error.__cause__, OSError):
+                raise ServiceError(f"{error} Have the server's operator look at its disk and its log.") from error
+            log.warning("a kept model is damaged, and removed: %s", error)
+            self.archives.remove(digest)
+            raise _unknown(digest) from None
+        return self._keep(digest, _Loaded(graph, users=1))
 
     def prefix(
         self, digest: str, loaded: _Loaded, cut: str, precision: Precision = "float32", cancel: Cancel | None = None
@@ -253,6 +270,15 @@ class ModelStore:
     def _can_go(loaded: _Loaded) -> bool:
         return not loaded.users and loaded.promised_bytes > 0
 
+    def _drop_idle(self, removed: Iterable[str] = ()) -> None:
+        """Drops graphs that nobody uses: of archives that were removed, whose bytes stay on the disk as long as they
+        are mapped, and beyond a few those that hold no promise, which would never have to make room."""
+        with self._lock:
+            unused = [digest for digest, loaded in self._loaded.items() if not loaded.users]
+            useless = [digest for digest in unused if not self._loaded[digest].promised_bytes]
+            for digest in {*useless[:-UNUSED_KEPT], *removed}.intersection(unused):
+                self._drop(digest)
+
     def _drop(self, digest: str) -> None:
         loaded = self._loaded.pop(digest, None)
         if loaded is not None:
@@ -277,6 +303,19 @@ class Lease:
     def part(self, start: str, end: str, precision: Precision = "float32") -> Prefix:
         """See ModelStore.part."""
         return self._store.part(self._digest, self._loaded, start, end, precision)
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """A disk that does not take an archive is the server's trouble, and said as such."""
+    try:
+        yield
+    except OSError as error:
+        log.error("an archive cannot be kept: %s", error)
+        raise ServiceError(
+            f"this server cannot keep the archive: {error.strerror or error}. Have its operator make room in its cache "
+            "directory, or look at its disk."
+        ) from error
 
 
 def _unknown(digest: str) -> UnknownModelError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import resource
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +19,13 @@ from hapi.errors import (
     DigestMismatchError,
     InputError,
     MemoryBudgetError,
+    ServiceError,
     TooLargeError,
     UnknownCutError,
     UnknownModelError,
 )
 from hapi.files import Draft
+from storage_server.library import models
 from storage_server.library.archives import ArchiveStore
 from storage_server.library.models import ModelStore, Upload
 from storage_server.memory.budget import MemoryBudget
@@ -244,3 +248,76 @@ def test_a_draft_that_is_not_committed_vanishes(tmp_path: Path) -> None:
 def test_a_digest_that_is_none_never_becomes_a_path(make_store: MakeStore, digest: str) -> None:
     with pytest.raises(ValueError, match="not a SHA-256"):
         make_store().info(digest)
+
+
+def test_a_damaged_archive_is_asked_for_again(make_store: MakeStore, archive: Archive) -> None:
+    """Bytes that rot on the disk: the model was there for whoever asked, and could neither be used nor sent again."""
+    send(make_store(), archive)
+    store = make_store()
+    (path,) = store.archives.folder.glob("*.hapi")
+    whole = path.read_bytes()
+    for damaged in (whole[:-1] + bytes([whole[-1] ^ 0xFF]), whole[: len(whole) // 2], b""):
+        path.unlink()  # a graph may be mapped from it
+        path.write_bytes(damaged)
+        with pytest.raises(UnknownModelError, match="Upload it first"), store.lease(archive.digest):
+            pass
+        assert send(store, archive) is True
+        with make_store().lease(archive.digest) as lease:
+            assert lease.graph.name == archive.graph.name
+        store = make_store()
+
+
+def test_an_archive_that_cannot_be_read_now_stays(
+    make_store: MakeStore, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(make_store(), archive)
+    store = make_store()
+
+    def too_many(*_: object) -> object:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("builtins.open", too_many)
+        with pytest.raises(ServiceError, match=r"Too many open files.*operator") as caught, store.lease(archive.digest):
+            pass
+    assert "/" not in str(caught.value), "no paths of the server"
+    with store.lease(archive.digest):
+        pass
+
+
+def test_what_is_sent_and_never_used_does_not_stay_in_memory(
+    make_store: MakeStore, archive: Archive, wide_archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "UNUSED_KEPT", 1)
+    store = make_store()
+    send(store, archive)
+    send(store, wide_archive)
+    assert store.loaded() == [wide_archive.digest]
+    with store.lease(archive.digest), store.lease(wide_archive.digest):
+        assert len(store.loaded()) == 2
+    assert store.loaded() == [wide_archive.digest], "the one that was asked for last"
+
+
+def test_an_archive_that_made_room_takes_none_any_more(
+    make_store: MakeStore, archive: Archive, wide_archive: Archive
+) -> None:
+    """A mapped file that was removed keeps its bytes on the disk."""
+    store = make_store(total_bytes=archive.path.stat().st_size + wide_archive.path.stat().st_size - 1)
+    send(store, archive)
+    with store.lease(archive.digest) as lease:
+        lease.prefix("output")
+    send(store, wide_archive)
+    assert store.loaded() == [wide_archive.digest]
+    assert store._budget.weight_bytes == 0
+
+
+def test_a_full_disk_is_said_to_whoever_sends_a_model(make_store: MakeStore, wide_archive: Archive) -> None:
+    store, limits = make_store(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # the nearest to a full disk that a process can have
+    try:
+        with pytest.raises(ServiceError, match=r"cannot keep the archive: File too large.*make room"):
+            send(store, wide_archive)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert files(store) == []
+    assert send(store, wide_archive) is True
