@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import threading
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 from hapi.data import Manifest, ObjectStore, build_manifest, open_store
 from hapi.data.build import dataset_root
@@ -20,11 +23,18 @@ from storage_server.access.auth import Tenant
 from storage_server.library.locks import KeyedLocks
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 SAMPLES_KEPT = 10_000_000
 """Manifests stay in memory up to about this many samples in all (some 1.5 GB); at least one stays."""
+MANIFEST_BYTES = 4 * 2**30
+"""Manifests on disk are removed beyond so many bytes, those unused for longest first: each listing of a dataset that
+grows makes another."""
+IN_USE_SECONDS, TOUCH_SECONDS = 24 * 3600.0, 3600.0
+"""One that was used so lately is not removed; how often a use is noted, as the file's time of modification."""
 STORES_KEPT = 64
 LISTINGS_NOTED = 1024
+"""Addresses, and manifests, of which is remembered when they were listed or used."""
 
 
 class DatasetStore:
@@ -39,6 +49,9 @@ class DatasetStore:
         self._lock = threading.Lock()
         self._listing = KeyedLocks()
         self._begun: OrderedDict[str, float] = OrderedDict()
+        self._touched: OrderedDict[str, float] = OrderedDict()
+        self._unwritten: OrderedDict[str, str] = OrderedDict()
+        """Digests by address that the disk did not take."""
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
 
@@ -61,9 +74,7 @@ class DatasetStore:
             self._note(address, begun)
             if kept is not None and manifest.digest == kept.digest:
                 return kept
-            write_whole(self._path(manifest.digest), manifest.to_bytes())
-            pointer = {"uri": address, "digest": manifest.digest}
-            write_whole(self._pointer(address), json.dumps(pointer).encode())
+            self._write(address, manifest)
         log.info("registered %s: %d samples, digest %s", address, len(manifest), manifest.digest[:12])
         return self._remember(manifest)
 
@@ -75,6 +86,8 @@ class DatasetStore:
                 self._manifests.move_to_end(digest)
         if manifest is None:
             manifest = self._read(digest)
+        else:
+            self._touch(digest)
         if manifest is None:
             raise UnknownDatasetError(
                 f"this server holds no dataset {digest[:12]}.... Register its URI again (POST /v1/datasets)."
@@ -107,12 +120,51 @@ class DatasetStore:
 
     def _note(self, address: str, begun: float) -> None:
         with self._lock:
-            self._begun[address] = begun
-            self._begun.move_to_end(address)
-            if len(self._begun) > LISTINGS_NOTED:
-                self._begun.popitem(last=False)
+            _put(self._begun, address, begun)
+
+    def _write(self, address: str, manifest: Manifest) -> None:
+        """Keeps it over restarts. A full disk costs that, not the dataset."""
+        pointer = {"uri": address, "digest": manifest.digest}
+        try:
+            self._make_room()
+            write_whole(self._path(manifest.digest), manifest.to_bytes())
+            write_whole(self._pointer(address), json.dumps(pointer).encode())
+        except OSError as error:
+            log.warning("the manifest of %s is kept in memory only: %s", address, error)
+            with self._lock:
+                _put(self._unwritten, address, manifest.digest)
+        else:
+            with self._lock:
+                self._unwritten.pop(address, None)
+
+    def _make_room(self) -> None:
+        kept = []
+        for path in self._folder.glob("*.arrow"):
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                kept.append((status.st_mtime, status.st_size, path))
+        over = sum(size for _, size, _ in kept) - MANIFEST_BYTES
+        for used, size, path in sorted(kept):
+            if over <= 0 or time.time() - used < IN_USE_SECONDS:
+                return
+            path.unlink(missing_ok=True)
+            over -= size
+
+    def _touch(self, digest: str) -> None:
+        """Notes a use on disk, now and then."""
+        now = time.monotonic()
+        with self._lock:
+            if now - self._touched.get(digest, -math.inf) < TOUCH_SECONDS:
+                return
+            _put(self._touched, digest, now)
+        with suppress(OSError):
+            os.utime(self._path(digest))
 
     def _kept(self, address: str) -> Manifest | None:
+        with self._lock:
+            unwritten = self._manifests.get(self._unwritten.get(address, ""))
+        if unwritten is not None:
+            return unwritten
         try:
             pointer = json.loads(self._pointer(address).read_bytes())
         except (FileNotFoundError, ValueError):
@@ -122,7 +174,10 @@ class DatasetStore:
         digest = str(pointer.get("digest"))
         with self._lock:
             held = self._manifests.get(digest)
-        return held or self._read(digest)
+        if held is None:
+            return self._read(digest)
+        self._touch(digest)
+        return held
 
     def _read(self, digest: str) -> Manifest | None:
         """The manifest from disk; None if it is not there, or is not what its name says."""
@@ -136,6 +191,7 @@ class DatasetStore:
         if manifest.digest != digest:
             log.warning("dropping the kept manifest %s: its content has digest %s", digest[:12], manifest.digest[:12])
             return None
+        self._touch(digest)
         return self._remember(manifest)
 
     def _remember(self, manifest: Manifest) -> Manifest:
@@ -151,3 +207,11 @@ class DatasetStore:
 
     def _pointer(self, address: str) -> Path:
         return self._folder / f"{sha256(address.encode('utf-8', 'surrogateescape')).hexdigest()}.uri.json"
+
+
+def _put(notes: OrderedDict[str, T], name: str, value: T) -> None:
+    """Notes a value, and forgets the oldest beyond some."""
+    notes[name] = value
+    notes.move_to_end(name)
+    if len(notes) > LISTINGS_NOTED:
+        notes.popitem(last=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ from hapi.errors import ForbiddenError, ManifestError, ObjectNotFoundError, Unkn
 from hapi.settings import StoreSettings
 from storage_server.access.auth import Tenant
 from storage_server.access.roots import Roots
+from storage_server.library import datasets as module
 from storage_server.library.datasets import DatasetStore
 from storage_server.library.locks import KeyedLocks
 
@@ -153,3 +156,43 @@ def test_one_store_serves_all_requests(tmp_path: Path, folder: Path, tenant: Ten
     manifest = store.register(str(folder / "photos"), tenant)
     assert store.store(manifest) is store.store(manifest)
     store.close()
+
+
+def test_a_full_disk_costs_the_memory_of_a_listing_not_the_dataset(
+    tmp_path: Path, folder: Path, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, address = datasets(tmp_path), str(folder / "photos")
+    old = store.register(address, tenant)
+    (folder / "photos" / "a" / "0.png").unlink()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write_whole", full)
+        new = store.register(address, tenant, refresh=True)
+    assert (len(old), len(new)) == (13, 12)
+    assert store.manifest(new.digest, tenant) is new
+    assert store.register(address, tenant) is new, "not the older one that is on the disk"
+    assert "kept in memory only: [Errno 28] No space left on device" in caplog.text
+    (folder / "photos" / "a" / "1.png").unlink()
+    newest = store.register(address, tenant, refresh=True)
+    assert datasets(tmp_path).register(address, tenant).digest == newest.digest
+
+
+def test_manifests_that_nobody_uses_make_room_on_the_disk(
+    tmp_path: Path, folder: Path, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each listing of a folder that changes made one more file, for ever."""
+    monkeypatch.setattr(module, "MANIFEST_BYTES", 1)
+    store, digests = datasets(tmp_path), []
+    for number in range(4):
+        (folder / "photos" / "a" / f"{number}.png").unlink()
+        digests.append(store.register(str(folder / "photos"), tenant, refresh=True).digest)
+    for digest in digests:
+        os.utime(tmp_path / "cache" / f"{digest}.arrow", (1, 1))
+    again = datasets(tmp_path)
+    again.manifest(digests[3], tenant)  # which is a use
+    (folder / "photos" / "a" / "4.png").unlink()
+    last = again.register(str(folder / "photos"), tenant, refresh=True).digest
+    assert {path.stem for path in (tmp_path / "cache").glob("*.arrow")} == {digests[3], last}
