@@ -10,7 +10,6 @@ per share differs by no more than one most expensive item of each.
 
 from __future__ import annotations
 
-import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
@@ -145,6 +144,8 @@ class FairQueue(Generic[T]):
         self._ledger = Ledger()
         self._lines: dict[Flow, OrderedDict[Place[T], None]] = {}
         self._length = 0
+        self.seconds = 0.0
+        """Predicted cost of all that waits. A number, which any thread may read at any time."""
 
     def __len__(self) -> int:
         return self._length
@@ -158,15 +159,11 @@ class FairQueue(Generic[T]):
         """Those who have something waiting."""
         return tuple(self._lines)
 
-    @property
-    def seconds(self) -> float:
-        """Predicted cost of all that waits."""
-        return math.fsum(place.seconds for place in {place for line in self._lines.values() for place in line})
-
     def push(self, flow: Flow, item: T, seconds: float) -> Place[T]:
         """Adds an item that is predicted to cost so much."""
         place = Place(item, seconds, [])
         self._length += 1
+        self.seconds += seconds
         self._stand(place, flow)
         return place
 
@@ -214,6 +211,7 @@ class FairQueue(Generic[T]):
         """Out of all lines."""
         place.is_taken = True
         self._length -= 1
+        self.seconds = self.seconds - place.seconds if self._length else 0.0  # rounding does not add up for ever
         for flow in place.flows:
             line = self._lines[flow]
             del line[place]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections import Counter
 
 import pytest
@@ -220,3 +222,29 @@ def test_max_min_gives_all_that_is_wanted_and_there(total: float, pairs: list[tu
         assert given_[one] <= wants[one]
         if given_[one] < wants[one] - 1e-6:  # who does not get all it wants has as much per weight as any other
             assert all(given_[one] / weights[one] >= given_[other] / weights[other] - 1e-6 for other in wants)
+
+
+def test_what_waits_can_be_read_while_it_changes() -> None:
+    """By threads that say when to come back, beside the event loop that lets requests in."""
+    queue: FairQueue[int] = FairQueue()
+    flows = [Flow(str(number)) for number in range(50)]
+    ended = threading.Event()
+
+    def change() -> None:
+        while not ended.is_set():
+            for number, flow in enumerate(flows):
+                queue.push(flow, number, 0.1)
+            while queue.pop() is not None:
+                pass
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        assert all(queue.seconds < 6 for _ in range(2000))
+    finally:
+        ended.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    assert queue.seconds == 0.0
