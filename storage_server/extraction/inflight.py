@@ -84,7 +84,8 @@ class Flights:
                 self._expect(departed)
             waiting = []
             for ticket, near_key in near:
-                tensors = self._kept.get(near_key)
+                tried = attempt(partial(self._kept.get, near_key))  # no memory for it: the other way has patience
+                tensors = tried.get() if tried.has_value else None
                 if tensors is None:
                     waiting.append((ticket, near_key))
                 else:
@@ -211,9 +212,10 @@ class Flights:
 
     def _decode(self, flight: Flight) -> bool:
         """On a decoder's thread; see `_read`."""
+        data = flight.data  # before it is claimed: whoever leaves as the last one takes it away
         if not self._claim(flight, Stage.READ, Stage.DECODING):
             return False
-        data, flight.data = flight.data, None
+        flight.data = None
         assert data is not None
         assert flight.prefix is not None
         began = time.perf_counter()
@@ -240,7 +242,8 @@ class Flights:
         if isinstance(outcome, BaseException):
             return self._land_failed(flight, outcome)
         if flight.key is not None:
-            self._kept.put(flight.key, outcome)  # before it leaves the table: nobody finds it in neither
+            # before it leaves the table: nobody finds it in neither; without memory to keep it, it is answered only
+            attempt(partial(self._kept.put, flight.key, outcome))
         return self._land(flight, tensors=outcome)
 
     def _claim(self, flight: Flight, before: Stage, after: Stage) -> bool:

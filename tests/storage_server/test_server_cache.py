@@ -57,3 +57,23 @@ def test_kept_features_cost_few_looks_at_the_memory(
 def test_without_being_told_nothing_lies_on_disk(service: Service) -> None:
     assert service.kept.disk is None
     assert not (service.settings.cache_dir / "features").exists()
+
+
+@pytest.mark.parametrize("name", ["put", "get"])
+def test_without_memory_to_keep_features_or_read_them_they_are_computed(
+    make_service: MakeService,
+    photos: Path,
+    archive: Archive,
+    transform: TransformSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    (expected,) = features(make_service(feature_cache_bytes="10MB"), photos, archive, transform, ["output"])
+    service = make_service(feature_cache_bytes="10MB")
+
+    def short(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(service.kept, name, short)
+    for found in features(service, photos, archive, transform, ["output", "output"]):
+        torch.testing.assert_close(found, expected)

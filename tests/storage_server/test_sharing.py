@@ -17,6 +17,8 @@ from hapi.cancel import Cancel, CancelledWork
 from hapi.data import Manifest, TransformSpec, build_manifest, load_sample, open_store, read_sample
 from hapi.wire import read_stream
 from storage_server.extraction.engine import Prefix
+from storage_server.extraction.flight import Flight, Stage
+from storage_server.extraction.inflight import Flights
 from storage_server.extraction.loading import Source
 from storage_server.extraction.mail import Ticket
 from storage_server.extraction.pipeline import Extraction, Job
@@ -331,3 +333,31 @@ def test_manifests_are_the_same(store: GatedStore, photos: object) -> None:
     one, other = build_manifest(store.uri), build_manifest(str(photos))
     assert isinstance(one, Manifest)
     assert one.digest == other.digest
+
+
+def test_the_last_who_leaves_as_decoding_begins_is_no_trouble(
+    make_service: MakeService,
+    store: GatedStore,
+    archive: Archive,
+    transform: TransformSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    claim = Flights._claim
+
+    def claimed(self: Flights, flight: Flight, before: Stage, after: Stage) -> bool:
+        is_mine = claim(self, flight, before, after)
+        if after is Stage.DECODING:
+            for ticket in tuple(flight.tickets):
+                self.leave(ticket)
+                ticket.cancel.set("left")
+        return is_mine
+
+    monkeypatch.setattr(Flights, "_claim", claimed)
+    service = make_service()
+    tenants = Tenants(service, store, archive, transform)
+    tenants.ask("a", [0])
+    tenants.finish()
+    assert isinstance(tenants.results["a"], CancelledWork)
+    service.loader.close()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
