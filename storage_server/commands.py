@@ -75,7 +75,7 @@ def serve(
     import sys
 
     from storage_server.http.app import app_of
-    from storage_server.http.server import listen, url_of
+    from storage_server.http.server import allow_files, listen, url_of
     from storage_server.http.server import serve as run
     from storage_server.memory.outofmemory import exempt_from_collection
     from storage_server.settings import ServerSettings
@@ -104,6 +104,7 @@ def serve(
     logging.basicConfig(
         level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    allow_files()
     service = make_service(settings)
     try:
         service.check_roots()

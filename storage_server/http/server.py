@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
 import threading
@@ -16,6 +17,7 @@ from hapi.errors import InputError
 from storage_server.http.routes import Shell
 
 BACKLOG = 2048
+MOST_FILES = 65536
 KEEP_ALIVE_SECONDS = 75
 CLOSE_SECONDS = 5
 """After the grace time, how long connections may take to close."""
@@ -31,6 +33,15 @@ def listen(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port} ({error.strerror or error}). Choose another --port (0 takes a free one) "
             "or --host."
         ) from error
+
+
+def allow_files() -> None:
+    """Lets this process open as many files as it may: the usual 1024 are soon taken by connections to callers and
+    stores and by the packs of kept features, and then samples fail that could have been read."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def url_of(sock: socket.socket) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from hapi.errors import HapiError
 from storage_server.commands import register
+from storage_server.http.server import allow_files
 from storage_server.settings import ServerSettings
 
 SERVE = [sys.executable, "-m", "hapi.cli", "serve"]
@@ -108,3 +110,14 @@ def test_a_port_that_is_taken_is_named(options: list[str]) -> None:
     assert f"127.0.0.1:{port}" in done.stderr
     assert "Traceback" not in done.stderr
     assert json.loads(done.stdout)["error"]["kind"] == "bad-input"
+
+
+def test_as_many_files_may_be_open_as_the_system_allows() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few, most = 300, 300 if before[1] == 300 else 301
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, before[1]))
+        allow_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= most
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
