@@ -14,6 +14,8 @@ from storage_server.scheduling.holding import QueueBytes
 from storage_server.status import Board, TenantRecord
 
 Waiting = Callable[[], Mapping[tuple[str, ...], int]]
+SHOWN_DIGITS = 12
+"""Of a model's digest, for those who may not know it whole."""
 
 
 class Report:
@@ -36,6 +38,7 @@ class Report:
                 cut=record.cut,
                 device=record.device,
                 engine=record.engine,
+                precision=record.precision,
                 batch=record.batch,
                 reason=record.reason,
                 images_per_s=1 / record.row_seconds.value if record.row_seconds.value else 0.0,
@@ -75,9 +78,12 @@ class StatusCollector(Collector):
         """What the registry asks for."""
         yield from _metrics(
             "prefix",
-            ("model", "name", "cut"),
+            ("model", "name", "cut", "precision"),
             PREFIX,
-            {(status.model[:12], status.model_name, status.cut): status for status in self._report.prefixes()},
+            {
+                (status.model[:SHOWN_DIGITS], status.model_name, status.cut, status.precision): status
+                for status in self._report.prefixes()
+            },
         )
         if self._with_tenants:
             yield from _metrics(

@@ -51,7 +51,7 @@ from storage_server.memory.idle import IdleRelease
 from storage_server.memory.lately import Lately
 from storage_server.memory.workspaces import Workspaces
 from storage_server.metrics import Metrics
-from storage_server.reporting import Report, StatusCollector
+from storage_server.reporting import SHOWN_DIGITS, Report, StatusCollector
 from storage_server.scheduling.admission import Admission
 from storage_server.scheduling.holding import QueueBytes
 from storage_server.scheduling.rates import Rates
@@ -328,7 +328,14 @@ class Service:
             return self._fitting(lease, error.fits, precision)
 
     def status(self, tenant: Tenant) -> ServerStatus:
-        """What the server is doing, and what this tenant may read."""
+        """What the server is doing, and what this tenant may read.
+
+        Whoever knows a model's digest may use it: only an operator is shown those of all tenants whole.
+        """
+        models, prefixes = self.models.loaded(), self.report.prefixes()
+        if not tenant.is_operator:
+            models = [digest[:SHOWN_DIGITS] for digest in models]
+            prefixes = [one.model_copy(update={"model": one.model[:SHOWN_DIGITS]}) for one in prefixes]
         return ServerStatus(
             version=hapi.__version__,
             device=self.settings.device,
@@ -338,20 +345,21 @@ class Service:
             requests_active=self.admission.running,
             requests_queued=self.admission.waiting,
             samples_done=self.metrics.samples_done,
-            models=self.models.loaded(),
+            models=models,
             roots=list(tenant.roots.uris),
             draining=self.admission.draining,
             backlog_seconds=self.admission.backlog_seconds,
             queue_bytes=self.queue.total_bytes,
             rss_bytes=psutil.Process().memory_info().rss,
             machine=machine_name(),
-            prefixes=self.report.prefixes(),
+            prefixes=prefixes,
             tenants=self.report.tenants(None if tenant.is_operator else tenant.name),
             cache=cache_status(self.kept, self.metrics),
         )
 
     def render_metrics(self) -> bytes:
         """The metrics as Prometheus reads them, gauges as they are now."""
+        self.metrics.budget_bytes.set(self.budget.total_bytes)
         self.metrics.queue_depth.set(self.device.depth)
         self.metrics.queued_bytes.set(self.queue.used_bytes)
         count_kept(self.kept, self.metrics)

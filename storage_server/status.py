@@ -27,6 +27,7 @@ class PrefixRecord:
     cut: str
     device: str
     engine: str
+    precision: str = "float32"
     batch: int = 1
     reason: BatchReason = "exploring"
     samples: int = 0
@@ -116,7 +117,7 @@ class Board:
         record = self._prefixes.get(prefix.key)
         if record is None:
             digest, cut = prefix.key[:2]
-            record = PrefixRecord(digest, prefix.model, cut, prefix.device, prefix.engine)
+            record = PrefixRecord(digest, prefix.model, cut, prefix.device, prefix.engine, prefix.precision)
             self._prefixes[prefix.key] = record
             if len(self._prefixes) > PREFIXES:
                 self._prefixes.popitem(last=False)

@@ -159,11 +159,12 @@ class PrefixStatus(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    model: str = Field(description="Digest of the model.")
+    model: str = Field(description="Digest of the model; its first 12 digits for tenants who are no operators.")
     model_name: str
     cut: str
     device: str
     engine: str = Field(description="What runs it, `eager` or a compiled engine.")
+    precision: str = Field(default="float32", description="In which it computes.")
     batch: int = Field(description="Samples of a whole batch, as last decided.")
     reason: BatchReason
     images_per_s: float = Field(description="While the device runs it; 0 before the first batch.")

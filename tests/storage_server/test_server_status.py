@@ -75,7 +75,7 @@ def test_a_prefix_is_told_with_its_batch_and_why(
     extract(guarded, "alice", photos, archive, transform)
     status = told(guarded, "bob")
     (prefix,) = status.prefixes
-    assert (prefix.model, prefix.cut, prefix.engine, prefix.device) == (archive.digest, "output", "eager", "cpu")
+    assert (prefix.cut, prefix.engine, prefix.device) == ("output", "eager", "cpu")
     assert (prefix.batch, prefix.reason) == (4, "exploring")
     assert (prefix.samples, prefix.waiting, prefix.out_of_memory) == (2, 0, 0)
     assert prefix.images_per_s > 0
@@ -111,3 +111,20 @@ def test_what_is_not_used_any_longer_is_forgotten(archive: Archive) -> None:
         board.arrived(Flow(str(number)), done=1)
     assert (len(board.prefixes()), len(board.tenants())) == (PREFIXES, TENANTS)
     assert ("0", "output") not in board.prefixes()
+
+
+def test_a_prefix_in_two_precisions_is_two_in_the_metrics(service: Service, archive: Archive) -> None:
+    """They had equal labels, so that counters went up and down with whichever was used last."""
+    for precision, samples in (("float32", 3), ("bf16", 5)):
+        service.board.computed(Prefix.of(archive.graph, "output", "cpu", archive.digest, None, precision), samples, 1.0)
+    told = [line for line in service.render_metrics().decode().splitlines() if "hapi_prefix_samples_total{" in line]
+    assert sorted(line.rpartition(" ")[2] for line in told) == ["3.0", "5.0"]
+
+
+def test_digests_by_which_others_models_could_be_used_are_for_operators(
+    guarded: TestClient, photos: Path, archive: Archive, transform: TransformSpec
+) -> None:
+    extract(guarded, "alice", photos, archive, transform)
+    for name, shown in (("bob", archive.digest[:12]), ("carol", archive.digest)):
+        status = told(guarded, name)
+        assert status.models == [prefix.model for prefix in status.prefixes] == [shown]
