@@ -59,7 +59,7 @@ def app_of(service: Service) -> FastAPI:
 
     app = FastAPI(title="HAPI storage server", version=hapi.__version__, description=DESCRIPTION, lifespan=lifespan)
     app.state.shell = shell
-    app.add_middleware(BodyLimit, max_bytes=service.settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=service.settings.max_body_bytes, tokens=service.tokens)
     app.add_middleware(RequestCounter, metrics=service.metrics)
     app.include_router(router())
     _add_errors(app)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from hapi.cancel import Cancel
@@ -30,7 +30,7 @@ from hapi.wire.protocol import (
     ServerStatus,
 )
 from storage_server.access.auth import Tenant
-from storage_server.http.slots import Slots
+from storage_server.http.slots import Slots, SlottedStream
 from storage_server.http.streaming import AnswerStream, watched
 from storage_server.http.threads import started_threads
 from storage_server.http.uploads import store_upload
@@ -221,13 +221,11 @@ def router() -> APIRouter:
         most = shell.service.settings.max_link_bytes
         if count > most:
             raise TooLargeError(f"a probe of {format_bytes(count)}: at most {format_bytes(most)}. Ask for less.")
-        shell.probes.check()
 
         async def pieces() -> AsyncIterator[bytes]:
-            with shell.probes.one():
-                for start in range(0, count, LINK_PIECE):
-                    yield shell.noise[: min(LINK_PIECE, count - start)]
+            for start in range(0, count, LINK_PIECE):
+                yield shell.noise[: min(LINK_PIECE, count - start)]
 
-        return StreamingResponse(pieces(), media_type=ARCHIVE_TYPE, headers={"content-length": str(count)})
+        return SlottedStream(shell.probes, pieces(), ARCHIVE_TYPE, count)
 
     return api

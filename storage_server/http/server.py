@@ -19,6 +19,9 @@ from storage_server.http.routes import Shell
 BACKLOG = 2048
 MOST_FILES = 65536
 KEEP_ALIVE_SECONDS = 75
+PROBING = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 15, socket.TCP_KEEPCNT: 4}
+"""A connection on which nothing happens is asked about after 60 s, and ended two minutes after its other end has gone
+without a word (a cable, a power supply): it would keep its request's turn, queue bytes or upload slot for ever."""
 CLOSE_SECONDS = 5
 """After the grace time, how long connections may take to close."""
 
@@ -27,12 +30,16 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes a free one. InputError if the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host.strip("[]"), port), family=family, backlog=BACKLOG)
+        sock = socket.create_server((host.strip("[]"), port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise InputError(
             f"cannot listen on {host}:{port} ({error.strerror or error}). Choose another --port (0 takes a free one) "
             "or --host."
         ) from error
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # connections have it from the socket that listens
+    for option, value in PROBING.items():
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    return sock
 
 
 def allow_files() -> None:

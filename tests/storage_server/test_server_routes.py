@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from hapi.wire.protocol import ARROW_STREAM, PROBLEM_JSON, DatasetSummary, Model
 from profiler import TierProfile
 from storage_server.http.app import app_of
 from storage_server.http.problems import STATUS, status_of
+from storage_server.memory.budget import MemoryBudget
 from storage_server.service import Service
 
 ALICE, BOB, METRICS = "alice-secret-0123456789", "bob-secret-0123456789", "metrics-secret-0123456789"
@@ -416,3 +418,28 @@ def test_every_error_has_a_status_and_survives_the_wire() -> None:
         assert 400 <= status_of(kind("said")) < 600
         assert type(errors.from_kind(kind.kind, "said")) is kind
     assert len(set(STATUS)) == len(STATUS)
+
+
+def test_what_strangers_send_is_not_read(guarded: TestClient) -> None:
+    """Each could have had the server keep four megabytes, without a token."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        raise AssertionError("their body was asked for")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    for headers in ([], [(b"authorization", b"Bearer nobodys-token-0123456789")], [(b"authorization", b"Basic x")]):
+        scope = {"type": "http", "method": "POST", "path": "/v1/extract", "query_string": b"", "headers": headers}
+        asyncio.run(guarded.app(scope, receive, send))  # type: ignore[arg-type]
+        assert sent[-2]["status"] == 401
+
+
+def test_the_budget_in_the_metrics_is_that_of_the_moment(make_service: Callable[..., Service]) -> None:
+    free = [10**9]
+    service = make_service()
+    service.budget = MemoryBudget(free=lambda device: free[0], held=lambda device: 0)
+    free[0] = 10**8
+    service.render_metrics()
+    assert service.metrics.registry.get_sample_value("hapi_budget_bytes") == 10**8 - 10**9 // 20
