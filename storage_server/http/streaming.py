@@ -19,7 +19,7 @@ from storage_server.scheduling.admission import Admission
 from storage_server.scheduling.fair import Flow
 
 if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Message, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 
@@ -76,21 +76,27 @@ class AnswerStream(Response):
             self._metrics.request_seconds.observe(time.monotonic() - began)
 
     async def _stream(self, cancel: Cancel, send: Send) -> None:
+        own = Cancel()  # the work ends with it; `cancel` is set only where nobody is to get the rest
+        with cancel.calling(lambda: own.set(cancel.reason)):
+            await self._send_pieces(self._begin(own), own, cancel, send)
+
+    async def _send_pieces(self, pieces: Generator[bytes, None, None], own: Cancel, cancel: Cancel, send: Send) -> None:
         loop = asyncio.get_running_loop()
-        pieces = self._begin(cancel)
         running: asyncio.Future[bytes | None] | None = None
         try:
             while True:
                 running = loop.run_in_executor(self._threads, _next, pieces)
                 piece = await asyncio.shield(running)
                 if not self._started:
-                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                    start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+                    await _sent(cancel, send, start)
                     self._started = True
-                await send({"type": "http.response.body", "body": piece or b"", "more_body": piece is not None})
+                body = {"type": "http.response.body", "body": piece or b"", "more_body": piece is not None}
+                await _sent(cancel, send, body)
                 if piece is None:
                     return
         finally:
-            cancel.set("the answer has ended")
+            own.set("the answer has ended")
             if running is not None:
                 await asyncio.wait([running])
             await loop.run_in_executor(self._threads, pieces.close)
@@ -113,6 +119,27 @@ async def _watch(receive: Receive, cancel: Cancel) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     cancel.set("the caller left")
+
+
+async def _sent(cancel: Cancel, send: Send, message: Message) -> None:
+    """Sends; CancelledWork if the cancel is set while a caller that does not read keeps it waiting."""
+    loop = asyncio.get_running_loop()
+    is_sending = True
+
+    def give_up() -> None:
+        if is_sending:
+            patience.reschedule(loop.time())
+
+    try:
+        async with asyncio.timeout(None) as patience:
+            try:
+                with cancel.calling(lambda: loop.call_soon_threadsafe(give_up)):
+                    await send(message)
+            finally:
+                is_sending = False
+    except TimeoutError:
+        cancel.check()
+        raise
 
 
 def _next(pieces: Iterator[bytes]) -> bytes | None:

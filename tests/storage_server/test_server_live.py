@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -16,6 +19,9 @@ from hapi.cancel import Cancel
 from hapi.data import open_store
 from hapi.errors import TruncatedStreamError
 from hapi.wire import StreamDecoder, read_stream
+from storage_server.http import middleware
+from storage_server.http.app import app_of
+from storage_server.http.server import listen
 from storage_server.library.models import Upload
 from storage_server.service import Service
 
@@ -57,6 +63,10 @@ def registered(client: httpx.Client, folder: Path) -> dict[str, object]:
     """An extract request for all objects as they are stored."""
     digest = client.post("/v1/datasets", json={"uri": str(folder)}).raise_for_status().json()["digest"]
     return {"dataset": digest, "indices": list(range(40)), "cut": "input"}
+
+
+def sent_bytes(service: Service) -> float:
+    return service.metrics.registry.get_sample_value("hapi_sent_bytes_total") or 0.0
 
 
 def http(url: str) -> httpx.Client:
@@ -193,6 +203,27 @@ def test_after_the_grace_time_a_stream_ends_without_its_marker(
     assert batches or received
 
 
+def test_a_caller_that_does_not_read_does_not_keep_the_server_from_ending(
+    make_service: MakeService, big: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = make_service(roots=(str(big),), read_threads=1, grace_seconds=0)
+    watched = Watched(service, big, free=40, monkeypatch=monkeypatch)
+    server = LiveServer(service)
+    with server as url, http(url) as client:
+        body = json.dumps(registered(client, big)).encode()
+        head = f"POST /v1/extract HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
+            connection.sendall(f"{head}\r\n\r\n".encode() + body)
+            before = -1.0
+            while (sent := sent_bytes(service)) != before or not sent:  # until nothing more goes
+                before = sent
+                threading.Event().wait(0.2)
+            assert sent < 40_000_000
+            server.stop()
+            assert watched.ended.acquire(timeout=20), "its turn was not taken away"
+    server.join()
+
+
 def test_trouble_half_way_ends_the_stream_and_the_next_request_is_told_why(
     make_service: MakeService, big: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,3 +276,69 @@ def test_a_probe_of_the_link_is_bounded(make_service: MakeService) -> None:
         with client.stream("GET", "/v1/link?bytes=200000000") as response:
             assert next(response.iter_raw())
         assert client.get("/v1/link?bytes=10").status_code == 200
+
+
+def test_probes_that_begin_together_are_answered_or_refused_not_broken_off(service: Service) -> None:
+    app = app_of(service)
+    statuses: list[int] = []
+
+    async def probe(all_began: asyncio.Event) -> None:
+        sent = 0
+
+        async def receive() -> Any:
+            await asyncio.sleep(60)
+
+        async def send(message: Any) -> None:
+            nonlocal sent
+            sent += len(message.get("body", b""))
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+                if len(statuses) == 6:
+                    all_began.set()
+                if message["status"] == 200:
+                    await all_began.wait()
+
+        scope = {"type": "http", "method": "GET", "path": "/v1/link", "query_string": b"bytes=10", "headers": []}
+        await app({**scope, "asgi": {"version": "3.0", "spec_version": "2.4"}}, receive, send)
+        assert sent
+
+    async def probes() -> None:
+        all_began = asyncio.Event()
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            for _ in range(6):
+                group.create_task(probe(all_began))
+
+    try:
+        asyncio.run(probes())
+    finally:
+        app.state.shell.close()
+    assert sorted(statuses) == [200] * 4 + [429] * 2
+
+
+def test_connections_are_asked_whether_their_other_end_is_there() -> None:
+    """A machine that loses its power says no word."""
+    with listen("127.0.0.1", 0) as sock, socket.create_connection(sock.getsockname()):
+        connection, _ = sock.accept()
+        with connection:
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+
+
+@pytest.mark.parametrize("head", [f"PUT /v1/models/{'0' * 64}", "POST /v1/datasets"])
+def test_a_caller_that_stops_in_the_middle_of_a_body_is_not_waited_for(
+    make_service: MakeService, monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    """Four such uploads were all that anybody could send to this server, for ever."""
+    monkeypatch.setattr(middleware, "STALL_SECONDS", 0.05)
+    with LiveServer(make_service()) as url:
+        port = int(url.rpartition(":")[2])
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+                connection.sendall(f"{head} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf of it".encode())
+                answer = b""
+                while b"}" not in answer:
+                    more = connection.recv(65536)
+                    assert more
+                    answer += more
+                assert b" 429 " in answer
+                assert b"nothing came of the request's body for 0.05 s" in answer
