@@ -183,7 +183,8 @@ def _about_pace(pipeline: Pipeline, shares: np.ndarray) -> str:
 def _about_memory(pipeline: Pipeline, shares: np.ndarray, misfits: Mapping[str, str]) -> list[str]:
     if not misfits:
         return []
-    chosen = [name for name in misfits if shares[pipeline.names.index(name)] > 0]
+    used = {pipeline.names[index] for index in np.flatnonzero(shares)}  # in whichever of its ways a cut is taken
+    chosen = [name for name in misfits if name in used]
     if chosen:
         return [f"warning: {chosen[0]} does not fit: {misfits[chosen[0]]}"]
     first = next(iter(misfits))

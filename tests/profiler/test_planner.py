@@ -199,6 +199,18 @@ def test_cuts_that_do_not_fit_are_left_out() -> None:
         plan(Profile.from_json(document))
 
 
+def test_a_cut_that_does_not_fit_is_warned_of_in_whichever_way_it_travels() -> None:
+    document = profile_of((1000, 0, 0.1), (100, 0.001, 0.001), (10, 0.002, 0), bits_per_s=8e3).to_json()
+    document["server_memory_bytes"] = 500
+    document["cuts"][2] |= {"server_bytes_per_sample": 600, "wire": [
+        {"codec": "float32", "compression": name, "out_bytes": size, "server_seconds": seconds, "client_seconds": 0}
+        for name, size, seconds in [("none", 10, 0.002), ("lz4", 5, 0.003)]
+    ]}  # fmt: skip
+    made = plan(Profile.from_json(document), "all")
+    assert [(cut.name, cut.compression) for cut in made.cuts] == [("output", "lz4")]
+    assert any("warning: output does not fit" in reason for reason in made.reasons)
+
+
 def test_reasons_say_what_binds_and_what_else_would_take() -> None:
     profile = profile_of(
         (110_000, 0.0001, 0.004), (400_000, 0.002, 0.001), (8_000, 0.003, 0.0001), bits_per_s=1e9, samples=50_000
