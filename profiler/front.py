@@ -136,7 +136,7 @@ def _here(subject: _Subject, data: str | os.PathLike[str] | None, samples: int, 
     store = open_store(dataset_root(data)[0])
     try:
         load = measure_loading(store, manifest, transform, samples=samples)
-        objects = (read_sample(store, manifest.sample(index)) for index in range(len(manifest)))
+        objects = (read_sample(store, manifest.sample(index)) for index in range(min(samples, len(manifest))))
         examples = load_examples(objects, transform) if job.allowed.is_choice else None
     finally:
         store.close()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from hapi.data import Manifest, ObjectStore, Sample, TransformSpec, load_sample, read_sample
-from hapi.errors import ImageError, ManifestError
+from hapi.errors import ImageError, InputError, ManifestError, TransformError
 from hapi.machine import processors
 
 DEFAULT_SAMPLES = 32
@@ -20,6 +20,9 @@ MAX_SAMPLES = 1024
 PASSES, ENOUGH_SECONDS = 3, 0.5
 """So often are the samples passed, unless that has taken long enough already; the fastest pass counts. One pass takes a
 fraction of a second, and what another program does meanwhile would be taken for a slow machine."""
+
+_UNFIT = (ImageError, TransformError)
+"""What is wrong with a single sample, which the job itself tells of, or leaves out."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class LoadCost:
         read_seconds: only read.
         decode_seconds: only decoded and transformed.
         input_bytes: mean stored size over the whole dataset.
-        failed: how many of the measured samples could not be decoded (they count like the others).
+        failed: how many of the measured samples could not be decoded or transformed (they count like the others).
     """
 
     load_seconds: float = 0.0
@@ -53,7 +56,8 @@ def measure_loading(
     """Loads some samples, spread evenly over a dataset, with `workers` threads (by default one per processor).
 
     Holds the stored bytes of at most `samples` (at most 1024) objects. Raises ManifestError for an empty dataset and
-    whatever the store raises; samples that are no images are counted, not raised.
+    whatever the store raises; samples that are no images, or that the transform fails on, are counted, not raised. But
+    TransformError if it fails on each of them.
     """
     count = min(samples, len(manifest), MAX_SAMPLES)
     if count < 1:
@@ -63,24 +67,27 @@ def measure_loading(
     def read(sample: Sample) -> bytes:
         return read_sample(store, sample)
 
-    def decode(item: tuple[int, bytes]) -> bool:
-        return _decodes(item, transform)
+    def decode(item: tuple[int, bytes]) -> InputError | None:
+        return _fault(item, transform)
 
-    def load(item: tuple[int, Sample]) -> bool:
+    def load(item: tuple[int, Sample]) -> InputError | None:
         return decode((item[0], read(item[1])))
 
     with ThreadPoolExecutor(workers or processors(), thread_name_prefix="hapi-measure") as pool:
         decode((0, read(chosen[0])))  # connections and imports are not a sample's cost
         read_seconds, objects = _fastest(pool, read, chosen, clock)
-        decode_seconds, decoded = _fastest(pool, decode, list(enumerate(objects)), clock)
+        decode_seconds, found = _fastest(pool, decode, list(enumerate(objects)), clock)
         del objects
+        faults = [fault for fault in found if fault is not None]
+        if len(faults) == count and isinstance(faults[0], TransformError):
+            raise faults[0]
         load_seconds, _ = _fastest(pool, load, list(enumerate(chosen)), clock)
     return LoadCost(
         load_seconds=load_seconds / count,
         read_seconds=read_seconds / count,
         decode_seconds=decode_seconds / count,
         input_bytes=manifest.total_bytes / len(manifest),
-        failed=decoded.count(False),
+        failed=len(faults),
     )
 
 
@@ -101,8 +108,8 @@ def measure_decoding(
     if not objects:
         return 0.0
     with ThreadPoolExecutor(workers or processors(), thread_name_prefix="hapi-measure") as pool:
-        _decodes((0, objects[0]), transform)
-        seconds, _ = _fastest(pool, lambda item: _decodes(item, transform), list(enumerate(objects)), clock)
+        _fault((0, objects[0]), transform)
+        seconds, _ = _fastest(pool, lambda item: _fault(item, transform), list(enumerate(objects)), clock)
     return seconds / len(objects)
 
 
@@ -110,7 +117,7 @@ def load_examples(objects: Iterable[bytes], transform: TransformSpec, count: int
     """Inputs (n, ...) of the first `count` stored objects that are images of the usual size; None without any."""
     tensors: list[torch.Tensor] = []
     for index, data in enumerate(objects):
-        with suppress(ImageError):
+        with suppress(*_UNFIT):
             tensors.append(load_sample(data, transform, seed=0, epoch=0, index=index))
         if len(tensors) == count:
             break
@@ -118,13 +125,13 @@ def load_examples(objects: Iterable[bytes], transform: TransformSpec, count: int
     return torch.stack(usual) if usual else None
 
 
-def _decodes(item: tuple[int, bytes], transform: TransformSpec) -> bool:
-    """Decodes and transforms (index, stored object); False if it is not an image."""
+def _fault(item: tuple[int, bytes], transform: TransformSpec) -> InputError | None:
+    """Decodes and transforms (index, stored object); what is wrong with it, if anything is."""
     try:
         load_sample(item[1], transform, seed=0, epoch=0, index=item[0])
-    except ImageError:
-        return False
-    return True
+    except _UNFIT as error:
+        return error
+    return None
 
 
 def _fastest(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 from example_images import jpeg, write_folder
+from PIL import Image
 
 from hapi.data import ObjectStore, TransformSpec, build_manifest, open_store
-from hapi.errors import ManifestError
+from hapi.errors import ManifestError, TransformError
 from profiler import LoadCost, measure_loading
-from profiler.loading import measure_decoding
+from profiler.loading import load_examples, measure_decoding
 
 TRANSFORM = TransformSpec.from_json(
     [
@@ -66,6 +68,26 @@ def test_broken_samples_are_counted(folder: Path) -> None:
     cost = measure_loading(open_store(str(folder)), manifest, TRANSFORM, samples=1000)
     assert cost.failed == 1
     assert min(cost.load_seconds, cost.read_seconds, cost.decode_seconds) > 0
+
+
+def test_what_the_transform_fails_on_is_counted_as_the_job_may_leave_it_out(folder: Path) -> None:
+    steps = [{"name": "RandomCrop", "args": {"size": [12, 12]}}, *TRANSFORM.to_json()[1:]]
+    narrow = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(narrow, "PNG")
+    (folder / "cat" / "0.jpg").write_bytes(narrow.getvalue())
+    cost = measure_loading(
+        open_store(str(folder)), build_manifest(folder), TransformSpec.from_json(steps), samples=1000
+    )
+    assert cost.failed == 1
+    examples = load_examples([narrow.getvalue(), jpeg(1), jpeg(2)], TransformSpec.from_json(steps))
+    assert examples is not None
+    assert examples.shape == (2, 3, 12, 12)
+    with pytest.raises(TransformError, match="RandomCrop failed"):  # on 30x20 pixels, too
+        measure_loading(
+            open_store(str(folder)),
+            build_manifest(folder),
+            TransformSpec.from_json([{"name": "RandomCrop", "args": {"size": [40, 40]}}, *steps[1:]]),
+        )
 
 
 def test_decoding_what_is_already_here() -> None:
