@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,17 +27,22 @@ class Window:
     as there are places, between 1 and `most`. Thread-safe.
 
     Requests that were under way together are refused together; that counts once. While the server's Retry-After lasts,
-    nobody begins. Whoever is wanted first (the lowest number) goes first.
+    nobody begins. Whoever is wanted first (the lowest number) goes first. In a forked child nobody is under way.
     """
 
     def __init__(self, most: int, now: Callable[[], float] = time.monotonic) -> None:
         """`now` tells the time in seconds."""
         self._most, self._now = most, now
         self._limit = float(most)
-        self._active = 0
         self._round = 0
         self._closed_until = float("-inf")
         self._order = count()
+        self.empty()
+        _windows.add(self)
+
+    def empty(self) -> None:
+        """Nobody is under way, nor waits."""
+        self._active = 0
         self._waiting: set[tuple[int, int]] = set()
         self._changed = threading.Condition()
 
@@ -91,3 +98,15 @@ class Window:
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
+
+
+_windows: weakref.WeakSet[Window] = weakref.WeakSet()
+
+
+def _empty_all() -> None:
+    for window in list(_windows):
+        window.empty()
+
+
+# requests that were under way, and a lock that may have been held, are the parent's
+os.register_at_fork(after_in_child=_empty_all)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -132,3 +134,14 @@ def test_waiting_ends_when_cancelled() -> None:
         pass
     with window.place(0, Cancel()):
         pass
+
+
+def test_in_a_forked_child_nobody_is_under_way() -> None:
+    window = Window(2)
+    with places(window, 2):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)  # instead of waiting for ever
+            with places(window, 2) as own:
+                os._exit(0 if len(own) == 2 else 1)
+        assert os.waitpid(child, 0)[1] == 0
