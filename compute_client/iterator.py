@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import weakref
 from collections import deque
@@ -56,7 +57,7 @@ class LoaderIterator:
     def __init__(self, run: EpochRun) -> None:
         # nothing refers back to this object, so it is collected as soon as a loop is left
         self._run = run
-        self._closer = weakref.finalize(self, run.close)
+        self._closer = weakref.finalize(self, _close, run, os.getpid())
 
     def __iter__(self) -> Self:
         return self
@@ -73,6 +74,12 @@ class LoaderIterator:
     def close(self) -> None:
         """Stops the work that is under way."""
         self._closer()
+
+
+def _close(run: EpochRun, process: int) -> None:
+    """Not in a forked child: the threads are the parent's, and breaking requests off would break the parent's off."""
+    if os.getpid() == process:
+        run.close()
 
 
 class EpochRun:
@@ -122,9 +129,9 @@ class EpochRun:
             self._top_up()
             if self._ahead is not None and self._planned and len(self._planned[0].kept[1]):
                 self._ahead.begin(self._planned[0].kept[1])
-            self._yielded(batch.chosen, len(samples))
+            made = self._make(samples) if len(samples) else None
+            self._yielded(batch.chosen, len(samples))  # once nothing can fail any more
             if len(samples):
-                made = self._make(samples)
                 self._execution.activity.trains(True)
                 return made
 

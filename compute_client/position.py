@@ -57,7 +57,7 @@ class Position:
         """Lets `epoch` come next, from its beginning."""
         if epoch < 0:
             raise InputError(f"epoch {epoch}: must not be negative.")
-        self._next, self._expected_order = Progress(epoch), ""
+        self._next, self._expected_order, self._current = Progress(epoch), "", None
         self._order.set_epoch(epoch)
 
     def state(self) -> dict[str, Any]:

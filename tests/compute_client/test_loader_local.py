@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from pathlib import Path
 
@@ -198,6 +200,41 @@ def test_a_state_that_does_not_fit_is_refused(
     edited.load_state_dict({**state, "batches": 7, "order": ""})
     assert len(list(edited)) == len(edited) - 7
     iterator.close()
+
+
+def test_a_batch_that_could_not_be_made_was_not_yielded(
+    pictures: Path, backbone: nn.Module, transform: v2.Compose
+) -> None:
+    calls = []
+
+    def fails_once(rows: list[tuple[torch.Tensor, int]]) -> list[int]:
+        calls.append(rows)
+        if len(calls) == 3:
+            raise ValueError("an unfit batch")
+        return [label for _, label in rows]
+
+    loader = DataLoader(pictures, backbone=backbone, transform=transform, batch_size=4, collate_fn=fails_once)
+    with pytest.raises(ValueError, match="unfit"):
+        list(loader)
+    state = loader.state_dict()
+    assert (state["epoch"], state["batches"], loader.stats.batches) == (0, 2, 2)
+    loader.load_state_dict(state)
+    assert len(list(loader)) == len(loader) - 2
+
+
+def test_a_state_after_set_epoch_is_of_that_epoch(pictures: Path, backbone: nn.Module, transform: v2.Compose) -> None:
+    def loader() -> DataLoader:
+        return DataLoader(pictures, backbone=backbone, transform=transform, batch_size=4, shuffle=True)
+
+    left = loader()
+    for _ in left:
+        break
+    left.set_epoch(5)
+    state = left.state_dict()
+    assert (state["epoch"], state["batches"]) == (5, 0)
+    resumed = loader()
+    resumed.load_state_dict(state)
+    assert_same(list(resumed), list(left))
 
 
 def test_set_epoch_chooses_the_order(pictures: Path, backbone: nn.Module, transform: v2.Compose) -> None:
@@ -461,8 +498,6 @@ def test_pinning_without_an_accelerator_warns(
 
 
 def test_a_child_process_connects_for_itself(pictures: Path, graph: Graph, transform: v2.Compose) -> None:
-    import os
-
     from tests.compute_client.fake_server import FakeServer
 
     client = FakeServer(pictures, graph).client()
@@ -476,3 +511,22 @@ def test_a_child_process_connects_for_itself(pictures: Path, graph: Graph, trans
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
     client.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # that is what is tried here
+def test_a_child_process_leaves_the_work_of_its_parent_alone(
+    pictures: Path, backbone: nn.Module, transform: v2.Compose
+) -> None:
+    loader = DataLoader(pictures, backbone=backbone, transform=transform, batch_size=4)
+    iterator = iter(loader)
+    next(iterator)
+    broken_off: list[int] = []
+    with iterator._run._pipeline._cancel.calling(lambda: broken_off.append(1)):  # as requests that are under way
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # instead of waiting for ever
+            iterator.close()
+            os._exit(len(broken_off))
+        assert os.waitpid(child, 0)[1] == 0
+        iterator.close()
+    assert broken_off == [1]
