@@ -101,6 +101,10 @@ class Lowering:
             tuple(self._argument(arg, node) for arg in node.args),
             {key: self._argument(arg, node) for key, arg in node.kwargs.items() if key not in _PLACEMENT},
         )
+        if op == _SQUEEZE:  # of one sample it would take the batch away as well
+            sizes = enumerate(node.args[0].meta["val"].shape)  # type: ignore[union-attr]
+            ones = tuple(dim for dim, size in sizes if isinstance(size, int) and size == 1)
+            op, args = _SQUEEZE_DIMS, (args[0], ones)
         result = node.meta["val"]
         if op in FACTORIES:
             kwargs["dtype"] = result.dtype  # not the default dtype of whoever runs it
@@ -117,7 +121,7 @@ class Lowering:
         outputs = (name,) if single else tuple(f"{name}.{index}" for index in range(len(result)))
         self._values[node.name] = Ref(name) if single else tuple(Ref(output) for output in outputs)
         # Export knows how the kernels of this device lay out their results; the meta device does not.
-        if single and (order := memory_order(result[0] if op == _BATCH_NORM else result)):
+        if single and (order := memory_order(result if isinstance(result, torch.Tensor) else result[0])):
             self.orders[name] = order
         self.nodes.append(Node(name, op, args, kwargs, self._calls.path(node), outputs))
 
@@ -150,6 +154,7 @@ class Lowering:
         return size if size.per_sample else size.fixed
 
 
+_SQUEEZE, _SQUEEZE_DIMS = "aten.squeeze.default", "aten.squeeze.dims"
 _BATCH_NORM = "aten.batch_norm.default"
 _BATCH_NORM_ARGUMENTS = 9
 """The last says whether cuDNN may be used: export notes that it is not there, a GPU that runs the graph has it."""

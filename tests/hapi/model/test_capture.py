@@ -113,6 +113,34 @@ def test_attention_modules_keep_the_kernel_of_eager_mode(module: nn.Module) -> N
         assert torch.equal(graph(x), backbone(x))
 
 
+class Squeezed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(self.conv(x), 1).squeeze()
+
+
+def test_a_squeeze_leaves_the_batch_of_a_single_sample() -> None:
+    graph = capture(Squeezed(), torch.randn(2, 3, 8, 8))
+    x = torch.randn(3, 3, 8, 8)
+    assert graph(x[:1]).shape == (1, 8)
+    torch.testing.assert_close(torch.cat([graph(one[None]) for one in x]), graph(x))
+
+
+def test_a_module_laid_out_channels_last_is_captured_with_its_norms() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4))
+    module.to(memory_format=torch.channels_last).eval()
+    graph = capture(module, torch.randn(2, 3, 8, 8))
+    x = torch.randn(3, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(graph(x), module(x))
+    for cut in graph.cuts:
+        prefix, suffix = graph.split(cut)
+        assert torch.equal(suffix(*prefix(x)), graph(x)), cut.name
+
+
 def test_a_mapping_names_the_arguments_and_output_picks_one() -> None:
     bert = small_bert().eval()
     ids, mask = torch.randint(0, 30, (3, 7)), torch.ones(3, 7, dtype=torch.long)
