@@ -121,7 +121,9 @@ class Lowering:
         outputs = (name,) if single else tuple(f"{name}.{index}" for index in range(len(result)))
         self._values[node.name] = Ref(name) if single else tuple(Ref(output) for output in outputs)
         # Export knows how the kernels of this device lay out their results; the meta device does not.
-        if single and (order := memory_order(result if isinstance(result, torch.Tensor) else result[0])):
+        # But it takes the fused layer for one that keeps its input's layout, which its kernels do not.
+        laid_out = result if isinstance(result, torch.Tensor) else result[0]
+        if single and op != _ENCODER_LAYER and (order := memory_order(laid_out)):
             self.orders[name] = order
         self.nodes.append(Node(name, op, args, kwargs, self._calls.path(node), outputs))
 
@@ -155,6 +157,7 @@ class Lowering:
 
 
 _SQUEEZE, _SQUEEZE_DIMS = "aten.squeeze.default", "aten.squeeze.dims"
+_ENCODER_LAYER = "aten._transformer_encoder_layer_fwd.default"
 _BATCH_NORM = "aten.batch_norm.default"
 _BATCH_NORM_ARGUMENTS = 9
 """The last says whether cuDNN may be used: export notes that it is not there, a GPU that runs the graph has it."""

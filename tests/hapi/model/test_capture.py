@@ -141,6 +141,27 @@ def test_a_module_laid_out_channels_last_is_captured_with_its_norms() -> None:
         assert torch.equal(suffix(*prefix(x)), graph(x)), cut.name
 
 
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 7, 4, 3)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(self.conv(x).flatten(2).transpose(1, 2)).mean(1)
+
+
+def test_tokens_that_are_laid_out_as_a_picture_is_are_divided_bit_for_bit() -> None:
+    module = Tokens().eval()
+    graph = capture(module, torch.randn(2, 3, 32, 32))
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    assert {"encoder.layers.0", "encoder"} <= {cut.name for cut in graph.cuts}
+    for cut in graph.cuts:
+        prefix, suffix = graph.split(cut)
+        assert torch.equal(suffix(*prefix(x)), graph(x)), cut.name
+
+
 def test_a_mapping_names_the_arguments_and_output_picks_one() -> None:
     bert = small_bert().eval()
     ids, mask = torch.randint(0, 30, (3, 7)), torch.ones(3, 7, dtype=torch.long)
