@@ -25,6 +25,8 @@ from hapi.model.specs import TensorSpec
 Example: TypeAlias = "torch.Tensor | tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]"
 
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+_exporting = threading.Lock()
+"""torch.export traces with the whole process's state: of two threads that capture at once, both would fail."""
 _LOUD = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
 _WAY_OUT = (
     "Without a graph it can still run whole, on the client: server=None, or pushdown='none'. To push part of it down, "
@@ -86,7 +88,7 @@ def _export(
     ways: list[Callable[[], AbstractContextManager[None]]] = [nullcontext]
     if any(isinstance(part, _FUSED) for part in module.modules()):
         ways.insert(0, fused_attention)
-    with evaluating(module), torch.no_grad(), _hushed(), warnings.catch_warnings():
+    with _exporting, evaluating(module), torch.no_grad(), _hushed(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # export warns of its own workings; what matters to a user is raised
         for way in ways:
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -160,6 +161,16 @@ def test_tokens_that_are_laid_out_as_a_picture_is_are_divided_bit_for_bit() -> N
     for cut in graph.cuts:
         prefix, suffix = graph.split(cut)
         assert torch.equal(suffix(*prefix(x)), graph(x)), cut.name
+
+
+def test_threads_may_capture_at_once() -> None:
+    modules = [Squeezed(), Tokens(), Squeezed(), Tokens()]
+    with ThreadPoolExecutor(len(modules)) as pool:
+        graphs = list(pool.map(lambda module: capture(module, torch.randn(2, 3, 32, 32)), modules))
+    x = torch.randn(3, 3, 32, 32)
+    for module, graph in zip(modules, graphs, strict=True):
+        with torch.no_grad():
+            assert torch.equal(graph(x), module.eval()(x))
 
 
 def test_a_mapping_names_the_arguments_and_output_picks_one() -> None:
