@@ -26,7 +26,8 @@ Example: TypeAlias = "torch.Tensor | tuple[torch.Tensor, ...] | Mapping[str, tor
 
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 _exporting = threading.Lock()
-"""torch.export traces with the whole process's state: of two threads that capture at once, both would fail."""
+"""torch.export traces with the whole process's state: another thread that captures, or looks at the sizes of what was
+captured, would have it fail."""
 _LOUD = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
 _WAY_OUT = (
     "Without a graph it can still run whole, on the client: server=None, or pushdown='none'. To push part of it down, "
@@ -47,17 +48,18 @@ def capture(module: nn.Module, example: Example, *, name: str | None = None, out
     """
     title = name or type(module).__name__
     args, kwargs = _at_least_two(title, example)
-    exported, graph = _export(title, module, args, kwargs)
-    index = _output_index(title, exported, output)
-    inputs = {
-        key: TensorSpec(tuple(tensor.shape[1:]), tensor.dtype)
-        for key, tensor in zip(_input_names(exported), (*args, *kwargs.values()), strict=True)
-    }
-    try:
-        lowered = Lowering(exported, graph, index)
-        return Graph(title, inputs, lowered.nodes, lowered.output, lowered.weights, lowered.orders)
-    except (LoweringError, ShapeError) as error:
-        raise _refusal(title, str(error)) from error
+    with _exporting:
+        exported, graph = _export(title, module, args, kwargs)
+        index = _output_index(title, exported, output)
+        inputs = {
+            key: TensorSpec(tuple(tensor.shape[1:]), tensor.dtype)
+            for key, tensor in zip(_input_names(exported), (*args, *kwargs.values()), strict=True)
+        }
+        try:
+            lowered = Lowering(exported, graph, index)
+            return Graph(title, inputs, lowered.nodes, lowered.output, lowered.weights, lowered.orders)
+        except (LoweringError, ShapeError) as error:
+            raise _refusal(title, str(error)) from error
 
 
 def _at_least_two(title: str, example: Example) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
@@ -88,7 +90,7 @@ def _export(
     ways: list[Callable[[], AbstractContextManager[None]]] = [nullcontext]
     if any(isinstance(part, _FUSED) for part in module.modules()):
         ways.insert(0, fused_attention)
-    with _exporting, evaluating(module), torch.no_grad(), _hushed(), warnings.catch_warnings():
+    with evaluating(module), torch.no_grad(), _hushed(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # export warns of its own workings; what matters to a user is raised
         for way in ways:
             try:
