@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 TOGETHER_SECONDS, LEAST_SECONDS = 0.75, 1e-6
 """How long spans that are finished together may take, by the last that took their cut, while there are others to deal:
 nobody learns before the end that they are done. The least that is believed."""
+LOOK_SECONDS = 0.5
+"""Between two looks whether something may be begun, while nothing happens: time alone makes a span late."""
 JOIN_SECONDS = 10.0
 """How long closing waits for a thread that is inside a computation or a system call."""
 
@@ -59,7 +61,7 @@ class Deal(Protocol):
 
     def next(self, waiting: Sequence[Span]) -> Span | None:
         """The span that would be begun now: the first samples of those that wait, one at least; None to wait until
-        one of those that are begun has ended.
+        one of those that are begun has ended, or is late.
 
         Called under the pipeline's lock, perhaps several times.
         """
@@ -185,7 +187,7 @@ class Pipeline:
             self._deal.consider()
         with self._changed:
             while not self._cancel.is_set and (span := self._admitted()) is None:
-                self._changed.wait()
+                self._changed.wait(LOOK_SECONDS if self._deal is not None and self._waiting else None)
             if self._cancel.is_set:
                 return None
             assert span is not None

@@ -175,7 +175,7 @@ class Pairs:
     def consider(self) -> None:
         pass
 
-    def next(self, waiting: Sequence[Span]) -> Span:
+    def next(self, waiting: Sequence[Span]) -> Span | None:
         return replace(first_of(waiting, 2), cut="pairs")
 
     def begun(self, span: Span) -> None:
@@ -198,6 +198,21 @@ def test_spans_are_cut_anew_when_they_are_dealt() -> None:
     assert {finished.span.cut for finished in found} == {"pairs"}
     assert pipeline.held_bytes == 0
     assert not deal.under_way
+    pipeline.close()
+
+
+def test_what_may_be_begun_after_a_while_is_begun_though_nothing_happens() -> None:
+    class Later(Pairs):
+        looks = 0
+
+        def next(self, waiting: Sequence[Span]) -> Span | None:
+            self.looks += 1
+            return super().next(waiting) if self.looks > 2 else None
+
+    source = Source()
+    pipeline = Pipeline(source, double, len, in_flight=1, budget_bytes=10**6, deal=Later())
+    pipeline.submit(SPANS[0])
+    assert pipeline.take(30).span.indices == (0, 1)
     pipeline.close()
 
 
