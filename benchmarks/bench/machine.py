@@ -16,7 +16,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 
 from hapi.machine import cpu_name, processors
@@ -50,6 +49,8 @@ def matmul_gflops() -> float:
 
     The best of a few, in some tenths of a second: names of processors do not tell how fast they are.
     """
+    import numpy as np  # slow to import
+
     left = right = np.ones((MATMUL_SIDE, MATMUL_SIDE), np.float32)
     seconds = []
     for _ in range(MATMULS):
