@@ -66,13 +66,13 @@ def choose_mix(pipeline: Pipeline) -> Choice:
 
 
 def _mixes(pipeline: Pipeline, candidates: list[int], enough: float) -> Iterator[np.ndarray]:
-    """That with fewer bytes and at most `enough` seconds, if there is one, and that with the least seconds."""
-    for least_bytes in (True, False):
+    """That which spares the link and takes at most `enough` seconds, if there is one, and the fastest."""
+    for is_sparing in (True, False):
         able = candidates
         while True:  # at most once per cut
             shares = solve(pipeline, able, first_samples=pipeline.first_samples)
-            if least_bytes:
-                shares = _smaller(pipeline, able, shares, enough)
+            if is_sparing:
+                shares = _sparing(pipeline, able, shares, enough)
             rivals = _rivals(pipeline, shares)
             if not rivals:
                 break
@@ -80,8 +80,8 @@ def _mixes(pipeline: Pipeline, candidates: list[int], enough: float) -> Iterator
         yield shares
 
 
-def _smaller(pipeline: Pipeline, candidates: list[int], fastest: np.ndarray, enough: float) -> np.ndarray:
-    """What ships less and takes hardly longer, also over all epochs, which programs do not see; else the fastest."""
+def _sparing(pipeline: Pipeline, candidates: list[int], fastest: np.ndarray, enough: float) -> np.ndarray:
+    """What spares the link and takes little longer, also over all epochs, which programs do not see; or the fastest."""
     seconds = pipeline.seconds(fastest)
     most = min(seconds * (1 + MOST_GIVEN), enough)
     if most <= seconds:

@@ -19,7 +19,7 @@ from storage_server.http.routes import Shell
 BACKLOG = 2048
 MOST_FILES = 65536
 KEEP_ALIVE_SECONDS = 75
-PROBING = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 15, socket.TCP_KEEPCNT: 4}
+PROBING = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 """A connection on which nothing happens is asked about after 60 s, and ended two minutes after its other end has gone
 without a word (a cable, a power supply): it would keep its request's turn, queue bytes or upload slot for ever."""
 CLOSE_SECONDS = 5
@@ -38,7 +38,8 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # connections have it from the socket that listens
     for option, value in PROBING.items():
-        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        if hasattr(socket, option):  # macOS has not all of them
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
     return sock
 
 

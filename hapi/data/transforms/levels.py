@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hapi.data.transforms.steps import Step
+from hapi.data.transforms.steps import FAILURES, Step
 
 LEVELS = 256
 _FROM_IMAGE = frozenset({"PILToTensor", "ToImage", "ToTensor"})
@@ -44,7 +44,7 @@ def level_table(steps: Sequence[Step], mode: str) -> np.ndarray | None:
     try:
         for step in steps:
             value = step.transform(value)
-    except (TypeError, ValueError, RuntimeError):
+    except FAILURES:
         return None
     if not isinstance(value, torch.Tensor) or value.dtype != torch.float32 or value.shape != (len(mode), 1, LEVELS):
         return None

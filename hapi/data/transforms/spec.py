@@ -17,10 +17,8 @@ from hapi.data.images import MAX_PIXELS, decode_image
 from hapi.data.transforms.bounds import check_pixels
 from hapi.data.transforms.draws import SeededDraws, sample_seed
 from hapi.data.transforms.levels import level_table, levels_begin, look_up
-from hapi.data.transforms.steps import MAX_STEPS, Step, step_from_json
+from hapi.data.transforms.steps import FAILURES, MAX_STEPS, Step, step_from_json
 from hapi.errors import TransformError
-
-_FAILURES = (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError, ZeroDivisionError)
 
 
 class TransformSpec:
@@ -79,7 +77,7 @@ class TransformSpec:
             try:
                 with draws if step.is_random else nullcontext():
                     value = step.transform(value)
-            except _FAILURES as error:
+            except FAILURES as error:
                 raise TransformError(
                     f"transform {step.name} failed on an image of {image.width}x{image.height} pixels: {error}."
                 ) from error

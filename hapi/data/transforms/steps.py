@@ -22,6 +22,8 @@ from hapi.data.transforms.arguments import Argument
 from hapi.errors import TransformError
 
 MAX_STEPS = 64
+FAILURES = (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError, ZeroDivisionError)
+"""What a transform raises for an image that it cannot treat."""
 
 _SAMPLING = {"interpolation": arg.interpolation(), "antialias": arg.optional(arg.flag())}
 _FILL = {"fill": arg.fill()}
