@@ -28,7 +28,7 @@ class Check:
 
 def examine(server: str | None = None, token: str | None = None, data: str | None = None) -> list[Check]:
     """All checks, in the order in which one would look. Nothing is raised: what fails is a check that is not ok."""
-    checks = [*_versions(), _attempt("devices", _devices), _attempt("memory", _memory)]
+    checks = [*_versions(), _attempt("devices", _devices), _attempt("memory", _memory), _attempt("pictures", _pictures)]
     client: ServerClient | None = None
     if server is not None:
         reached, client = _reach(server, token)
@@ -102,6 +102,16 @@ def _memory() -> str:
     if free < LITTLE_MEMORY:
         raise HapiError(f"{said}: too little for most networks. Free some, or raise the container's limit.")
     return said
+
+
+def _pictures() -> str:
+    from hapi.data.trimming import is_available
+
+    if is_available():
+        return "libturbojpeg is here: a server can send of pictures the part that a transform reads"
+    return (
+        "no libturbojpeg (Debian: libturbojpeg0): a server here sends pictures whole, which is as exact but more bytes"
+    )
 
 
 def _reach(server: str, token: str | None) -> tuple[Check, ServerClient | None]:

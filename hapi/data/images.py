@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import struct
+from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
@@ -12,6 +13,15 @@ from hapi.errors import ImageError
 
 MAX_PIXELS = 89_478_485
 """Largest image that is decoded, in pixels (270 MB as RGB): where Pillow begins to warn of decompression bombs."""
+
+
+class Window(NamedTuple):
+    """Where a part of a picture lies in it: the part's upper left corner, and the whole picture's size. Pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
 
 
 def picture_bytes(data: bytes) -> int:
@@ -25,8 +35,10 @@ def picture_bytes(data: bytes) -> int:
         return 0
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_image(data: bytes, *, window: Window | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The RGB image, pixel for pixel what `torchvision.datasets.folder.pil_loader` makes of the same file.
+
+    With a `window` the file holds a part of a picture, and the image is the whole of it, black where nothing is known.
 
     Raises ImageError with the reason for what is not an image, is cut off or damaged, or has too many pixels;
     MemoryError if memory is too short, which says nothing about the image.
@@ -35,11 +47,9 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageError("not an image: the object is empty.")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ImageError(f"image of {width}x{height} pixels: more than the {max_pixels:,} that are decoded.")
+            _check_size(*image.size, max_pixels)
             image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")  # which copies even what is RGB
+            rgb = image if image.mode == "RGB" else image.convert("RGB")  # which copies even what is RGB
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -51,3 +61,19 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         if isinstance(error, OSError) and (error.errno == errno.ENOMEM or "out of memory" in str(error)):
             raise MemoryError(f"decoding an image: {error}") from error
         raise ImageError(f"damaged image: {error}.") from error
+    return rgb if window is None else _placed(rgb, window, max_pixels)
+
+
+def _placed(part: Image.Image, window: Window, max_pixels: int) -> Image.Image:
+    """The part at its place in an image of the whole's size."""
+    _check_size(window.width, window.height, max_pixels)
+    if not (0 <= window.left <= window.width - part.width and 0 <= window.top <= window.height - part.height):
+        raise ImageError(f"a part of {part.width}x{part.height} pixels cannot lie at {tuple(window)} of its picture.")
+    whole = Image.new("RGB", (window.width, window.height))
+    whole.paste(part, (window.left, window.top))
+    return whole
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError(f"image of {width}x{height} pixels: more than the {max_pixels:,} that are decoded.")

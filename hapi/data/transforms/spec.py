@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hapi.data.images import MAX_PIXELS, decode_image
+from hapi.data.images import MAX_PIXELS, Window, decode_image
 from hapi.data.transforms.bounds import check_pixels
 from hapi.data.transforms.draws import SeededDraws, sample_seed
 from hapi.data.transforms.levels import level_table, levels_begin, look_up
+from hapi.data.transforms.parts import Box, part_read
 from hapi.data.transforms.steps import FAILURES, MAX_STEPS, Step, step_from_json
 from hapi.errors import TransformError
 
@@ -57,9 +58,8 @@ class TransformSpec:
 
     def __call__(self, image: Image.Image, *, seed: int = 0, epoch: int = 0, index: int = 0) -> torch.Tensor:
         """The model's input: float32 of shape (C, H, W), contiguous. TransformError names the step that failed."""
-        # whatever the user's default device: images are made, and numbers drawn, on the CPU
-        with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
-            value = self._run(image, SeededDraws(sample_seed(seed, epoch, index)) if self.is_random else nullcontext())
+        with _on_cpu():
+            value = self._run(image, self._draws(seed, epoch, index))
         if not isinstance(value, torch.Tensor) or value.dtype != torch.float32 or value.ndim != 3:
             got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else "an image"
             raise TransformError(
@@ -67,6 +67,14 @@ class TransformSpec:
                 "Add v2.ToImage() and v2.ToDtype(torch.float32, scale=True)."
             )
         return value.as_subclass(torch.Tensor).contiguous()
+
+    def part_read(self, width: int, height: int, *, seed: int = 0, epoch: int = 0, index: int = 0) -> Box:
+        """A part of an image of this size, beyond which this sample's pipeline reads nothing."""
+        with _on_cpu():
+            return part_read(self.steps, width, height, self._draws(seed, epoch, index))
+
+    def _draws(self, seed: int, epoch: int, index: int) -> AbstractContextManager[Any]:
+        return SeededDraws(sample_seed(seed, epoch, index)) if self.is_random else nullcontext()
 
     def _run(self, image: Image.Image, draws: AbstractContextManager[Any]) -> Any:
         value: Any = image
@@ -106,6 +114,16 @@ class TransformSpec:
         return type(self).from_json, (self.to_json(),)
 
 
-def load_sample(data: bytes, spec: TransformSpec, *, seed: int = 0, epoch: int = 0, index: int = 0) -> torch.Tensor:
-    """Decodes one stored object and transforms it; ImageError or TransformError say why this sample cannot be used."""
-    return spec(decode_image(data), seed=seed, epoch=epoch, index=index)
+def _on_cpu() -> AbstractContextManager[Any]:
+    """Whatever the user's default device: images are made, and numbers drawn, on the CPU."""
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+
+
+def load_sample(
+    data: bytes, spec: TransformSpec, *, seed: int = 0, epoch: int = 0, index: int = 0, window: Window | None = None
+) -> torch.Tensor:
+    """Decodes one stored object and transforms it; ImageError or TransformError say why this sample cannot be used.
+
+    `window` says where in the stored picture `data` lies, if it is what `hapi.data.trimming` left of it.
+    """
+    return spec(decode_image(data, window=window), seed=seed, epoch=epoch, index=index)
