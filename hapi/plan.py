@@ -16,6 +16,8 @@ from hapi.errors import ProfileError
 
 INPUT = "input"
 OUTPUT = "output"
+TRIMMED = "trimmed"
+"""Compression of stored pictures, at cut `input` only: the part that the transform reads (see `hapi.data.trimming`)."""
 
 
 @dataclass(frozen=True)
@@ -190,8 +192,9 @@ class Share:
 
     @property
     def way(self) -> str:
-        """How features travel, for people; empty if that is the default."""
-        return ", ".join(part for part in (self.codec, self.compression) if part and part != "none")
+        """How features travel, for people; empty if that is the default. Stored objects have no codec."""
+        codec = None if self.name == INPUT else self.codec
+        return ", ".join(part for part in (codec, self.compression) if part and part != "none")
 
     def to_json(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value is not None}

@@ -20,10 +20,10 @@ from hapi.data import Manifest, TransformSpec, open_store
 from hapi.engine import Compiler, Engine, Precision, check_precision
 from hapi.errors import BusyError, InputError, MemoryBudgetError
 from hapi.machine import free_bytes, machine_name
-from hapi.plan import INPUT, OUTPUT
+from hapi.plan import INPUT, OUTPUT, TRIMMED
 from hapi.settings import StoreSettings
 from hapi.wire.protocol import DatasetSummary, ExtractRequest, ProfileRequest, ServerStatus
-from profiler import TierProfile, measure, measure_loading
+from profiler import TierProfile, measure, measure_loading, with_loading
 from profiler.compiled import with_compiled
 from profiler.loading import DEFAULT_SAMPLES, spread
 from profiler.measurements import Measurements
@@ -158,11 +158,14 @@ class Service:
         if highest >= len(manifest):
             raise InputError(f"sample {highest} was asked for; {manifest.uri} has {len(manifest)}, numbered from 0.")
         source_of = partial(Source, manifest, self.datasets.store(manifest), seed=request.seed, epoch=request.epoch)
+        is_trimmed = request.compression == TRIMMED
+        transform = _transform(json.dumps(request.transform)) if is_trimmed or request.cut != INPUT else None
         if request.cut == INPUT:
-            yield from self._run(Job(source_of(), request.indices, None, flow=tenant.flow), cancel)
+            job = Job(source_of(transform), request.indices, None, compression=request.compression, flow=tenant.flow)
+            yield from self._run(job, cancel)
             return
         assert request.model is not None  # the request's own validation
-        transform = _transform(json.dumps(list(request.transform or ())))
+        assert transform is not None
         precision = self._precision(request.precision)
         with self.device.asking(tenant.flow) as let_in, self.models.lease(request.model, cancel) as lease:
             prefix = self._fitting(lease, request.cut, precision)
@@ -274,14 +277,7 @@ class Service:
                 refresh=request.refresh,
             )
             tier = in_jobs(tier, more)
-        return replace(
-            tier,
-            load_seconds=load.load_seconds,
-            read_seconds=load.read_seconds,
-            decode_seconds=load.decode_seconds,
-            input_bytes=load.input_bytes,
-            details={**tier.details, "remembered": is_known},
-        )
+        return replace(with_loading(tier, load), details={**tier.details, "remembered": is_known})
 
     def _rehearsed(
         self, lease: Lease, precision: Precision, most: int, cancel: Cancel, tenant: Tenant, cut: str

@@ -15,6 +15,8 @@ AUTO, NONE = "auto", "none"
 class Allowed:
     """Codecs and compressions among which a plan may choose; the first codec is used where nothing is measured.
 
+    With any compression but `none`, pictures that are sent as they are stored may be trimmed as well.
+
     `compression` is `auto` (whichever lossless one pays by measurement, or none), or the one that is always used. A
     codec that changes values is used only if it is named here. InputError for names that do not exist.
     """
@@ -51,6 +53,11 @@ class Allowed:
     def is_choice(self) -> bool:
         """Whether there is anything to measure."""
         return len(self.codecs) > 1 or self.compressions != (NONE,)
+
+    @property
+    def trims(self) -> bool:
+        """Whether of stored pictures only the part may be sent that the transform reads, where that is known to pay."""
+        return self.compression != NONE
 
     def check(self, codec: str) -> None:
         """InputError for a codec that changes values and was not named."""

@@ -19,6 +19,7 @@ MAX_SPAN = 65_536
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256, lower-case hexadecimal")]
 CodecName = Literal["float32", "float16", "bfloat16", "int8"]
 CompressionName = Literal["none", "lz4", "zstd", "packed"]
+WayName = Literal[CompressionName, "trimmed"]
 PrecisionName = Literal["float32", "bf16"]
 
 _DIGEST = "5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"
@@ -78,7 +79,8 @@ class ModelList(Message):
 class ExtractRequest(Message):
     """Asks for the features of some samples at one cut; the answer is an Arrow IPC stream (see hapi.wire.stream).
 
-    With cut `input` the stored object bytes are shipped and neither `model` nor `transform` is needed.
+    With cut `input` the stored object bytes are shipped and neither `model` nor `transform` is needed, unless of
+    pictures only the part shall be shipped that `transform` reads (compression `trimmed`).
     The answer holds every index once, in any order.
     """
 
@@ -109,8 +111,10 @@ class ExtractRequest(Message):
     seed: int = Field(default=0, ge=0, lt=2**63)
     epoch: int = Field(default=0, ge=0, lt=2**63)
     codec: CodecName = "float32"
-    compression: CompressionName = Field(
-        default="none", description="None changes a value. `packed` takes float32 tensors apart, and is smallest."
+    compression: WayName = Field(
+        default="none",
+        description="None changes a value. `packed` takes float32 tensors apart, and is smallest. `trimmed` is of cut "
+        "`input`: of pictures the part that `transform` reads.",
     )
     precision: PrecisionName | None = Field(
         default=None, description="In which the server computes; without it, in that of its own setting."
@@ -120,6 +124,8 @@ class ExtractRequest(Message):
     def _complete(self) -> ExtractRequest:
         if self.cut != INPUT and (self.model is None or self.transform is None):
             raise ValueError("a cut other than 'input' needs 'model' and 'transform'")
+        if self.compression == "trimmed" and (self.cut != INPUT or self.transform is None):
+            raise ValueError("compression 'trimmed' is of cut 'input', and needs 'transform'")
         if len(set(self.indices)) != len(self.indices):
             raise ValueError("'indices' names a sample twice")
         return self

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -15,7 +16,18 @@ from hapi.errors import WireError
 from hapi.plan import INPUT
 from hapi.wire.columns import Column, read_columns
 from hapi.wire.framing import Frames, StreamLimits, check_buffers, custom_metadata
-from hapi.wire.stream import ERROR, INDEX, LABEL, NO_LABEL, OBJECT, PROTOCOL, FeatureBatch, tensor_column
+from hapi.wire.stream import (
+    ERROR,
+    INDEX,
+    LABEL,
+    NO_LABEL,
+    OBJECT,
+    PROTOCOL,
+    WINDOW,
+    WINDOWS,
+    FeatureBatch,
+    tensor_column,
+)
 from hapi.wire.work import Work
 
 _T = TypeVar("_T")
@@ -126,7 +138,8 @@ def _read_header(schema: pa.Schema) -> StreamHeader:
         raise WireError(f"feature stream: unexpected columns {schema.names}.")
     columns: tuple[Column, ...] = ()
     if cut == INPUT:
-        if [(field.name, field.type) for field in payload] != [(OBJECT, pa.large_binary())]:
+        objects = [(OBJECT, pa.large_binary()), (WINDOW, WINDOWS)]
+        if [(field.name, field.type) for field in payload] not in (objects[:1], objects):
             raise WireError(f"feature stream: cut 'input' must carry one column {OBJECT!r}, found {schema.names}.")
     else:
         columns = read_columns(payload, [tensor_column(position) for position in range(len(payload))])
@@ -145,8 +158,17 @@ def _to_features(record: pa.RecordBatch, header: StreamHeader) -> FeatureBatch:
         labels=record.column(LABEL).fill_null(NO_LABEL).to_numpy().copy(),
         tensors=_tensors(header.columns, payload),
         objects=None if header.columns else payload[0].to_pylist(),
+        windows=None if header.columns or len(payload) == 1 else _windows(payload[1]),
         errors={row: reason for row, reason in enumerate(errors.to_pylist()) if reason is not None},
     )
+
+
+def _windows(array: pa.Array) -> np.ndarray:
+    """Int32 of shape (n, 4)."""
+    values = array.flatten()
+    if array.null_count or values.null_count:
+        raise WireError("feature stream: a row does not say where its object lies.")
+    return values.to_numpy().reshape(len(array), 4).copy()
 
 
 def _tensors(columns: tuple[Column, ...], arrays: list[pa.Array]) -> tuple[torch.Tensor, ...]:

@@ -4,7 +4,9 @@ Columns: `index` int64; `label` int64, null if the sample has none; `features`, 
 per tensor of the cut (or `object`, the stored bytes, at cut `input`; with codec `int8` each tensor is followed by its
 `_scale` and `_offset`, see `quantised`, and with compression `packed` a float32 one is in two columns, `_nonzero` and
 `_values`, see `packed`); `error` string, null unless this sample failed, in which case its row of features is zeros (or
-no bytes). The schema's metadata names protocol, codec and cut.
+no bytes). At cut `input` with compression `trimmed`, `window` follows `object`: four int32 that say where in its
+picture the part lies that is sent (left, top, width and height of the whole), zeros where the object is as it is
+stored. The schema's metadata names protocol, codec and cut.
 `pyarrow.ipc.open_stream` reads it; `reader` in addition notices truncation and bounds memory.
 """
 
@@ -19,17 +21,18 @@ import pyarrow as pa
 import torch
 
 from hapi.errors import InputError
-from hapi.plan import INPUT, OUTPUT
+from hapi.plan import INPUT, OUTPUT, TRIMMED
 from hapi.wire.codecs import PACKED, get_codec
 from hapi.wire.framing import END_OF_STREAM
 from hapi.wire.work import Work
 
 PROTOCOL = "1"
-INDEX, LABEL, FEATURES, OBJECT, ERROR = "index", "label", "features", "object", "error"
+INDEX, LABEL, FEATURES, OBJECT, WINDOW, ERROR = "index", "label", "features", "object", "window", "error"
 NO_LABEL = -1
 ARROW_COMPRESSION = {"none": None, "lz4": "lz4", "zstd": "zstd", PACKED: "zstd"}
 """Compression -> that of Arrow's buffers. `packed` takes float32 tensors apart before, others travel as with `zstd`."""
 COMPRESSIONS = tuple(ARROW_COMPRESSION)
+WINDOWS = pa.list_(pa.int32(), 4)
 MESSAGE_BYTES = 64 * 2**20
 """The encoder divides larger batches into messages of about this size, to keep either side's memory small."""
 
@@ -43,6 +46,7 @@ class FeatureBatch:
         labels: int64 (n,), -1 where the sample has none.
         tensors: one tensor (n, *shape) per tensor that the cut carries; rows of failed samples are zeros.
         objects: n byte strings, the stored objects.
+        windows: int32 (n, 4), where in its picture each object lies, zeros if it is whole; None if none is a part.
         errors: row -> why that sample failed.
         work: what the server says of the work behind it, if it does.
     """
@@ -51,6 +55,7 @@ class FeatureBatch:
     labels: np.ndarray
     tensors: tuple[torch.Tensor, ...] = ()
     objects: list[bytes] | None = None
+    windows: np.ndarray | None = None
     errors: dict[int, str] = field(default_factory=dict)
     work: Work | None = None
 
@@ -66,7 +71,7 @@ class StreamEncoder:
         dtypes: per tensor of the cut, its dtype.
         codec: `float32` (exact), `float16`, `bfloat16` or `int8`.
         compression: `none`, `lz4`, `zstd` or `packed`, none of which changes what is read. Stored objects are never
-            compressed again.
+            compressed again: for them only `trimmed` makes a difference, to what is announced.
         cut: name of the cut; `input` makes a stream of stored objects.
     """
 
@@ -80,7 +85,8 @@ class StreamEncoder:
         cut: str = OUTPUT,
         message_bytes: int = MESSAGE_BYTES,
     ) -> None:
-        if compression not in COMPRESSIONS:
+        self._is_trimmed = cut == INPUT and compression == TRIMMED
+        if compression not in COMPRESSIONS and not self._is_trimmed:
             raise InputError(f"unknown compression {compression!r}; there are: {', '.join(COMPRESSIONS)}.")
         if (cut == INPUT) != (not shapes) or len(shapes) != len(dtypes):
             raise InputError(
@@ -89,6 +95,8 @@ class StreamEncoder:
         self._codec = get_codec(codec, compression)
         self._expected = [(tuple(shape), dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
         payload = [pa.field(OBJECT, pa.large_binary(), False)] if cut == INPUT else []
+        if self._is_trimmed:
+            payload.append(pa.field(WINDOW, WINDOWS, False))
         for position, (shape, dtype) in enumerate(self._expected):
             payload += self._codec.fields(tensor_column(position), shape, dtype)
         self._schema = pa.schema(
@@ -145,7 +153,10 @@ class StreamEncoder:
         if not self._expected:
             if batch.objects is None or len(batch.objects) != rows:
                 raise InputError(f"a batch of {rows} rows at cut 'input' needs as many objects.")
-            return [_joined(batch.objects)]
+            windows = np.zeros((rows, 4), np.int32) if batch.windows is None else batch.windows
+            if windows.shape != (rows, 4):
+                raise InputError(f"a batch of {rows} rows has windows of shape {windows.shape}.")
+            return [_joined(batch.objects), *([_windows(windows)] if self._is_trimmed else [])]
         found = [(tuple(tensor.shape), tensor.dtype) for tensor in batch.tensors]
         wanted = [((rows, *shape), dtype) for shape, dtype in self._expected]
         if found != wanted:
@@ -158,6 +169,11 @@ def _joined(objects: Sequence[bytes]) -> pa.Array:
     ends = np.cumsum([0, *map(len, objects)], dtype=np.int64)
     buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(objects))]
     return pa.Array.from_buffers(pa.large_binary(), len(objects), buffers)
+
+
+def _windows(windows: np.ndarray) -> pa.Array:
+    values = pa.array(np.ascontiguousarray(windows, np.int32).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(values, type=WINDOWS)
 
 
 def tensor_column(position: int) -> str:

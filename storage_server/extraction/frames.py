@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hapi.data.images import Window
 from hapi.model import Cut
 from hapi.plan import INPUT
 from hapi.wire.codecs import get_codec
@@ -20,6 +21,10 @@ from hapi.wire.work import Work
 
 BLOCKS = 4
 """Blocks of float32 values that `hapi.wire.quantised` and `packed` work with at once."""
+
+
+_Single = tuple[int, bytes, str | None, Window | None]
+"""A row that is encoded by itself: index, stored bytes, why it failed, where in its picture the bytes lie."""
 
 
 class FrameWriter:
@@ -43,7 +48,7 @@ class FrameWriter:
         )
         self._header = self._encoder.header()
         self._features: deque[tuple[int, tuple[torch.Tensor, ...]]] = deque()
-        self._single: deque[tuple[int, bytes, str | None]] = deque()
+        self._single: deque[_Single] = deque()
         self._bytes = 0
 
     def encode_bytes(self, largest_object: int = 0) -> int:
@@ -81,14 +86,14 @@ class FrameWriter:
         self._features.append((index, tensors))
         self._bytes += self._row_bytes
 
-    def add_object(self, index: int, data: bytes) -> None:
-        """A row of cut `input`."""
-        self._single.append((index, data, None))
+    def add_object(self, index: int, data: bytes, window: Window | None = None) -> None:
+        """A row of cut `input`; `window` says where in its picture it lies, if it is a part of one."""
+        self._single.append((index, data, None, window))
         self._bytes += len(data)
 
     def add_failed(self, index: int, reason: str) -> None:
         """A row of a sample that could not be had."""
-        self._single.append((index, b"", reason))
+        self._single.append((index, b"", reason, None))
         self._bytes += self._row_bytes + len(reason)
 
     def take(self, parts: int = 1, work: Work | None = None) -> tuple[bytes, list[int]]:
@@ -107,9 +112,9 @@ class FrameWriter:
             self._drop(self._features, len(rows))
         else:
             single = self._single_rows(size)
-            indices = [index for index, _, _ in single]
+            indices = [index for index, *_ in single]
             data = b"".join([self._header, *self._encode_single(single, work)])
-            taken = sum(len(data) + (self._row_bytes + len(said) if said else 0) for _, data, said in single)
+            taken = sum(len(data) + (self._row_bytes + len(said) if said else 0) for _, data, said, _ in single)
             self._drop(self._single, len(single))
         self._header = b""
         self._bytes -= taken
@@ -120,13 +125,13 @@ class FrameWriter:
         return self._encoder.end()
 
     @staticmethod
-    def _drop(rows: deque[tuple[int, tuple[torch.Tensor, ...]]] | deque[tuple[int, bytes, str | None]], n: int) -> None:
+    def _drop(rows: deque[tuple[int, tuple[torch.Tensor, ...]]] | deque[_Single], n: int) -> None:
         for _ in range(n):
             rows.popleft()
 
-    def _single_rows(self, size: int) -> list[tuple[int, bytes, str | None]]:
+    def _single_rows(self, size: int) -> list[_Single]:
         """The first objects or failed samples, about `size` bytes, one at least."""
-        rows: list[tuple[int, bytes, str | None]] = []
+        rows: list[_Single] = []
         used = 0
         for row in self._single:
             if rows and used >= size:
@@ -135,15 +140,18 @@ class FrameWriter:
             used += len(row[1]) + self._row_bytes
         return rows
 
-    def _encode_single(self, rows: Sequence[tuple[int, bytes, str | None]], work: Work | None) -> list[Any]:
+    def _encode_single(self, rows: Sequence[_Single], work: Work | None) -> list[Any]:
         """Objects, or failed samples with zeros for features, in one message."""
-        errors = {row: reason for row, (_, _, reason) in enumerate(rows) if reason is not None}
+        errors = {row: reason for row, (_, _, reason, _) in enumerate(rows) if reason is not None}
         zeros = tuple(
             torch.zeros((len(rows), *shape), dtype=dtype)
             for shape, dtype in zip(self._shapes, self._dtypes, strict=True)
         )
-        indices = [index for index, _, _ in rows]
-        return self._encode(indices, zeros, work, None if self._shapes else [data for _, data, _ in rows], errors)
+        indices = [index for index, *_ in rows]
+        if self._shapes:
+            return self._encode(indices, zeros, work, errors=errors)
+        windows = np.array([window or (0, 0, 0, 0) for *_, window in rows], np.int32)
+        return self._encode(indices, zeros, work, [data for _, data, _, _ in rows], windows, errors)
 
     def _encode(
         self,
@@ -151,6 +159,7 @@ class FrameWriter:
         tensors: tuple[torch.Tensor, ...],
         work: Work | None,
         objects: list[bytes] | None = None,
+        windows: np.ndarray | None = None,
         errors: dict[int, str] | None = None,
     ) -> list[Any]:
         labels = [self._labels[index] for index in indices]
@@ -160,6 +169,7 @@ class FrameWriter:
                 labels=np.asarray([NO_LABEL if label is None else label for label in labels], np.int64),
                 tensors=tensors,
                 objects=objects,
+                windows=windows,
                 errors=errors or {},
                 work=work,
             )

@@ -17,6 +17,7 @@ from functools import partial
 import torch
 
 from hapi.cancel import CancelledWork
+from hapi.data.images import Window
 from storage_server.extraction.engine import Prefix
 from storage_server.extraction.executor import DeviceExecutor
 from storage_server.extraction.flight import Flight, Stage
@@ -174,13 +175,26 @@ class Flights:
             return True
         flight.read_seconds = (time.perf_counter() - began) / self._loader.read_threads
         if flight.prefix is None:
-            post(self._land(flight, data=data))
+            post(self._stored(flight, data))
             return True
         with self._lock:
             if flight.tickets:
                 flight.data, flight.stage = data, Stage.READ
                 self._line_up(flight)
         return True
+
+    def _stored(self, flight: Flight, data: bytes) -> list[Letter]:
+        """Lands a stored object, or of a picture the part that is wanted."""
+        if flight.source.transform is None:
+            return self._land(flight, data=data)
+        began = time.perf_counter()
+        try:
+            with self._loader.occupancy.working(self._payers(flight)):
+                data, window = self._loader.trim(flight.source, flight.index, data, flight.is_wanted)
+        except BaseException as error:
+            return self._land_failed(flight, error)
+        flight.work_seconds = (time.perf_counter() - began) / self._loader.decode_threads
+        return self._land(flight, data=data, window=window)
 
     def _begin_with_kept(self, flight: Flight) -> bool:
         """Lands it, or brings it to the device, from kept features; False if they are gone: it goes the whole way."""
@@ -278,6 +292,7 @@ class Flights:
         *,
         tensors: Tensors | None = None,
         data: bytes | None = None,
+        window: Window | None = None,
         failed: str | None = None,
         error: BaseException | None = None,
         is_kept: bool = False,
@@ -290,7 +305,8 @@ class Flights:
             self._end(flight)
         is_shared, letters = is_kept, []
         for ticket in tickets:
-            told = Arrival(ticket.index, tensors, data, failed, error, is_shared, waited, flight.read_seconds, worked)
+            seconds = flight.read_seconds, worked
+            told = Arrival(ticket.index, tensors, data, failed, error, is_shared, waited, *seconds, window)
             letters.append((ticket, told))
             is_shared = True
         return letters

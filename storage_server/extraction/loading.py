@@ -10,7 +10,8 @@ import torch
 
 from hapi.cancel import CancelledWork
 from hapi.data import Manifest, ObjectStore, TransformSpec, load_sample, read_sample
-from hapi.data.images import picture_bytes
+from hapi.data.images import Window, picture_bytes
+from hapi.data.trimming import trim
 from hapi.errors import HapiError, InputError, StoreUnavailableError
 from storage_server.extraction.engine import Prefix
 from storage_server.extraction.patience import Patience
@@ -26,7 +27,9 @@ Wanted = Callable[[], bool]
 
 @dataclass(frozen=True)
 class Source:
-    """Where the samples of one request come from, and what is made of them; no transform: bytes as they are stored."""
+    """Where the samples of one request come from, and what is made of them; no transform: bytes as they are stored.
+
+    Where stored objects are wanted, a transform says that of pictures only the part is that it reads."""
 
     manifest: Manifest
     store: ObjectStore
@@ -114,6 +117,22 @@ class SampleLoader:
                 f"{prefix.input.shape} {prefix.input.dtype} per sample. Use the transform that belongs to the model."
             )
         return tensor
+
+    def trim(self, source: Source, index: int, data: bytes, is_wanted: Wanted) -> tuple[bytes, Window | None]:
+        """The part of a stored picture that the transform reads, and where it lies in it; see `hapi.data.trimming`."""
+        key, transform = source.manifest.sample(index).key, source.transform
+        assert transform is not None
+
+        def work(attempt: int) -> tuple[bytes, Window | None]:
+            return trim(data, transform, seed=source.seed, epoch=source.epoch, index=index)
+
+        try:
+            with self._metrics.stage("trim"):
+                count = self._patience(f"trimming {key}", lambda _: picture_bytes(data), "trim", is_wanted)
+                with self._pictures.decoding(count):
+                    return self._patience(f"trimming {key}", work, "trim", is_wanted)
+        except Exception as error:
+            raise self._trouble(key, "trim", error) from None
 
     def _trouble(self, key: str, stage: str, error: Exception) -> Exception:
         """One sample that cannot be had fails alone; a store that is down ends the request."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hapi.cancel import Cancel
+from hapi.data.images import Window
 from storage_server.scheduling.deposits import Deposit
 from storage_server.scheduling.fair import Flow
 
@@ -24,7 +25,8 @@ class Arrival:
 
     `failed` is this sample's own trouble, and becomes its row's `error`; `error` is trouble that ends the request.
     `is_shared`: it was computed for somebody else. `waited`: seconds in line for the device, None if it was not there.
-    `read_seconds`, `work_seconds`: of all readers; of all decoders and the device, that it took.
+    `read_seconds`, `work_seconds`: of all readers; of all decoders and the device, that it took. `window`: where in its
+    picture `data` lies, if it is a part of it.
     """
 
     index: int
@@ -36,6 +38,7 @@ class Arrival:
     waited: float | None = None
     read_seconds: float = 0.0
     work_seconds: float = 0.0
+    window: Window | None = None
 
 
 @dataclass(eq=False)

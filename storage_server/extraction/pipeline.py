@@ -238,7 +238,7 @@ class Extraction:
                 failed += 1
                 self._frames.add_failed(message.index, message.failed)
             elif message.data is not None:
-                self._frames.add_object(message.index, message.data)
+                self._frames.add_object(message.index, message.data, message.window)
             else:
                 assert message.tensors is not None
                 self._frames.add_features(message.index, message.tensors)

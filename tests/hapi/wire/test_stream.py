@@ -276,3 +276,32 @@ def test_the_encoder_refuses_what_it_did_not_announce() -> None:
         StreamEncoder(((3,),), (torch.float32,), compression="gzip")
     with pytest.raises(InputError, match="shapes"):
         StreamEncoder(((3,),), (torch.float32,), cut="input")
+
+
+def objects_batch(windows: np.ndarray | None) -> FeatureBatch:
+    return FeatureBatch(
+        indices=np.arange(3), labels=np.full(3, -1, np.int64), objects=[b"one", b"", b"three"], windows=windows
+    )
+
+
+def test_where_a_part_lies_in_its_picture_travels_beside_it() -> None:
+    windows = np.array([[1, 2, 300, 400], [0, 0, 0, 0], [8, 16, 5000, 6000]], np.int32)
+    encoder = StreamEncoder(compression="trimmed", cut="input")
+    data = encoder.header() + encoder.encode(objects_batch(windows)) + encoder.encode(objects_batch(None))
+    first, second = read_stream([data + encoder.end()])
+    assert first.objects == [b"one", b"", b"three"]
+    assert np.array_equal(first.windows, windows)
+    assert not second.windows.any()
+
+
+def test_objects_as_they_are_stored_say_nothing_of_windows() -> None:
+    encoder = StreamEncoder(cut="input")
+    (batch,) = read_stream([encoder.header() + encoder.encode(objects_batch(None)) + encoder.end()])
+    assert batch.windows is None
+
+
+def test_only_stored_objects_can_be_trimmed() -> None:
+    with pytest.raises(InputError, match="trimmed"):
+        StreamEncoder(SHAPES, DTYPES, compression="trimmed")
+    with pytest.raises(InputError, match="windows"):
+        StreamEncoder(compression="trimmed", cut="input").encode(objects_batch(np.zeros((2, 4), np.int32)))
