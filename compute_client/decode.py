@@ -15,6 +15,7 @@ from compute_client.source import Stage
 from compute_client.stats import LoaderStats
 from hapi.cancel import Cancel, CancelledWork
 from hapi.data import TransformSpec, decode_image
+from hapi.data.images import Window
 from hapi.errors import HapiError, SampleError, StoreError
 
 Transform = TransformSpec | Callable[[Any], torch.Tensor]
@@ -33,9 +34,11 @@ class Decoder:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="hapi-decode")
 
-    def submit(self, read: Callable[[], bytes], index: int, epoch: int, cancel: Cancel) -> Future[torch.Tensor]:
-        """Queues one sample: `read` gives its bytes, on the thread that decodes them."""
-        return self._pool.submit(self._one, read, index, epoch, cancel)
+    def submit(
+        self, read: Callable[[], bytes], index: int, epoch: int, cancel: Cancel, *, window: Window | None = None
+    ) -> Future[torch.Tensor]:
+        """Queues one sample: `read` gives its bytes, on the thread that decodes them; see `load_sample`."""
+        return self._pool.submit(self._one, read, index, epoch, cancel, window)
 
     def collect(
         self, labels: np.ndarray, futures: Mapping[int, Future[torch.Tensor]], failed: Mapping[int, str]
@@ -62,7 +65,9 @@ class Decoder:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _one(self, read: Callable[[], bytes], index: int, epoch: int, cancel: Cancel) -> torch.Tensor:
+    def _one(
+        self, read: Callable[[], bytes], index: int, epoch: int, cancel: Cancel, window: Window | None
+    ) -> torch.Tensor:
         cancel.check()
         try:
             data = read()
@@ -73,7 +78,7 @@ class Decoder:
         started = time.perf_counter()
         try:
             with self._activity.working():
-                return self._tensor(data, index, epoch)
+                return self._tensor(data, index, epoch, window)
         except (CancelledWork, MemoryError):
             raise
         except HapiError as error:
@@ -83,8 +88,8 @@ class Decoder:
         finally:
             self._stats.add(decode_seconds=time.perf_counter() - started)
 
-    def _tensor(self, data: bytes, index: int, epoch: int) -> torch.Tensor:
-        image = decode_image(data)
+    def _tensor(self, data: bytes, index: int, epoch: int, window: Window | None) -> torch.Tensor:
+        image = decode_image(data, window=window)
         if isinstance(self._transform, TransformSpec):
             return self._transform(image, seed=self._seed, epoch=epoch, index=index)
         value = self._transform(image)

@@ -42,7 +42,7 @@ from compute_client.window import Window
 from hapi.cache import FeatureKeys
 from hapi.data import TransformSpec, describe_transform
 from hapi.errors import InputError, MemoryBudgetError, TransformError, UnknownCutError
-from hapi.plan import INPUT, Link, Plan
+from hapi.plan import INPUT, TRIMMED, Link, Plan
 from hapi.wire import Allowed
 from profiler.remote import ServerClient
 
@@ -82,13 +82,10 @@ class Execution:
         self._transform = self._portable(transform)
         if self._fixed not in (None, INPUT):
             self._fixed = self._named(str(self._fixed))
-        digest = spec = None
-        if self._fixed != INPUT:
-            digest = backbone.graph(self._transform).digest
-            assert isinstance(self._transform, TransformSpec)
-            spec = self._transform.to_json()
+        digest = None if self._fixed == INPUT else backbone.graph(self._transform).digest
         self._allowed = allowed
-        self._job = RemoteJob(dataset.digest, digest, spec, seed, *allowed.default, precision=backbone.precision)
+        spec, precision = self.transform, backbone.precision
+        self._job = RemoteJob(dataset.digest, digest, spec, seed, *allowed.default, precision=precision)
         self._lock = threading.RLock()
         self._parts: dict[str, Compute] | None = None
         self._follows = replan and follows(pushdown)
@@ -257,6 +254,11 @@ class Execution:
         """A plan made elsewhere, with this graph's names of its cuts; UnknownCutError if it is of another model."""
         for share in plan.cuts:
             self._allowed.check(share.codec or self._job.codec)
+            if share.compression == TRIMMED and self.transform is None:
+                raise InputError(
+                    "the plan sends pictures trimmed to what the transform reads, and a server does not know this one: "
+                    f"{self._note}. Plan again, or leave 'compression' out of that cut."
+                )
         cuts = tuple(
             share if share.name == INPUT else replace(share, name=self.cut_name(share.name)) for share in plan.cuts
         )

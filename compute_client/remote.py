@@ -21,6 +21,7 @@ from compute_client.stats import LoaderStats
 from compute_client.window import Window
 from hapi.backoff import TRANSIENT, Backoff, RetryPolicy
 from hapi.cancel import Cancel
+from hapi.data import images
 from hapi.engine import Precision
 from hapi.errors import (
     BusyError,
@@ -30,7 +31,7 @@ from hapi.errors import (
     UnknownModelError,
     WireError,
 )
-from hapi.plan import INPUT, Plan
+from hapi.plan import INPUT, TRIMMED, Plan
 from hapi.wire import FeatureBatch
 from hapi.wire.protocol import ExtractRequest
 from profiler.remote import ServerClient
@@ -73,7 +74,7 @@ class RemoteJob:
             indices=indices,
             cut=span.cut,
             model=None if at_input else self.model,
-            transform=None if at_input else self.transform,
+            transform=self.transform if not at_input or compression == TRIMMED else None,
             seed=self.seed,
             epoch=span.epoch,
             codec=codec,  # type: ignore[arg-type]  # pydantic checks that these are names of the protocol
@@ -269,11 +270,13 @@ class _Objects(_Answer):
     def put(self, rows: np.ndarray, batch: FeatureBatch) -> None:
         if batch.objects is None:
             raise WireError("feature stream: cut 'input' came without objects.")
+        windows = [None] * len(batch) if batch.windows is None else [_window(part) for part in batch.windows.tolist()]
         for position, row in enumerate(rows.tolist()):
             if position not in batch.errors:
                 read = partial(_same, batch.objects[position])
                 index = self.span.indices[row]
-                self._futures[row] = self._decoder.submit(read, index, self.span.epoch, self._cancel)
+                submit = partial(self._decoder.submit, window=windows[position])
+                self._futures[row] = submit(read, index, self.span.epoch, self._cancel)
 
     def stage(self) -> Stage:
         return self._decoder.collect(self.labels, self._futures, self.errors)
@@ -285,6 +288,10 @@ def _places(rows: np.ndarray) -> slice | torch.Tensor:
     if np.array_equal(rows, np.arange(first, first + len(rows))):
         return slice(first, first + len(rows))
     return torch.from_numpy(rows)
+
+
+def _window(part: list[int]) -> images.Window | None:
+    return images.Window(*part) if any(part) else None
 
 
 def _same(data: bytes) -> bytes:

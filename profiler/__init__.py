@@ -12,7 +12,7 @@ from hapi.lazy import lazy_names
 if TYPE_CHECKING:
     from profiler.front import profile
     from profiler.link import probe_link
-    from profiler.loading import LoadCost, measure_loading
+    from profiler.loading import LoadCost, measure_loading, with_loading
     from profiler.measuring import measure
     from profiler.memory import MemoryModel, Workspace, measure_peak, prefix_memory
     from profiler.pipeline import Pipeline
@@ -34,6 +34,7 @@ _HOMES = {
     "draw_profile": "profiler.plots",
     "measure": "profiler.measuring",
     "measure_loading": "profiler.loading",
+    "with_loading": "profiler.loading",
     "measure_peak": "profiler.memory",
     "plan": "profiler.planner",
     "prefix_memory": "profiler.memory",
@@ -60,6 +61,7 @@ __all__ = [
     "probe_link",
     "profile",
     "profile_table",
+    "with_loading",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

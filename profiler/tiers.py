@@ -19,7 +19,7 @@ from hapi.wire.allowed import Allowed
 from profiler.compiled import with_compiled
 from profiler.head import head_seconds
 from profiler.link import probe_in_turn
-from profiler.loading import DEFAULT_SAMPLES, LoadCost, load_examples, measure_decoding
+from profiler.loading import DEFAULT_SAMPLES, LoadCost, load_examples, measure_decoding, with_loading
 from profiler.measurements import Measurements
 from profiler.measuring import measure, measured_with
 from profiler.remote import ServerClient
@@ -165,14 +165,7 @@ class _Kept:
         key["compressions"] = job.allowed.compressions  # those that `auto` stood for
         key |= {"engine": job.engine, "precision": job.precision}
         tier = self._get(key, measured, TierProfile.to_json, TierProfile.from_json)
-        tier = _with_compiled(tier, graph, job)
-        return replace(
-            tier,
-            load_seconds=load.load_seconds,
-            read_seconds=load.read_seconds,
-            decode_seconds=load.decode_seconds,
-            input_bytes=load.input_bytes,
-        )
+        return with_loading(_with_compiled(tier, graph, job), load)
 
     def head(self, graph: Graph, job: Job) -> float:
         features = graph.output.shape[-1] if graph.output.shape else 1
@@ -224,6 +217,8 @@ def _profile(
     head: float,
     budget_bytes: int | None,
 ) -> Profile:
+    if not job.allowed.trims:
+        far = replace(far, rows=(replace(far.rows[0], ways=()), *far.rows[1:]))
     profile = combine(
         far,
         near,
@@ -240,7 +235,7 @@ def _profile(
 
 
 def _measured(graph: Graph, load: LoadCost, job: Job, examples: torch.Tensor | None = None) -> TierProfile:
-    return measure(
+    tier = measure(
         graph,
         device=job.device,
         allowed=job.allowed,
@@ -249,11 +244,8 @@ def _measured(graph: Graph, load: LoadCost, job: Job, examples: torch.Tensor | N
         limit_seconds=job.limit_seconds,
         engine=job.engine,
         precision=job.precision,
-        load_seconds=load.load_seconds,
-        read_seconds=load.read_seconds,
-        decode_seconds=load.decode_seconds,
-        input_bytes=load.input_bytes,
     )
+    return with_loading(tier, load)
 
 
 def _with_compiled(tier: TierProfile, graph: Graph, job: Job) -> TierProfile:

@@ -7,17 +7,21 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
 
 from compute_client import DataLoader, HeadTrainer
 from compute_client.parquet import write_features
 from hapi.data import build_manifest
+from hapi.data.trimming import is_available
 from hapi.errors import DigestMismatchError, ForbiddenError, SampleError, UnauthorizedError
 from hapi.model import Graph
+from hapi.plan import Plan, Share
 from profiler.remote import ServerClient, Timeouts
 from tests.compute_client.conftest import SAMPLES, Small
 from tests.compute_client.server_process import ServerProcess
@@ -72,6 +76,34 @@ def test_random_transforms_are_the_same_on_the_server(server: str, pictures: Pat
         return [batch for _ in range(2) for batch in loader]
 
     assert_same(batches(server=server, token=TOKEN, pushdown="all"), batches())
+
+
+@pytest.mark.skipif(not is_available(), reason="no libturbojpeg on this machine (Debian: libturbojpeg0)")
+def test_trimmed_pictures_give_the_same_for_fewer_bytes(
+    server: str, pictures: Path, backbone: nn.Module, tmp_path: Path
+) -> None:
+    large = pictures.parent / "large"
+    (large / "a").mkdir(parents=True)
+    noise = np.random.default_rng(0)
+    for number in range(12):
+        pixels = noise.integers(0, 256, (150, 220, 3), np.uint8)
+        Image.fromarray(pixels).save(large / "a" / f"{number:02d}.jpg", quality=80)
+    augmented = v2.Compose([v2.RandomResizedCrop(16, scale=(0.1, 0.4)), v2.ToImage(), v2.ToDtype(torch.float32, True)])
+
+    def run(**arguments: object) -> tuple[list, int]:
+        loader = DataLoader(large, backbone=backbone, transform=augmented, batch_size=5, seed=5, **arguments)
+        return [batch for _ in range(2) for batch in loader], loader.stats.bytes_received
+
+    def part(*shares: Share) -> dict:
+        return {"server": server, "token": TOKEN, "pushdown": Plan("by hand", shares, None, None)}
+
+    expected, _ = run()
+    whole, stored_bytes = run(**part(Share("input", 1.0)))
+    trimmed, trimmed_bytes = run(**part(Share("input", 1.0, "float32", "trimmed")))
+    mixed, _ = run(**part(Share("input", 0.5, "float32", "trimmed"), Share("body", 0.5)))
+    for found in (whole, trimmed, mixed):
+        assert_same(found, expected)
+    assert trimmed_bytes < 0.7 * stored_bytes
 
 
 def write_in_place(network: nn.Module) -> None:
