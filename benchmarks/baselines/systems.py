@@ -9,9 +9,9 @@ from benchmarks.baselines.peers import PeerMissingError, check_installed
 from benchmarks.baselines.published import freeze_cut
 
 PLAIN = "plain"
-PLAIN_WORKERS = 2
-"""DataLoader workers of the plain baseline on one core: with one, the link rests while it decodes; with more than two,
-nothing is gained (mobilenet_v2 at rho 4), and PyTorch warns of more workers than cores."""
+LEAST_WORKERS, MOST_WORKERS = 2, 8
+"""DataLoader workers of the baselines: one per processor of the compute host, and at most as many as ours has threads.
+On one processor it is two: with one the link rests while it decodes, and more gain nothing (mobilenet_v2 at rho 4)."""
 PUSHDOWN = {"none": "none", "all": "all", "paper": "paper", "paper-v1": "paper-v1", "single": "single", "mix": "auto"}
 """What `hapi train --pushdown` is given; `static` is decided per model."""
 RECOMPUTES = ("paper", "paper-v1")
@@ -50,6 +50,8 @@ class Job:
     """Further ones of `hapi train`."""
     own: tuple[str, ...] = ()
     """Those of a peer alone: where its shards or its cluster are."""
+    processors: int = 1
+    """Of the compute host."""
 
     def words(self) -> list[str]:
         """The options that the baseline and `hapi train` have in common."""
@@ -57,6 +59,11 @@ class Job:
             "--data", self.data, "--model", self.model, "--weights", self.weights, "--epochs", str(self.epochs),
             "--batch-size", str(self.batch_size), "--seed", str(self.seed), "--val-split", "0", "--device", self.device,
         ]  # fmt: skip
+
+
+def workers_of(processors: int) -> int:
+    """Of a DataLoader on a host with so many processors."""
+    return max(LEAST_WORKERS, min(MOST_WORKERS, processors))
 
 
 def check_peer(system: str) -> None:
@@ -91,7 +98,7 @@ def note_of(system: str, epochs: int) -> str:
 def command_of(system: str, job: Job) -> list[str]:
     """The command line of a system; it prints one JSON document."""
     if system in CLIENTS:
-        more = ["--num-workers", str(PLAIN_WORKERS), *OWN_OPTIONS.get(system, ()), *job.own]
+        more = ["--num-workers", str(workers_of(job.processors)), *OWN_OPTIONS.get(system, ()), *job.own]
         return [sys.executable, "-m", f"benchmarks.baselines.{CLIENTS[system]}", *job.words(), *more]
     pushdown = freeze_cut(job.model) if system == "static" else PUSHDOWN[system]
     regime = ["--cache-bytes", "0"] if system in RECOMPUTES else []

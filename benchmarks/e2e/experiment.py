@@ -339,6 +339,7 @@ class Experiment:
                 server.url if server else None,
                 (*settings.train_options, *self._engine(system)),
                 own,
+                self._bed.compute.processors,
             )
             command = command_of(system, job)
             variables = {**self._store.for_compute, **(server.variables if server else {}), **caches}

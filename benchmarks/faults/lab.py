@@ -99,7 +99,10 @@ class Lab:
         task = replace(self.task, epochs=epochs or self.task.epochs)
         environment = self.bed.compute.environment(variables)
         if system == PLAIN:
-            job = Job(self.store.uri, task.model, task.weights, task.epochs, task.batch_size, task.seed)
+            job = Job(
+                self.store.uri, task.model, task.weights, task.epochs, task.batch_size, task.seed,
+                processors=self.bed.compute.processors,
+            )  # fmt: skip
             before = self._carried()
             stored = task.epochs * self.store.bytes
             command = self.bed.compute.command(*command_of(PLAIN, job))

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from hapi.machine import processors
+
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
@@ -23,6 +25,11 @@ class Host:
     enter: tuple[str, ...] = ()
     cpus: tuple[int, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def processors(self) -> int:
+        """How many a command may run on."""
+        return len(self.cpus) or processors()
 
     @property
     def prefix(self) -> list[str]:

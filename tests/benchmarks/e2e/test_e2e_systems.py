@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from benchmarks.baselines import peers
 from benchmarks.baselines.networks import load_network
 from benchmarks.baselines.peers import PeerMissingError
 from benchmarks.baselines.published import FREEZE_CUTS, freeze_cut
-from benchmarks.baselines.systems import PACKAGES, PEERS, SYSTEMS, Job, check_peer, command_of, needs_server
+from benchmarks.baselines.systems import CLIENTS, PACKAGES, PEERS, SYSTEMS, Job, check_peer, command_of, needs_server
 from benchmarks.e2e.experiment import RHOS, Settings, hosts
 from hapi.errors import InputError
 
@@ -38,6 +39,13 @@ def test_every_system_has_the_same_job(system: str) -> None:
     assert "--val-split 0" in command
     assert ("--server http://s:1" in command) == needs_server(system)
     assert ("--codec float16" in command) == needs_server(system)
+
+
+@pytest.mark.parametrize(("processors", "workers"), [(1, 2), (2, 2), (4, 4), (64, 8)])
+@pytest.mark.parametrize("system", CLIENTS)
+def test_baselines_have_a_worker_per_processor_as_ours_has_threads(system: str, processors: int, workers: int) -> None:
+    command = command_of(system, replace(JOB, processors=processors))
+    assert command[command.index("--num-workers") + 1] == str(workers)
 
 
 def test_what_is_pushed_down() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.testbed.host import Host, divide_processors
 from benchmarks.testbed.processes import ProgramFailedError, run_program
+from hapi.machine import processors
 
 
 def python(code: str) -> list[str]:
@@ -44,6 +45,8 @@ def test_one_that_takes_too_long_is_ended() -> None:
 def test_a_host_pins_and_enters() -> None:
     host = Host("storage", "10.77.0.1", ("nsenter", "-t", "7", "-n"), (0, 2), {"MARK": "m"})
     assert host.command("ls", "-l") == ["nsenter", "-t", "7", "-n", "taskset", "-c", "0,2", "ls", "-l"]
+    assert host.processors == 2
+    assert Host("any", "127.0.0.1").processors == processors()
     environment = host.environment({"MORE": "1"})
     assert environment["OMP_NUM_THREADS"] == "2"
     assert (environment["MARK"], environment["MORE"]) == ("m", "1")
