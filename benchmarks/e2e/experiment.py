@@ -349,10 +349,14 @@ class Experiment:
             worked = self._bed.cpu_seconds(self._bed.storage) - worked
             return {
                 **values(outcome),
-                "storage_cpu_seconds": None if system in UNCOUNTED else worked,
+                "storage_cpu_seconds": worked if self._is_counted(system) else None,
                 "server_stages": server.stages(self._bed) if server else {},
                 **_on_the_link(carried, self._bed.link.carried()),
             }
+
+    def _is_counted(self, system: str) -> bool:
+        """Whether what a system takes of the storage host's processors is known: not of one elsewhere."""
+        return self._bed.kind != "hosts" and system not in UNCOUNTED
 
     def _most_seconds(self, rate: float | None, epochs: int) -> float:
         """After which a run is given up: whatever it does, the other rows shall come."""

@@ -14,9 +14,11 @@ import typer
 
 from benchmarks import rclone
 from benchmarks.e2e import experiment
+from benchmarks.e2e.companions import Companions
 from benchmarks.e2e.experiment import Experiment, Settings, middle, run
 from benchmarks.installing import ObjectStoreError
 from benchmarks.localserver import ServerDidNotStartError
+from benchmarks.testbed.processes import Outcome
 from benchmarks.testbed.services import SentModel, Store
 
 
@@ -123,3 +125,15 @@ def test_the_start_up_of_the_first_run_counts_which_had_to_measure() -> None:
         for seconds, start in ((1.6, 16.0), (1.2, 5.0), (1.5, 6.0))
     ]
     assert middle(runs)["start_seconds"] == middle(runs)["client_cpu_seconds"] == 16.0
+
+
+@pytest.mark.parametrize(("kind", "known"), [("namespaces", 0.0), ("hosts", None)])
+def test_what_a_storage_host_elsewhere_worked_is_not_known(tmp_path: Path, kind: str, known: float | None) -> None:
+    document = {"train_samples": 8, "epoch_seconds": [1.0], "bytes_received": 5, "peak_rss_bytes": 1, "losses": [1.0]}
+    host, store = SimpleNamespace(processors=1), Store("s3://p", 8, 800)
+    bed: Any = SimpleNamespace(
+        kind=kind, storage=host, compute=host, link=SimpleNamespace(carried=lambda: None),
+        cpu_seconds=lambda host: 0.0, run=lambda *words, **more: Outcome(document, 2.0, 1.0),
+    )  # fmt: skip
+    one = Experiment(Settings(), None, bed, store, Companions(bed, store, print), "torchvision:resnet18")
+    assert one._run("plain", None, 1, {}, tmp_path)["storage_cpu_seconds"] == known
