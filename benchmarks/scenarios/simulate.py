@@ -94,8 +94,8 @@ def simulate(
     part of them has changed by a quarter.
 
     With --check a few small cases run on the testbed (one server; 1, 2 and 4 tenants; two cuts; two bandwidths), and
-    the same are simulated from the link and the costs that were measured there; `ratio` is simulated over measured,
-    and a row fails that is not within 10 %.
+    the same are simulated from the link, the costs and the mean batch of each case that were measured there; `ratio` is
+    simulated over measured, and a row fails that is not within 10 %.
     """
     if check:
         _check(model, data, bandwidth, testbed, samples, seed, quick, report, as_json)
@@ -174,7 +174,10 @@ def _check(
         title="The simulator beside the testbed",
         plots=check_plots(),
     ) as bench:
-        bench.remark("Simulated from the link and the profile that the testbed gave before and after the cases.")
+        bench.remark(
+            "Simulated from the link and the profile that the testbed gave before and after the cases, and from the "
+            "mean batch that the server took in each."
+        )
         rates = [parse_bandwidth(text) for text in bandwidths or CHECK_BANDWIDTHS]
         used = samples or (QUICK_SAMPLES if quick else SAMPLES)
         for name in models or [CHECK_MODEL]:

@@ -2,7 +2,7 @@
 
 The storage host and the compute host have a processor each. On the compute host one process plays 1, 2 and 4 tenants,
 each with a token and photographs of its own. Before and after them it measures the link and the profile; the simulation
-is given the means of these, and nothing of the cases' own times.
+is given the means of these, and of each case the mean batch that its server took, but nothing of its times.
 """
 
 from __future__ import annotations
