@@ -35,7 +35,7 @@ COLUMNS = (
     SYSTEM,
     SAMPLES,
     SECONDS,
-    Column("ratio_to_none", "of none", times),
+    Column("ratio_to_none", "vs none", times),
     Column("mean_slowdown", "mean slowdown", number),
     Column("worst_slowdown", "worst", number),
     Column("busy", "nodes busy", share),
