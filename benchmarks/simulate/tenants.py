@@ -12,7 +12,7 @@ from benchmarks.simulate.lanes import Line, SharedLine, Steps, StorageNode
 from compute_client.spans import Dealer
 from hapi.plan import INPUT, Plan, Profile
 
-IN_FLIGHT = 4
+IN_FLIGHT = 6
 """Spans that a client asks for at once (the default of hapi.DataLoader)."""
 DRIFT = 1.25
 """A client plans anew when its part of the nodes has changed by this factor since it planned last."""

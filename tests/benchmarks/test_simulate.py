@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 
 from benchmarks.simulate.cluster import Autoscaling, ClusterSpec, Failures, simulate
 from benchmarks.simulate.lanes import FairServer, Line, SharedLine, StorageNode
-from benchmarks.simulate.tenants import JobSpec
+from benchmarks.simulate.tenants import IN_FLIGHT, JobSpec
+from compute_client import DataLoader
 from hapi import cli
 from hapi.plan import CutCost, Link, Plan, Profile, Share
 from profiler.planner import plan
@@ -109,6 +111,10 @@ def test_later_epochs_of_cached_features_ask_no_node() -> None:
     again = simulate(ClusterSpec(1), [job("all", epochs=5)])
     assert cached.bytes * 5 == again.bytes
     assert cached.makespan_seconds < again.makespan_seconds / 4
+
+
+def test_a_client_asks_for_as_many_spans_at_once_as_a_loader_does() -> None:
+    assert signature(DataLoader).parameters["requests_in_flight"].default == IN_FLIGHT
 
 
 def test_a_line_serves_in_order() -> None:
