@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -19,8 +21,18 @@ def say(out: Console, text: str) -> None:
     out.print(text, soft_wrap=True)
 
 
-def emit(document: dict[str, Any]) -> None:
-    """Writes the one JSON document of a `--json` run; refuses NaN, which is not JSON."""
-    json.dump(document, sys.stdout, allow_nan=False)
-    sys.stdout.write("\n")
+def emit(document: Mapping[str, Any]) -> None:
+    """Writes the one JSON document of a `--json` run; see `finite`."""
+    sys.stdout.write(json.dumps(finite(document), allow_nan=False) + "\n")
     sys.stdout.flush()
+
+
+def finite(value: Any) -> Any:
+    """A value for JSON: numbers that it does not have, as the loss of a training that diverged, become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value

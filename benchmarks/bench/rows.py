@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+from hapi.console import finite
 
 CELL = ("scenario", "model", "precision", "bandwidth_bits_per_s", "rho", "epochs", "samples")
 """Rows that agree in these are the same situation, met by different systems: they may be compared."""
@@ -58,7 +59,7 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """One flat object; numbers that JSON does not have become null."""
         own = {key: getattr(self, key) for key in FIELDS}
-        return {key: _plain(value) for key, value in {**own, **self.extra}.items()}
+        return {key: finite(value) for key, value in {**own, **self.extra}.items()}
 
 
 def row_from_json(document: Any) -> Row:
@@ -97,13 +98,3 @@ def compared(
         else row
         for row in rows
     ]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

@@ -93,12 +93,14 @@ def _judge(row: Row, limits: Mapping[Any, float], losses: Mapping[Any, Sequence[
     return row
 
 
-def loss_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
+def loss_difference(ours: Sequence[float | None], theirs: Sequence[float | None]) -> float:
     """Largest relative difference over the epochs; infinite where a loss is no number, or differs from zero."""
     return max(_differs(mine, other) for mine, other in zip(ours, theirs, strict=True))
 
 
-def _differs(mine: float, other: float) -> float:
+def _differs(mine: float | None, other: float | None) -> float:
+    if mine is None or other is None:  # JSON has nothing else for what was no number
+        return math.inf
     if mine == other:
         return 0.0
     difference = abs(mine - other) / abs(other) if other else math.inf

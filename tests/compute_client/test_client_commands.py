@@ -63,6 +63,13 @@ def test_train_reports_what_was_agreed(hapi, pictures: Path, tmp_path: Path) -> 
     assert json.loads(out.with_suffix(".json").read_text())["classes"] == list(CLASSES)
 
 
+def test_a_training_that_diverges_is_reported_all_the_same(hapi, pictures: Path) -> None:
+    hopeless = ("--epochs", 2, "--batch-size", 8, "--weight-decay", "1e30")
+    code, output, told = hapi("train", "--data", pictures, "--model", MODEL, *hopeless, "--json")
+    assert code == 0, told
+    assert json.loads(output)["final_loss"] is None
+
+
 def test_train_tells_people_in_a_table(hapi, pictures: Path) -> None:
     code, output, _ = hapi("train", "--data", pictures, "--model", MODEL, "--epochs", 1)
     assert code == 0

@@ -46,7 +46,9 @@ def test_losses_are_held_against_those_of_plain_at_any_bandwidth() -> None:
     assert rows[3].note == "ended"
 
 
-@pytest.mark.parametrize(("mine", "plain"), [(float("nan"), 1.0), (1.0, float("nan")), (0.1, 0.0)])
+@pytest.mark.parametrize(
+    ("mine", "plain"), [(float("nan"), 1.0), (1.0, float("nan")), (0.1, 0.0), (None, 1.0), (None, None)]
+)
 def test_a_loss_that_is_no_number_does_not_agree(mine: float, plain: float) -> None:
     rows = judged([row("plain", 1.0, [1.0, plain]), row("mix", 1.0, [1.0, mine])])
     assert rows[1].note == "losses differ from plain's by up to inf (relative)"
