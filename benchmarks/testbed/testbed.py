@@ -26,6 +26,7 @@ Kind = Literal["auto", "namespaces", "relay"]
 KINDS: tuple[Kind, ...] = ("auto", "namespaces", "relay")
 HOST = "HAPI_TESTBED_HOST"
 LOOPBACK = "127.0.0.1"
+FETCH_SECONDS = 60.0
 _FETCH = "import sys, urllib.request as r; sys.stdout.buffer.write(r.urlopen(r.Request(sys.argv[1])).read())"
 
 
@@ -56,7 +57,11 @@ class Testbed:
         """The text that a server of the storage host gives, asked from there: it does not cross the link. Nothing if it
         gives none: what is told beside a measurement does not fail it."""
         command = self.storage.command(sys.executable, "-I", "-c", _FETCH, url)
-        done = subprocess.run(command, capture_output=True, text=True, env=self.storage.environment(), timeout=60)
+        environment = self.storage.environment()
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=FETCH_SECONDS)
+        except subprocess.TimeoutExpired:
+            return ""
         return done.stdout if done.returncode == 0 else ""
 
     def cpu_seconds(self, host: Host) -> float:
