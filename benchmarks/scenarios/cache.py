@@ -97,30 +97,31 @@ def cache(
             listing = repeated(folder, copies)
             for spec in model or ["torchvision:mobilenet_v2"]:
                 name = spec.removeprefix("torchvision:")
-                found = load_model(spec, weights)
-                graph = capture(found.backbone, found.example, name=name)
-                common = {"backbone": graph, "transform": found.transform, "batch_size": batch_size, "seed": seed}
-                with local_server(folder) as server:
-                    with bench.trial(system="first", model=name) as trial:
+                with bench.step(system="first", model=name):
+                    found = load_model(spec, weights)
+                    graph = capture(found.backbone, found.example, name=name)
+                    common = {"backbone": graph, "transform": found.transform, "batch_size": batch_size, "seed": seed}
+                    with local_server(folder) as server:
                         opened = open_loader(listing, server.url, cache_dir=Path(kept) / name, **common)
-                        trial.measured(batch=batch_size, **epoch_of(opened))
-                    row_bytes = 4 * opened.feature_shape[0]
-                    features, labels = everything(opened)
-                    plain = in_memory(features, labels, batch_size, seed)
-                    half = len(labels) * (8 + row_bytes // 2)
-                    systems: dict[str, Any] = {"memory": None, "half": half, "disk": 0}
-                    loaders = {
-                        system: open_loader(
-                            listing, server.url, cache_dir=Path(kept) / name, cache_bytes=room, **common
-                        )
-                        for system, room in systems.items()
-                    }
-                with bench.trial(system="restart", model=name) as trial:  # the server is gone from here on
-                    trial.measured(batch=batch_size, **epoch_of(loaders["memory"]))
-                for system, loader in loaders.items():
-                    with bench.trial(system=system, model=name) as trial:
-                        ours, theirs = in_turn(partial(epoch_of, loader), plain, epochs)
-                        trial.measured(batch=batch_size, in_memory_seconds=theirs, **ours)
+                        with bench.trial(system="first", model=name) as trial:
+                            trial.measured(batch=batch_size, **epoch_of(opened))
+                        row_bytes = 4 * opened.feature_shape[0]
+                        features, labels = everything(opened)
+                        plain = in_memory(features, labels, batch_size, seed)
+                        half = len(labels) * (8 + row_bytes // 2)
+                        systems: dict[str, Any] = {"memory": None, "half": half, "disk": 0}
+                        loaders = {
+                            system: open_loader(
+                                listing, server.url, cache_dir=Path(kept) / name, cache_bytes=room, **common
+                            )
+                            for system, room in systems.items()
+                        }
+                    with bench.trial(system="restart", model=name) as trial:  # the server is gone from here on
+                        trial.measured(batch=batch_size, **epoch_of(loaders["memory"]))
+                    for system, loader in loaders.items():
+                        with bench.trial(system=system, model=name) as trial:
+                            ours, theirs = in_turn(partial(epoch_of, loader), plain, epochs)
+                            trial.measured(batch=batch_size, in_memory_seconds=theirs, **ours)
 
 
 def _costs(rows: list[Any]) -> list[Any]:

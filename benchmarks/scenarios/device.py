@@ -99,19 +99,19 @@ def device(
             multiplied(few, count) as folder,
             tempfile.TemporaryDirectory(prefix="hapi-bench-device-") as kept,
         ):
-            for name in model or (QUICK_MODELS if quick else MODELS):
-                network, images = load(name, size)
-                graph = capture(network, images[:2], name=name)
-                case = Case(
-                    network, images, graph, transform_of(name), folder, count, device, precision, engine, Path(kept)
-                )
-                for called, measure in SYSTEMS.items():
-                    if system and called not in system:
-                        continue
-                    with bench.trial(
-                        system=called, model=name.removeprefix("torchvision:"), precision=precision
-                    ) as trial:
-                        measure(case, trial, repeats)
+            for spec in model or (QUICK_MODELS if quick else MODELS):
+                name = spec.removeprefix("torchvision:")
+                with bench.step(system="server", model=name, precision=precision):
+                    network, images = load(spec, size)
+                    graph = capture(network, images[:2], name=spec)
+                    case = Case(
+                        network, images, graph, transform_of(spec), folder, count, device, precision, engine, Path(kept)
+                    )
+                    for called, measure in SYSTEMS.items():
+                        if system and called not in system:
+                            continue
+                        with bench.trial(system=called, model=name, precision=precision) as trial:
+                            measure(case, trial, repeats)
 
 
 @dataclass(frozen=True)

@@ -108,38 +108,38 @@ def engine(
         precisions: list[Precision] = ["float32", "bf16"] if has_bf16("cpu") else ["float32"]
         peaks = {precision: peak(precision) for precision in precisions}
         for name in model or (QUICK_MODELS if quick else MODELS):
-            network, images = load(name, batch_size)
-            graph = capture(network, images[:2], name=name)
-            with torch.inference_mode():
-                expected = network(images)
-            flops = sum(count_flops(graph.whole).values()) * batch_size
-            with bench.trial(system=PLAIN, model=name.removeprefix("torchvision:"), precision="float32") as trial:
-                seconds = seconds_of(name, batch_size, repeats, torch.get_num_threads())
-                trial.measured(samples=batch_size, seconds=seconds, images_per_s=batch_size / seconds,
-                               limit_seconds=flops / peaks["float32"])  # fmt: skip
-            for precision in precisions:
-                for called, build in systems(network, graph, images, precision, compiler):
-                    if system and called not in system and called not in (EAGER, PLAIN):
-                        continue
-                    if not system and called == "openvino" and find_spec("openvino") is None:
-                        bench.remark("not compared, as it is not installed: openvino (pip install openvino)")
-                        continue
-                    with bench.trial(
-                        system=called, model=name.removeprefix("torchvision:"), precision=precision
-                    ) as trial:
-                        started = time.perf_counter()
-                        run, note = build()
-                        prepared = time.perf_counter() - started
-                        seconds, found = best_of(repeats, run, images)
-                        trial.measured(
-                            samples=batch_size,
-                            seconds=seconds,
-                            images_per_s=batch_size / seconds,
-                            limit_seconds=flops / peaks[precision],
-                            largest_error=error_of(expected, found),
-                            compile_seconds=prepared,
-                            note=note,
-                        )
+            short = name.removeprefix("torchvision:")
+            with bench.step(system="compiled", model=short, precision="float32"):
+                network, images = load(name, batch_size)
+                graph = capture(network, images[:2], name=name)
+                with torch.inference_mode():
+                    expected = network(images)
+                flops = sum(count_flops(graph.whole).values()) * batch_size
+                with bench.trial(system=PLAIN, model=short, precision="float32") as trial:
+                    seconds = seconds_of(name, batch_size, repeats, torch.get_num_threads())
+                    trial.measured(samples=batch_size, seconds=seconds, images_per_s=batch_size / seconds,
+                                   limit_seconds=flops / peaks["float32"])  # fmt: skip
+                for precision in precisions:
+                    for called, build in systems(network, graph, images, precision, compiler):
+                        if system and called not in system and called not in (EAGER, PLAIN):
+                            continue
+                        if not system and called == "openvino" and find_spec("openvino") is None:
+                            bench.remark("not compared, as it is not installed: openvino (pip install openvino)")
+                            continue
+                        with bench.trial(system=called, model=short, precision=precision) as trial:
+                            started = time.perf_counter()
+                            run, note = build()
+                            prepared = time.perf_counter() - started
+                            seconds, found = best_of(repeats, run, images)
+                            trial.measured(
+                                samples=batch_size,
+                                seconds=seconds,
+                                images_per_s=batch_size / seconds,
+                                limit_seconds=flops / peaks[precision],
+                                largest_error=error_of(expected, found),
+                                compile_seconds=prepared,
+                                note=note,
+                            )
         compiler.close()
 
 

@@ -71,16 +71,22 @@ def memory_model(
 
         torch.manual_seed(0)
         for spec in model or (MODELS[1:2] if quick else MODELS):
-            graph = captured(spec)
-            cuts = graph.cuts[1:]
-            for cut in dict.fromkeys((cuts[len(cuts) // 4], cuts[len(cuts) // 2], cuts[-1])):
-                program, _ = graph.split(cut)
-                for batch, found in measured(program.to(device), device):
-                    name = spec.removeprefix("torchvision:")
-                    with bench.trial(system="eager", model=name, precision="float32", cut=cut.name) as trial:
-                        off = abs(found["ratio"] - 1) > ALLOWED
-                        note = f"{cut.name}, batch {batch}: {found['ratio']:.2f} of what was measured" if off else ""
-                        trial.measured(batch=batch, failed=off, note=note, **found)
+            keys = {"system": "eager", "model": spec.removeprefix("torchvision:"), "precision": "float32"}
+            with bench.step(**keys):
+                graph = captured(spec)
+                cuts = graph.cuts[1:]
+                for cut in dict.fromkeys((cuts[len(cuts) // 4], cuts[len(cuts) // 2], cuts[-1])):
+                    with bench.step(**keys, cut=cut.name):
+                        program, _ = graph.split(cut)
+                        for batch, found in measured(program.to(device), device):
+                            _judge(bench, keys, cut.name, batch, found)
+
+
+def _judge(bench: Bench, keys: dict[str, str], cut: str, batch: int, found: dict[str, float]) -> None:
+    with bench.trial(**keys, cut=cut) as trial:
+        off = abs(found["ratio"] - 1) > ALLOWED
+        note = f"{cut}, batch {batch}: {found['ratio']:.2f} of what was measured" if off else ""
+        trial.measured(batch=batch, failed=off, note=note, **found)
 
 
 def captured(spec: str) -> Graph:

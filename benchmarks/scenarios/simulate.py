@@ -265,7 +265,8 @@ def _profiles(models: list[str] | None, files: Sequence[Path], data: str | None,
         with photographs(data, 48) as folder:
             for spec in wanted:
                 bench.say(f"profiling {spec} on this machine")
-                found.append(measured(spec, folder, weights="none", bandwidth=1e9))
+                with bench.step(system="mix", model=spec.removeprefix("torchvision:")):
+                    found.append(measured(spec, folder, weights="none", bandwidth=1e9))
     return found
 
 

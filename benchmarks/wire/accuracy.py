@@ -107,9 +107,10 @@ def run(settings: Settings, *, report: Path | None = None, as_json: bool = False
             name = spec.removeprefix("torchvision:")
             if weights == "none":
                 bench.remark(f"{name}: random weights (--weights none), so features are not those of a trained network")
-            loaded = load_model(spec, weights)
-            graph = capture(loaded.backbone, loaded.example, name=loaded.name)
-            _compare(bench, settings, name, graph, _inputs(pictures, describe_transform(loaded.transform)), labels)
+            with bench.step(system=EXACT, model=name):
+                loaded = load_model(spec, weights)
+                graph = capture(loaded.backbone, loaded.example, name=loaded.name)
+                _compare(bench, settings, name, graph, _inputs(pictures, describe_transform(loaded.transform)), labels)
 
 
 def round_trip(cut: Cut, codec: str, tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], int, float, float]:
