@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.bench.kept import ROWS
 from hapi.errors import InputError
+from hapi.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +76,7 @@ def write_report(bench: Bench, folder: Path) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     document = {**bench.to_json(), "pictures": [plot.name for plot in bench.plots]}  # others are an earlier run's
-    (folder / "rows.json").write_text(json.dumps(document, indent=1), "utf-8")
+    write_whole(folder / ROWS, json.dumps(document, indent=1).encode())  # earlier rows may have taken hours
     pictures = []
     for plot in bench.plots:
         png, svg = draw(plot, bench.rows)

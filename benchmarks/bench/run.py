@@ -133,17 +133,14 @@ class Bench:
             self.say(f"  {remark}")
         for sentence in [*self.told, *headline(self.shown_rows)]:
             self.say(sentence)
-        if self._report is not None and self.rows:
-            from benchmarks.bench.report import write_report
-
-            self.say(f"report: {write_report(self, self._report)}")
+        is_reported = self._write_report()
         if kind is not None and not is_interrupted:
             return
         if self._as_json:
             emit(self.to_json())
         if is_interrupted:  # a KeyboardInterrupt would have the command line print a document of its own
             raise SystemExit(INTERRUPTED)
-        if any(row.failed for row in self.rows) or not self.rows:
+        if any(row.failed for row in self.rows) or not self.rows or not is_reported:
             raise typer.Exit(FAILED)
 
     @contextlib.contextmanager
@@ -199,6 +196,21 @@ class Bench:
             **({"interrupted": True} if self.is_unfinished else {}),
             "rows": [row.to_json() for row in self.rows],
         }
+
+    def _write_report(self) -> bool:
+        """Whether there is what was asked for: a full disk or a picture that cannot be drawn costs no row."""
+        if self._report is None or not self.rows:
+            return True
+        from benchmarks.bench.report import write_report
+
+        try:
+            self.say(f"report: {write_report(self, self._report)}")
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)
+            self.remark(f"the report in {self._report} is not whole: {type(error).__name__}: {error}")
+            self.say(f"  {self.remarks[-1]}")
+            return False
+        return True
 
     def _row(self, keys: dict[str, Any]) -> Row:
         return Row(scenario=self.scenario, system=keys.pop("system", "")).filled(**keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer
@@ -19,6 +20,7 @@ from benchmarks.bench.index import index
 from benchmarks.bench.kept import read_folder
 from benchmarks.bench.rows import Row
 from benchmarks.bench.run import Bench, Plot
+from hapi import files
 from hapi.errors import InputError
 
 if TYPE_CHECKING:
@@ -197,3 +199,36 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "decode" in done.stdout
+
+
+def test_a_report_that_cannot_be_written_costs_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+
+    def run(plots: Sequence[Plot]) -> None:
+        with (
+            Bench("wire", as_json=True, report=tmp_path, plots=plots) as bench,
+            bench.trial(system="mix") as trial,
+        ):
+            trial.measured(seconds=1.0)
+
+    def reported(*plots: Plot) -> dict[str, Any]:
+        with pytest.raises(typer.Exit) as ended:
+            run(plots)
+        assert ended.value.exit_code == 1
+        return json.loads(capsys.readouterr().out)
+
+    def broken(figure: Figure, rows: Sequence[Row]) -> None:
+        raise ZeroDivisionError("no axes")
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    told = reported(Plot("s", "Seconds", broken))
+    assert [row["system"] for row in told["rows"]] == ["mix"]
+    assert told["remarks"] == [f"the report in {tmp_path} is not whole: ZeroDivisionError: no axes"]
+    kept = (tmp_path / "rows.json").read_text()
+    monkeypatch.setattr(files.os, "fsync", full)
+    assert "No space left" in reported()["remarks"][0]
+    assert (tmp_path / "rows.json").read_text() == kept
