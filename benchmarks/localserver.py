@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from hapi.errors import HapiError
 
 START_SECONDS = 120.0
@@ -30,6 +32,14 @@ class LocalServer:
     url: str
     pid: int
     announced: Mapping[str, Any]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and was not waited for does not."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 class ServerDidNotStartError(HapiError):

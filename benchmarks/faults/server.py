@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from benchmarks.localserver import local_server
+from benchmarks.localserver import is_alive, local_server
 from benchmarks.testbed.services import Store
 from benchmarks.testbed.testbed import Testbed
 
@@ -35,9 +35,10 @@ class KillableServer:
         self.url = ""
 
     def start(self) -> None:
-        """Starts it, unless it runs."""
-        if self._pid is not None:
+        """Starts it, unless it runs; one that ended by itself, too."""
+        if self._pid is not None and is_alive(self._pid):
             return
+        self._running.close()
         where = ["--host", self._bed.storage.address, "--port", str(self._port)]
         kept = ["--cache-dir", str(self._folder / "cache"), "--tokens", str(self._folder / "tokens.toml")]
         server = self._running.enter_context(

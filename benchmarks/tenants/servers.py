@@ -16,7 +16,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.cgroup import MemoryGroup, NoControlGroupError, memory_group
-from benchmarks.localserver import SERVE, local_server
+from benchmarks.localserver import SERVE, is_alive, local_server
 from benchmarks.tenants.clients import Address
 from benchmarks.tenants.jobs import Network
 from benchmarks.testbed.host import Host, divide_processors
@@ -69,10 +69,7 @@ class TenantServer:
     @property
     def is_alive(self) -> bool:
         """Whether its process runs."""
-        try:
-            return psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+        return is_alive(self.pid)
 
     @property
     def kills(self) -> int:

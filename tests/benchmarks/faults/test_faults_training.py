@@ -5,15 +5,25 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from benchmarks.bench.photographs import photographs
+from benchmarks.faults import server as faults_server
+from benchmarks.faults.server import KillableServer
 from benchmarks.faults.trainer import train
 from benchmarks.faults.training import Training
+from benchmarks.localserver import LocalServer, is_alive
+from benchmarks.testbed.host import Host
 from benchmarks.testbed.processes import ProgramFailedError
+from benchmarks.testbed.services import Store
 
 DOCUMENT = {"losses": [1.5, 1.0], "epoch_seconds": [2.0, 1.0], "retries": 3}
 
@@ -50,6 +60,33 @@ def test_one_that_ends_too_early_or_never_is_told() -> None:
             running.until(16, 32, 0.05)
         with pytest.raises(ProgramFailedError, match="hung"):
             running.end(0.05)
+
+
+def test_a_server_that_ended_by_itself_is_started_for_the_next_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    @contextmanager
+    def local_server(root: str, **how: Any) -> Iterator[LocalServer]:
+        with subprocess.Popen(["sleep", "600"]) as process:
+            started.append(process)
+            try:
+                yield LocalServer("http://s:1", process.pid, {"port": 1})
+            finally:
+                process.kill()
+
+    monkeypatch.setattr(faults_server, "local_server", local_server)
+    link = SimpleNamespace(reach=lambda url: url)
+    bed: Any = SimpleNamespace(folder=tmp_path, storage=Host("storage", "127.0.0.1"), link=link)
+    with KillableServer(bed, Store("s3://p", 8, 800), ["first"]) as server:
+        server.start()
+        assert len(started) == 1
+        started[0].kill()
+        while is_alive(started[0].pid):
+            pass
+        server.start()
+        assert [is_alive(process.pid) for process in started] == [False, True]
 
 
 def test_progress_may_come_from_elsewhere() -> None:
