@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -52,3 +54,32 @@ def test_commands_exist() -> None:
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
 def test_links_lead_somewhere(link: str) -> None:
     assert (Path(__file__).resolve().parents[1] / link).exists()
+
+
+def commands() -> list[list[str]]:
+    """The words of every command, in sentences and in the listing, where what is indented belongs to the line above."""
+    fences = "\n".join(re.findall(r"```\w*\n(.*?)```", README, re.DOTALL))
+    listed = re.findall(r"^(hapi .*)$", re.sub(r"\n {2,}(?!hapi)", " ", fences), re.MULTILINE)
+    said = re.findall(r"`(?:[A-Z_]+=\S+ )?(hapi [^`]+)`", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
+    found = [part for line in listed for part in re.split(r"\s{2,}(?=hapi )", line)] + said
+    return [re.sub(r"[\[\]]", " ", text).split()[1:] for text in found]
+
+
+def named(command: Any, words: list[str]) -> Iterator[tuple[str, Any]]:
+    """(name, command) of each that the words name: `push|list` are two."""
+    if words and hasattr(command, "list_commands"):
+        for name in words[0].split("|"):
+            assert name in command.list_commands(typer.Context(command)), words
+            for below, found in named(command.get_command(typer.Context(command), name), words[1:]):
+                yield f"{name} {below}", found
+    else:
+        yield "", command
+
+
+def test_every_option_that_is_named_exists() -> None:
+    root = typer.main.get_command(build_app())
+    told = [(name, command, words) for words in commands() for name, command in named(root, words)]
+    assert len(told) > 40
+    for name, command, words in told:
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        assert {word for word in words if word.startswith("--")} <= known, name
