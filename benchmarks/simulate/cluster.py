@@ -88,7 +88,9 @@ class _Simulation:
         self._random = random.Random(cluster.seed)
         self._nodes: list[StorageNode] = []
         self._retired: list[StorageNode] = []
-        self._starting_seconds = 0.0
+        self._started_seconds = 0.0
+        self._starting, self._starting_since = 0, 0.0
+        """Nodes that do not serve yet, and since when."""
         self._most = 0
         self._load = Load()
         for _ in range(cluster.nodes):
@@ -122,7 +124,7 @@ class _Simulation:
                 (end - tenant.started) / tenant.job.alone_seconds
                 for tenant, end in zip(self._tenants, ended, strict=True)
             ),
-            node_hours=(up + self._starting_seconds) / 3600,
+            node_hours=(up + self._started_seconds + self._starting * (environment.now - self._starting_since)) / 3600,
             bytes=sum(tenant.bytes for tenant in self._tenants),
             retries=sum(tenant.retries for tenant in self._tenants),
             busy=sum(node.device.busy_seconds for node in nodes) / up if up else 0.0,
@@ -166,7 +168,6 @@ class _Simulation:
                 self._load.nodes_up += 1
 
     def _scale(self, rule: Autoscaling) -> Steps:
-        starting = 0
         while True:
             before, since = {node: node.worked_seconds for node in self._nodes}, self._environment.now
             yield self._environment.timeout(rule.interval_seconds)
@@ -176,11 +177,13 @@ class _Simulation:
             )
             mean = worked / (self._environment.now - since) / max(1, len(up))
             if mean > rule.high and len(self._nodes) < rule.most_nodes:
-                starting = min(len(self._nodes), rule.most_nodes - len(self._nodes))  # at most twice as many
-                self._starting_seconds += starting * rule.start_seconds
+                self._starting = min(len(self._nodes), rule.most_nodes - len(self._nodes))  # at most twice as many
+                self._starting_since = self._environment.now
                 yield self._environment.timeout(rule.start_seconds)
-                for _ in range(starting):
+                self._started_seconds += self._starting * rule.start_seconds
+                for _ in range(self._starting):
                     self._add()
+                self._starting = 0
             elif mean < rule.low and len(self._nodes) > self._spec.nodes:
                 idle = next((node for node in reversed(self._nodes) if node.is_up and node.is_idle), None)
                 if idle is not None:

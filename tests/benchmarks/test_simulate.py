@@ -89,6 +89,14 @@ def test_nodes_are_added_under_load_and_taken_away_after_it() -> None:
     assert grown.node_hours < 8 * grown.makespan_seconds / 3600
 
 
+def test_nodes_that_are_still_starting_at_the_end_cost_no_more_than_until_then() -> None:
+    rule = Autoscaling(3, interval_seconds=10.0, start_seconds=1e6)
+    outcome = simulate(ClusterSpec(1, autoscaling=rule), [job("all")] * 4)
+    assert outcome.most_nodes == 1
+    ended = outcome.makespan_seconds
+    assert outcome.node_hours * 3600 == pytest.approx(ended + (ended - 10.0))
+
+
 def test_nodes_are_added_as_well_when_it_is_their_interfaces_that_are_full() -> None:
     jobs = [job("none")] * 24
     narrow = {
