@@ -105,5 +105,7 @@ def _stop(process: subprocess.Popen[str]) -> None:
             process.send_signal(ask)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_SECONDS)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)  # what it began: one that was killed leaves its compiler at work
     if process.stdout is not None:
         process.stdout.close()
