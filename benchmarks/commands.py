@@ -30,10 +30,12 @@ def demo(
 ) -> None:
     """The whole story on this machine: data, server, profile, plan, training through the split and without it."""
     rate = parse_bandwidth(bandwidth)
+    from benchmarks.bench.ending import as_by_ctrl_c
     from benchmarks.demo.screens import TerminalScreens
     from benchmarks.demo.story import DemoSettings, tell
 
     settings = DemoSettings(images=images, epochs=epochs, bandwidth_bits_per_s=rate, seed=seed)
-    comparison = tell(settings, TerminalScreens(console(as_json)))
+    with as_by_ctrl_c():  # its server is a process of its own
+        comparison = tell(settings, TerminalScreens(console(as_json)))
     if as_json:
         emit(comparison.to_json())

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import typer
 from rich.markup import escape
 
 from benchmarks.bench import machine
+from benchmarks.bench.ending import as_by_ctrl_c
 from benchmarks.bench.headline import headline
 from benchmarks.bench.rows import CELL, Row, compared
 from benchmarks.bench.table import STANDARD, Column, grouped, row_line, rows_table, show_table
@@ -65,9 +64,9 @@ class Bench:
                     trial.measured(seconds=..., bytes=..., ratio=...)
 
     A trial that raises becomes a failed row, and the next one runs; at the end of the `with` the table is shown, the
-    report written, the JSON printed, and the command ends with status 1 if a row failed. Ctrl-C and SIGTERM are raised
-    where the scenario stands, so that its own `with` and `finally` take down what it started; what was measured until
-    then is shown and written all the same, and the command ends with 130.
+    report written, the JSON printed, and the command ends with status 1 if a row failed. Ctrl-C, SIGTERM and SIGHUP are
+    raised where the scenario stands, so that its own `with` and `finally` take down what it started; what was measured
+    until then is shown and written all the same, and the command ends with 130.
     """
 
     def __init__(
@@ -109,7 +108,7 @@ class Bench:
             from benchmarks.bench.report import check_folder
 
             check_folder(self._report)  # before hours of measuring, not after
-        self._signals.enter_context(_terminate_as_interrupt())
+        self._signals.enter_context(as_by_ctrl_c())
         return self
 
     def __exit__(
@@ -228,20 +227,3 @@ def _failed(row: Row, error: Exception) -> Row:
         traceback.print_exc(file=sys.stderr)
     told = str(error) if isinstance(error, HapiError) else f"{type(error).__name__}: {error}"
     return row.filled(failed=True, note=told)
-
-
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, so that everything is taken down as after Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
