@@ -15,6 +15,7 @@ import typer
 from benchmarks.bench import options
 from benchmarks.bench.run import Bench
 from benchmarks.bench.table import SECONDS, Column
+from hapi.errors import InputError
 
 if TYPE_CHECKING:
     from benchmarks.bench.run import Trial
@@ -65,6 +66,10 @@ def run_all(
 
     runs = planned(results, quick)
     options.check_known("--scenario", scenario, runs)
+    try:
+        results.mkdir(parents=True, exist_ok=True)  # the page is written there though no scenario wrote anything
+    except OSError as error:
+        raise InputError(f"--results {results}: not a folder that can be written ({error.strerror}).") from error
     with Bench("all", as_json=as_json, columns=COLUMNS, title="All scenarios") as bench:
         try:
             for name, words in runs.items():

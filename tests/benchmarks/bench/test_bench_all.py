@@ -133,6 +133,33 @@ def test_a_scenario_that_fails_stops_no_other_and_is_told_by_the_status(
     assert "3 scenarios took 3 min" in err
 
 
+def test_a_run_of_which_nothing_came_has_its_row_and_its_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(trial: Trial, words: list[str], *rest: object) -> None:
+        raise ProgramFailedError("it ended with 1 and wrote no rows; what it said is above")
+
+    monkeypatch.setattr(all_scenarios, "run_scenario", run)
+    words = ["--json", "--results", str(tmp_path / "new" / "results"), "--scenario", "decode"]
+    monkeypatch.setattr("sys.argv", ["hapi", "bench", "all", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert [row["system"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["decode"]
+    assert "Nothing is kept yet." in (tmp_path / "new" / "results" / "README.md").read_text()
+
+
+def test_a_folder_of_results_that_cannot_be_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("sys.argv", ["hapi", "bench", "all", "--results", str(tmp_path / "file")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "not a folder" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("asked", [False, True])
 def test_without_a_gpu_its_scenario_runs_only_when_it_is_asked_for(
     asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
