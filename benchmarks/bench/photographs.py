@@ -12,7 +12,6 @@ from hapi.errors import InputError
 from hapi.machine import processors
 
 CLASSES = 5
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @contextlib.contextmanager
@@ -39,9 +38,11 @@ def photographs(data: str | None, samples: int, *, seed: int = 0) -> Iterator[Pa
 
 def choose(folder: Path, samples: int) -> list[Path]:
     """Up to `samples` photographs below the class folders of `folder`, evenly from each class; sorted."""
+    from hapi.data.folder import IMAGE_EXTENSIONS
+
     by_class: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*/*")):
-        if path.suffix.lower() in ENDINGS:
+        if path.suffix.lower() in IMAGE_EXTENSIONS:
             by_class.setdefault(path.parent.name, []).append(path)
     if not by_class:
         raise InputError(f"--data {folder}: no photographs in folders per class. Leave it out for synthetic ones.")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bench.photographs import choose, mean_bytes, photographs
+from hapi.data.folder import IMAGE_EXTENSIONS
 from hapi.errors import InputError
 
 
@@ -24,6 +25,13 @@ def test_every_class_gives_its_part(tmp_path: Path) -> None:
     chosen = choose(folder, 10)
     assert [path.parent.name for path in chosen] == ["rose"] * 3 + ["tulip"] * 6 + ["weed"]
     assert len(choose(folder, 1000)) == 100
+
+
+def test_all_that_a_training_would_take_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "rose").mkdir()
+    for ending in IMAGE_EXTENSIONS:
+        (tmp_path / "rose" / f"photograph{ending}").touch()
+    assert {path.suffix for path in choose(tmp_path, 100)} == set(IMAGE_EXTENSIONS)
 
 
 def test_they_lie_in_a_folder_of_their_own_and_are_gone_afterwards(tmp_path: Path) -> None:
