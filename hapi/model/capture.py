@@ -25,9 +25,9 @@ from hapi.model.specs import TensorSpec
 Example: TypeAlias = "torch.Tensor | tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]"
 
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-_exporting = threading.Lock()
-"""torch.export traces with the whole process's state: another thread that captures, or looks at the sizes of what was
-captured, would have it fail."""
+exporting = threading.Lock()
+"""torch.export traces with the whole process's state: another thread that exports, or looks at the sizes of what was
+exported, would have it fail."""
 _LOUD = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
 _WAY_OUT = (
     "Without a graph it can still run whole, on the client: server=None, or pushdown='none'. To push part of it down, "
@@ -48,7 +48,7 @@ def capture(module: nn.Module, example: Example, *, name: str | None = None, out
     """
     title = name or type(module).__name__
     args, kwargs = _at_least_two(title, example)
-    with _exporting:
+    with exporting:
         exported, graph = _export(title, module, args, kwargs)
         index = _output_index(title, exported, output)
         inputs = {

@@ -24,6 +24,7 @@ from hapi.model.boundary.places import Boundary, at_freezing, at_module, some
 from hapi.model.boundary.steps import Step, head_steps, prefix_steps, whole_steps
 from hapi.model.boundary.tracing import trace
 from hapi.model.boundary.wiring import Wiring
+from hapi.model.capture import exporting
 from hapi.model.guess import guess_example
 
 
@@ -62,26 +63,27 @@ def divide(
 ) -> tuple[Backbone, Head]:
     """`split`, also for feature extraction alone: without `follow_training` the containers' own code is followed in
     eval mode only, so that auxiliary classifiers, which some networks call in train mode, do not move the boundary."""
-    name = type(model).__name__
     if not isinstance(model, nn.Module):
-        raise InputError(f"split: {name} is not a torch.nn.Module. Pass the model itself.")
-    if at is None:
-        _check_freezing(model)
-    else:
-        _check_name(model, at)
-    inputs = _as_inputs(example) if example is not None else guess_example(model)
-    found = at_module(model, at, inputs) if at is not None else at_freezing(model, inputs, follow_training)
-    backbone, head = _parts(model, found)
-    _check_exact(model, backbone, head, inputs)
-    return backbone, head
+        raise InputError(f"split: {type(model).__name__} is not a torch.nn.Module. Pass the model itself.")
+    with exporting:
+        if at is None:
+            _check_freezing(model)
+        else:
+            _check_name(model, at)
+        inputs = _as_inputs(example) if example is not None else guess_example(model)
+        found = at_module(model, at, inputs) if at is not None else at_freezing(model, inputs, follow_training)
+        backbone, head = _parts(model, found)
+        _check_exact(model, backbone, head, inputs)
+        return backbone, head
 
 
 def whole(model: nn.Module, *, example: Tensor | tuple[Tensor, ...] | None = None) -> Backbone:
     """All of `model` as a backbone; it gives what the model gives, frozen and in eval mode. Raises CaptureError."""
-    inputs = _as_inputs(example) if example is not None else guess_example(model)
-    wiring = Wiring(model, trace(model, inputs, expand=frozenset({""}), training=lambda name: False))
-    steps = whole_steps(wiring)
-    return Backbone(model, *_used(model, wiring.state, steps), steps)
+    with exporting:
+        inputs = _as_inputs(example) if example is not None else guess_example(model)
+        wiring = Wiring(model, trace(model, inputs, expand=frozenset({""}), training=lambda name: False))
+        steps = whole_steps(wiring)
+        return Backbone(model, *_used(model, wiring.state, steps), steps)
 
 
 def _parts(model: nn.Module, found: Boundary) -> tuple[Backbone, Head]:

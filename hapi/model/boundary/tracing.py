@@ -12,7 +12,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import operator
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ from hapi.model.boundary.callgraph import CallGraph, Here, Node, Value, rebuild,
 _Run = Callable[[Sequence[Tensor], Sequence[Any]], list[Tensor]]
 _running: dict[str, _Run] = {}  # opaque calls of the exports in progress, by key
 _serial = itertools.count()
-_tracing = threading.RLock()  # an export patches modules of the model for its duration
 _TENSOR = object()  # holds a tensor's place in a structure
 
 _library = torch.library.Library("hapi", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -49,8 +47,8 @@ def trace(
     """The call graph of `model`, looking into the modules named in `expand` ('' is the model itself) and no others.
 
     `example` has at least 2 samples (with one, some models specialise to a batch of one). `training(name)` says which
-    modules are in train mode meanwhile; modes and everything else are restored. Raises CaptureError if torch.export
-    cannot follow the containers' own code.
+    modules are in train mode meanwhile; modes and everything else are restored. The caller holds `exporting`, for as
+    long as it reads sizes off the graph. Raises CaptureError if torch.export cannot follow the containers' own code.
     """
     calls: dict[str, _Call] = {}
     modes = {module: module.training for module in model.modules()}
@@ -58,7 +56,7 @@ def trace(
     try:
         for name, module in model.named_modules():
             module.training = training(name)
-        with _tracing, _opaque(model, expand, calls):
+        with _opaque(model, expand, calls):
             shapes = (dynamic,) if _is_variadic(model) else dynamic
             program = torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
     except InputError:

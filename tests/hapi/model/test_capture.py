@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 from hapi.errors import CaptureError
-from hapi.model import capture
+from hapi.model import capture, split
 
 
 def small_bert() -> nn.Module:
@@ -171,6 +171,19 @@ def test_threads_may_capture_at_once() -> None:
     for module, graph in zip(modules, graphs, strict=True):
         with torch.no_grad():
             assert torch.equal(graph(x), module.eval()(x))
+
+
+def test_threads_may_divide_and_capture_at_once() -> None:
+    def divided(module: nn.Module) -> None:
+        backbone, head = split(module, "conv", example=torch.randn(2, 3, 32, 32))
+        x = torch.randn(3, 3, 32, 32)
+        assert torch.equal(head.eval()(backbone(x)), module.eval()(x))
+
+    with ThreadPoolExecutor(4) as pool:
+        tasks = [pool.submit(divided, Tokens()) for _ in range(4)]
+        tasks += [pool.submit(capture, Tokens(), torch.randn(2, 3, 32, 32)) for _ in range(4)]
+        for task in tasks:
+            task.result()
 
 
 def test_a_mapping_names_the_arguments_and_output_picks_one() -> None:
