@@ -10,7 +10,6 @@ import queue
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -205,8 +204,8 @@ class Compiler:
         assert self._known is not None
         program = request.program
         log.info("compiling %s (%s, about %.0f s)", program.title, request.precision, self.expected_seconds(program))
-        with tempfile.TemporaryDirectory(dir=self._shelf.folder, prefix=".making-") as folder:
-            archive = Path(folder) / "graph.hapi"
+        with self._shelf.making() as folder:
+            archive = folder / "graph.hapi"
             save_archive(program.graph, archive)
             said = self._make(
                 {

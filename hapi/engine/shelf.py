@@ -7,12 +7,16 @@ nothing that came from the network is ever among them: a server compiles graphs 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import platform
+import shutil
 import stat
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +31,9 @@ VERSION = 4
 """Of what is compiled and how; older artefacts are not looked at."""
 MOST_BYTES = 16 * 2**30
 SUFFIX = ".so"
+MAKING = ".making-"
+HELD = "held"
+"""Folders in which programs are compiled begin so; each has a file that who compiles there holds a lock on."""
 
 
 def default_folder() -> Path:
@@ -64,6 +71,8 @@ class Shelf:
             raise InputError(f"folder of compiled programs {self.folder}: {error.strerror}. Choose another.") from error
         self.check()
         remove_leftovers(self.folder)
+        for path in self.folder.glob(f"{MAKING}*"):
+            _remove_unless_held(path)
 
     def check(self) -> None:
         """InputError if anybody but this user could have put a file here."""
@@ -102,6 +111,15 @@ class Shelf:
         write_whole(path.with_suffix(".json"), json.dumps(asdict(compiled) | {"bytes": path.stat().st_size}).encode())
         self._make_room(path)
 
+    @contextmanager
+    def making(self) -> Iterator[Path]:
+        """A folder in which to make something for the shelf. It is gone after the block; if this process ends before
+        that, or others still write there, whoever opens the shelf next removes it."""
+        made = tempfile.TemporaryDirectory(dir=self.folder, prefix=MAKING, ignore_cleanup_errors=True)
+        with made as name, open(Path(name) / HELD, "xb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield Path(name)
+
     def drop(self, key: str) -> None:
         """Forgets a compiled program; processes that run it go on with their mapping of it."""
         for suffix in (".json", SUFFIX):
@@ -120,6 +138,17 @@ class Shelf:
                 return
             total -= files[path].st_size
             self.drop(path.stem)
+
+
+def _remove_unless_held(folder: Path) -> None:
+    try:
+        with open(folder / HELD, "r+b") as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:  # of an earlier version, which held nothing
+        pass
+    except BlockingIOError:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def key_of(program: Program, precision: Precision, threads: int) -> str:

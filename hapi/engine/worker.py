@@ -26,7 +26,6 @@ from hapi.engine.precision import Precision, exact_sums, rewritten
 from hapi.model import Program, load_archive
 
 EXAMPLE_BATCH = 8
-MAKING = ".making-"
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def work(job: Job) -> dict[str, Any]:
     exact_sums()
     exact = Program(load_archive(job.archive), "program", job.inputs, job.outputs).to(job.device)
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir=Path(job.target).parent, prefix=MAKING) as folder:
+    with tempfile.TemporaryDirectory(dir=Path(job.archive).parent) as folder:  # which is gone even if this is killed
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # its own default is a folder of a known name below /tmp
         replaced = rewritten(exact, job.precision)
         # Freezing folds norms by itself, and better without ours; bf16 weights are rounded after folding.

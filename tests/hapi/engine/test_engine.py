@@ -484,3 +484,27 @@ def test_a_closed_compiler_refuses(shelf: Shelf) -> None:
     answers: list[Answer] = []
     compiler.submit(Request(small().whole, "float32", 1, True, answers.append))
     assert answers[0].run is None
+
+
+def test_what_is_left_of_a_compilation_that_was_killed_is_removed(shelf: Shelf) -> None:
+    with shelf.making() as folder:
+        (folder / "graph.hapi").write_bytes(b"weights")
+        killed = shelf.folder / ".making-killed"
+        killed.mkdir()
+        (killed / "held").touch()
+        Shelf(shelf.folder)
+        assert [path.name for path in shelf.folder.iterdir()] == [folder.name], "what another process holds is left"
+    assert not list(shelf.folder.iterdir())
+
+
+@needs_compiler
+def test_a_compilation_that_is_ended_leaves_nothing(shelf: Shelf) -> None:
+    compiler = Compiler(shelf)
+    answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+    compiler.submit(Request(small().whole, "float32", 1, True, answers.put))
+    while not list(shelf.folder.glob("*/*/")) and answers.empty():  # the compiling process has not begun
+        threading.Event().wait(0.01)
+    compiler.close()
+    assert answers.get(timeout=60).run is None
+    while list(shelf.folder.iterdir()):  # a C++ compiler may write for a moment more
+        Shelf(shelf.folder)
