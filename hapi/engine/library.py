@@ -7,6 +7,7 @@ holds Python's lock for as long as a batch takes, during which no other thread o
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,8 +26,9 @@ class LibraryError(RuntimeError):
 class Library:
     """The library at `path`, loaded. Called with the program's inputs, on its device; gives the list of its outputs.
 
-    It may be called from several threads; the calls follow each other. Loading runs code from the file: whoever loads
-    it has made sure that nobody else could have written it (see `shelf`).
+    It may be called from several threads; the calls follow each other. Its copy of the weights is freed with it.
+    Loading runs code from the file: whoever loads it has made sure that nobody else could have written it (see
+    `shelf`).
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
@@ -41,6 +43,8 @@ class Library:
             "CreateWithDevice", ctypes.byref(self._container), ctypes.c_size_t(1), str(device).encode(),
             str(path.parent).encode(),
         )  # fmt: skip
+        # At the end of the process it goes with everything else, while others may still be calling it.
+        weakref.finalize(self, self._library.AOTInductorModelContainerDelete, self._container).atexit = False
         self._outputs = ctypes.c_size_t()
         self._call("GetNumOutputs", self._container, ctypes.byref(self._outputs))
 

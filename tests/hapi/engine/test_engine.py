@@ -20,6 +20,7 @@ from hapi.engine import compiler as compiling
 from hapi.engine.agreement import Run, distance, outputs, probe
 from hapi.engine.compiler import Answer, Request, unable
 from hapi.engine.folding import folded
+from hapi.engine.library import Library
 from hapi.engine.module import as_module
 from hapi.engine.precision import Precision, in_bf16, rewritten
 from hapi.engine.shelf import Compiled
@@ -508,3 +509,20 @@ def test_a_compilation_that_is_ended_leaves_nothing(shelf: Shelf) -> None:
     assert answers.get(timeout=60).run is None
     while list(shelf.folder.iterdir()):  # a C++ compiler may write for a moment more
         Shelf(shelf.folder)
+
+
+def test_a_library_that_nobody_uses_any_more_frees_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class Recorded:
+        def __init__(self, path: str) -> None:
+            pass
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *arguments: calls.append(name.removeprefix("AOTInductorModelContainer")) or 0
+
+    monkeypatch.setattr("ctypes.CDLL", Recorded)
+    library = Library(Path("program.so"), torch.device("cpu"))
+    assert calls == ["CreateWithDevice", "GetNumOutputs"]
+    del library
+    assert calls[2:] == ["Delete"]
