@@ -56,7 +56,10 @@ def _walk(
     batch: int,
     limits: ShapeLimits,
 ) -> dict[str, torch.Tensor]:
-    values = {name: torch.empty((batch, *spec.shape), dtype=spec.dtype, device=META) for name, spec in inputs.items()}
+    try:
+        values = {n: torch.empty((batch, *spec.shape), dtype=spec.dtype, device=META) for n, spec in inputs.items()}
+    except RuntimeError as error:  # more bytes than can be counted
+        raise ShapeError(f"inputs of such shapes cannot be: {_first_line(error)}") from error
     storages = {tensor.untyped_storage()._cdata for tensor in (*weights.values(), *values.values())}
     for call in calls:
         node = call.node

@@ -18,6 +18,7 @@ from hapi.errors import ArchiveError
 from hapi.model.document import NAME, integers, parse_json
 
 ALIGNMENT = 64
+MOST_ELEMENTS = 2**60
 _CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
@@ -93,4 +94,7 @@ def _entry(name: str, entry: Any) -> tuple[str, torch.dtype, tuple[int, ...], in
     offsets = integers(entry["data_offsets"], f"weights, {name}")
     if dtype is None or len(offsets) != 2:
         raise ArchiveError(f"weights: {name} has an unknown dtype or place.")
-    return name, dtype, integers(entry["shape"], f"weights, {name}"), offsets[0], offsets[1]
+    shape = integers(entry["shape"], f"weights, {name}")
+    if prod(max(size, 1) for size in shape) > MOST_ELEMENTS:  # strides are counted so, also where a size is 0
+        raise ArchiveError(f"weights: {name} of shape {shape} is larger than can be.")
+    return name, dtype, shape, offsets[0], offsets[1]

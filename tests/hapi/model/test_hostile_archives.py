@@ -189,6 +189,8 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "input of a size that is true": (lambda d: d["inputs"][0].update(shape=[True, 4, 4]), "sizes"),
     "another input shape than the weights take": (lambda d: d["inputs"][0].update(shape=[5, 4, 4]), "cannot run"),
     "gigantic input": (lambda d: d["inputs"][0].update(shape=[3, 10**12, 4]), "sizes|limit|cannot run|over"),
+    "input beyond counting": (lambda d: d["inputs"][0].update(shape=[2**40, 2**40, 4]), "inputs of such shapes"),
+    "empty input beyond counting": (lambda d: d["inputs"][0].update(shape=[0, 2**40, 2**40]), "inputs of such shapes"),
     "large input": (lambda d: d["inputs"][0].update(shape=[3, 10**6, 10**6]), "limit|cannot run|over"),
     "output that is not there": (lambda d: d.update(output="nothing"), "output"),
     "output that is a list": (lambda d: d.update(output=["relu_0"]), "output"),
@@ -365,6 +367,9 @@ WEIGHT_CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "path as a name": lambda h: h.update({"../../evil": h.pop("head.weight")}),
     "metadata": lambda h: h.update(__metadata__={"format": "pt"}),
     "unread tensor": lambda h: h.update({"other": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}),
+    "empty and beyond counting": lambda h: h.update(
+        other={"dtype": "F32", "shape": [0, 2**40, 2**40], "data_offsets": [0, 0]}
+    ),
     "no offsets": lambda h: h["head.weight"].pop("data_offsets"),
     "transposed": lambda h: h["head.weight"].update(shape=[16, 2]),
 }
