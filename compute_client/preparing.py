@@ -6,7 +6,7 @@ It reads from a PyTorch DataLoader and a partly frozen model what hapi.DataLoade
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Hashable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -29,10 +29,10 @@ _PICTURE = (640, 480)  # what a transform is tried on, to learn the shape of the
 
 @dataclass(frozen=True)
 class _Division:
-    """How a model was divided, and for which request: its freezing may have changed since."""
+    """How a model was divided, and for which request: it may have been changed or frozen otherwise since."""
 
     at: str | None
-    trainable: tuple[str, ...]
+    state: Hashable
     backbone: Backbone
     head: Head
 
@@ -224,13 +224,19 @@ def _divide(model: nn.Module, at: str | None, transform: Any) -> tuple[Backbone,
         return backbone, model
     if not isinstance(model, nn.Module):
         raise InputError(f"prepare: {type(model).__name__} is not a torch.nn.Module. Pass the model second.")
-    trainable = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    state = _state(model)
     known = _divided.get(model)
-    if known is None or (known.at, known.trainable) != (at, trainable):
-        known = _Division(at, trainable, *split(model, at, example=_example(model, transform)))
+    if known is None or (known.at, known.state) != (at, state):
+        known = _Division(at, state, *split(model, at, example=_example(model, transform)))
         _divided[model] = known
         _backbones[known.head] = at, known.backbone
     return known.backbone, known.head
+
+
+def _state(model: nn.Module) -> Hashable:
+    """What a division follows from: changes when modules or parameters are exchanged, and when others are frozen."""
+    parameters = tuple((name, id(parameter), parameter.requires_grad) for name, parameter in model.named_parameters())
+    return parameters, tuple((name, id(module)) for name, module in model.named_modules())
 
 
 def _example(model: nn.Module, transform: Any) -> Tensor:

@@ -220,6 +220,14 @@ def assert_same_epochs(loader: DataLoader, epochs: int = 2) -> hapi.DataLoader:
     return features
 
 
+def assert_batches(features: hapi.DataLoader, head: nn.Module, loader: DataLoader, model: nn.Module) -> None:
+    """The head gives of an epoch of features what the model gives of one of pictures."""
+    model.eval()
+    expected = torch.cat([model(x) for x, _ in loader])
+    head.eval()
+    torch.testing.assert_close(torch.cat([head(x) for x, _ in features]), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_order_follows_the_loaders_own_arguments(folder: datasets.ImageFolder) -> None:
     assert_same_epochs(DataLoader(folder))
     assert_same_epochs(DataLoader(folder, 5, shuffle=True))
@@ -270,6 +278,19 @@ def test_all_phases_share_one_head(folder: datasets.ImageFolder) -> None:
         prepare(DataLoader(folder), copy.deepcopy(head))
     with pytest.raises(InputError, match="begins after None, not 'body'"):
         prepare(DataLoader(folder), head, at="body")
+
+
+def test_a_model_that_was_changed_is_divided_anew(folder: datasets.ImageFolder) -> None:
+    model = Tiny()
+    _, head = prepare(DataLoader(folder), model)
+    model.fc = nn.Linear(4, 3)
+    _, other = prepare(DataLoader(folder), model)
+    assert other is not head
+    assert other.fc is model.fc
+    del model.body
+    model.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh()).requires_grad_(False)
+    features, head = prepare(DataLoader(folder, 3), model)
+    assert_batches(features, head, DataLoader(folder, 3), model)
 
 
 def test_at_and_options_are_handed_on(folder: datasets.ImageFolder) -> None:
