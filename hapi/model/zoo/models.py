@@ -55,7 +55,7 @@ def load_model(spec: str, weights: str | None = DEFAULT) -> LoadedModel:
     Raises InputError for unknown names, weights that are absent or do not fit, and networks that cannot be divided.
     """
     kind, _, name = spec.partition(":")
-    if not name:
+    if not name or not kind:
         raise InputError(
             f"model {spec!r}: say torchvision:NAME, hf:PATH_OR_NAME or package.module:factory, "
             "for example torchvision:resnet18."

@@ -14,6 +14,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hapi.errors import InputError
@@ -22,6 +23,7 @@ from hapi.model.guess import declared_size
 _SEED = 0  # of random weights
 _USUAL = (224, 224)  # pixels
 _NO_NETWORK = "pass --weights FILE.safetensors (weights='FILE.safetensors'), or none for random ones"
+_NO_CODE = {"trust_remote_code": False}  # else whoever sits at the terminal is asked whether to run the folder's own
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def from_hugging_face(name: str, published: bool) -> Source:
             "pip install 'hapi-split[hf]'."
         ) from error
     with _hugging_face_errors(name, "configuration"):
-        config = transformers.AutoConfig.from_pretrained(name)
+        config = transformers.AutoConfig.from_pretrained(name, **_NO_CODE)
     architectures = config.architectures or []
     classifies = type(config) in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING and (
         not architectures or any("ForImageClassification" in a for a in architectures)
@@ -131,7 +133,7 @@ def from_hugging_face(name: str, published: bool) -> Source:
     auto = transformers.AutoModelForImageClassification if classifies else transformers.AutoModel
     if published:
         with _hugging_face_errors(name, "weights"), _without_bars():
-            network, report = auto.from_pretrained(name, use_safetensors=True, output_loading_info=True)
+            network, report = auto.from_pretrained(name, use_safetensors=True, output_loading_info=True, **_NO_CODE)
         missing = sorted(report["missing_keys"])
         if missing:
             raise InputError(
@@ -141,19 +143,24 @@ def from_hugging_face(name: str, published: bool) -> Source:
             )
     else:
         with same_random_weights(), _hugging_face_errors(name, "configuration"):
-            network = auto.from_config(config)
+            network = auto.from_config(config, **_NO_CODE)
     transform, notes = _processor(name, network)
     return Source(name.rstrip("/").rsplit("/", 1)[-1], network, transform, classifies, notes)
 
 
 def _processor(name: str, network: nn.Module) -> tuple[Any, tuple[str, ...]]:
+    """The image processor that comes with it; where there is none, a torchvision preset of the declared size."""
     import transformers
+    from transformers.models.auto.image_processing_auto import get_image_processor_config
 
-    try:
-        return transformers.AutoImageProcessor.from_pretrained(name), ()
-    except (OSError, ValueError):  # it has none; a torchvision preset of the declared size stands in
-        size = declared_size(network)
-        return usual_transform(size), (_usual_note(size),)
+    with _hugging_face_errors(name, "image processor"):
+        try:
+            return transformers.AutoImageProcessor.from_pretrained(name, **_NO_CODE), ()
+        except (OSError, ValueError):
+            if get_image_processor_config(name):  # it has one, which is not for us to replace
+                raise
+    size = declared_size(network)
+    return usual_transform(size), (_usual_note(size),)
 
 
 @contextmanager
@@ -174,7 +181,7 @@ def _without_bars() -> Iterator[None]:
 def _hugging_face_errors(name: str, what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or ["no message"]
         raise InputError(
             f"model 'hf:{name}': its {what} could not be loaded ({lines[0].strip().rstrip('.')[:300]}). Give a folder "

@@ -259,6 +259,39 @@ def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
         load_model("hf:anything")
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("preprocessor_config.json", "{broken", "image processor could not be loaded"),
+        ("preprocessor_config.json", '{"image_processor_type": "NoSuch"}', "image processor could not be loaded"),
+        ("model.safetensors", "{broken", "weights could not be loaded"),
+        ("config.json", '{"model_type": "timm_wrapper"}', "configuration could not be loaded.*timm library"),
+    ],
+)
+def test_files_that_are_broken_are_refused(tmp_path: Path, file: str, text: str, words: str) -> None:
+    transformers.ViTForImageClassification(vit_config()).save_pretrained(tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(InputError, match=words):
+        load_model(f"hf:{tmp_path}")
+
+
+def test_weights_of_another_number_of_classes_are_refused(tmp_path: Path) -> None:
+    network = transformers.ViTForImageClassification(vit_config())
+    network.save_pretrained(tmp_path)
+    stored(network, tmp_path / "model.safetensors", classifier__bias=torch.zeros(5))
+    with pytest.raises(InputError, match="weights could not be loaded"):
+        load_model(f"hf:{tmp_path}")
+
+
+def test_nobody_is_asked_whether_to_run_the_code_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    said = {"model_type": "mine", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    (tmp_path / "code.py").write_text("raise SystemExit('executed')")
+    with pytest.raises(InputError, match="contains custom code"):
+        load_model(f"hf:{tmp_path}", "none")
+
+
 # -- factories -----------------------------------------------------------------------------------------------
 
 
@@ -291,6 +324,7 @@ def test_a_function_of_the_users_own() -> None:
     ("spec", "words"),
     [
         ("resnet18", "say torchvision:NAME"),
+        (":resnet18", "say torchvision:NAME"),
         ("torchvision:rasnet18", "no such image classifier. Did you mean resnet18"),
         ("torchvision:fasterrcnn_resnet50_fpn", "no such image classifier"),
         ("no.such.module:f", "No module named 'no'"),
