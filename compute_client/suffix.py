@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from compute_client.stats import LoaderStats
 from hapi.engine import Engine
 from hapi.errors import InputError
 from hapi.model import Program
+from hapi.model.twins import twin
 
 LEAST_BATCH, MOST_BATCH = 8, 256
 """Samples that one call of the suffix gets: at most as many as a training batch, within these bounds."""
@@ -111,5 +111,5 @@ def frozen_copy(module: nn.Module, device: torch.device) -> nn.Module:
     """
     tensors = [*module.parameters(), *module.buffers()]
     shared = all(tensor.device == device for tensor in tensors)
-    twin = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors} if shared else {})
-    return twin.eval() if shared else twin.eval().to(device)
+    frozen = twin(module, {id(tensor): tensor for tensor in tensors} if shared else {})
+    return frozen.eval() if shared else frozen.eval().to(device)

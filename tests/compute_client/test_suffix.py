@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -71,3 +72,10 @@ def test_a_backbone_without_a_row_per_sample_is_refused(compute: Callable[[torch
     run = SuffixRunner({"input": compute}, device=CPU, stats=LoaderStats(), batch_size=8)
     with pytest.raises(InputError, match=r"answers 8 samples .* its first dimension must be the batch"):
         run("input", (torch.zeros(9, 3, 4),))
+
+
+def test_a_module_that_cannot_be_copied_is_refused() -> None:
+    module = nn.Sequential(nn.Linear(3, 2))
+    module[0].lock = threading.Lock()
+    with pytest.raises(InputError, match=r"Sequential cannot be copied.*lock.*__deepcopy__"):
+        frozen_copy(module, CPU)

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from hapi.model.boundary.callgraph import Here, Value, replace
 from hapi.model.boundary.steps import Step
+from hapi.model.twins import twin
 
 
 class Part(nn.Module):
@@ -76,7 +77,7 @@ class Backbone(Part):
 
     def __init__(self, model: nn.Module, names: Iterable[str], state: Mapping[str, Any], steps: Sequence[Step]) -> None:
         memo = sharing(model)
-        copies = {name: copy.deepcopy(model.get_submodule(name), memo).eval() for name in names}
+        copies = {name: twin(model.get_submodule(name), memo).eval() for name in names}
         super().__init__(type(model).__name__, copies, state)
         self._steps = tuple(steps)
         self.eval()
