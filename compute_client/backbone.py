@@ -15,6 +15,7 @@ from hapi.data import TransformSpec
 from hapi.engine import CHOICES, Choice, Engine, Precision, check_precision
 from hapi.errors import CaptureError, HapiError, InputError
 from hapi.model import Graph, Program, capture
+from hapi.model.wrappers import unwrapped
 
 PROBE_SIZE = (640, 480)
 """Size of the picture whose transform shows what the backbone's input looks like."""
@@ -57,7 +58,8 @@ class Backbone:
         elif isinstance(backbone, Graph):
             self.name, self._graph = backbone.name, backbone
         elif isinstance(backbone, nn.Module):
-            self.name, self._module = type(backbone).__name__, backbone
+            self._module = unwrapped(backbone)
+            self.name = type(self._module).__name__
         else:
             raise InputError(
                 f"backbone is a {type(backbone).__name__}: give a torch.nn.Module, a hapi.Graph, "

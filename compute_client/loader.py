@@ -56,8 +56,9 @@ class DataLoader:
         data: path, `file://` or `s3://` address of a folder per class or of a list (CSV, JSONL, Parquet); a Manifest;
             or a torchvision ImageFolder. With a server, the address is read by the server.
         backbone: the frozen part: a module (run in eval mode, without gradients; it is not changed), a `hapi.Graph`, or
-            a name such as `torchvision:resnet18` (without its classifier). Weights that are written to between epochs
-            count from the next one on, on both tiers.
+            a name such as `torchvision:resnet18` (without its classifier). What torch.compile, DataParallel or
+            DistributedDataParallel put around a module, or a part of it, is looked through. Weights that are written to
+            between epochs count from the next one on, on both tiers.
         transform: from RGB PIL image to the backbone's input. Default: that of the ImageFolder or of the named model.
         server: address of a storage server, or None to run everything in this process.
         pushdown: what the server computes. `auto` (measure, then the best mix of cuts), `none`, `all`, a policy (`mix`,

@@ -22,6 +22,7 @@ from compute_client.loader import DataLoader
 from hapi.errors import InputError, ManifestError
 from hapi.model.boundary import split
 from hapi.model.boundary.parts import Backbone, Head
+from hapi.model.wrappers import unwrapped
 from profiler.remote import ServerClient
 
 _PICTURE = (640, 480)  # what a transform is tried on, to learn the shape of the model's input
@@ -49,7 +50,7 @@ def prepare(
     data: str | None = None,
     at: str | None = None,
     **options: Any,
-) -> tuple[DataLoader, Head]:
+) -> tuple[DataLoader, nn.Module]:
     """From (loader of images, model) to (loader of features, head): the loop around them stays as it is.
 
         loader, model = hapi.prepare(loader, model, server="http://storage:8470", data="s3://photos/train")
@@ -62,6 +63,8 @@ def prepare(
 
     `model` is divided by hapi.split(model, at). Its own parameters train, so an optimiser made before or after is
     right. Prepare the loader of each phase with the model, or with the head that another call gave: all get one head.
+    What torch.compile, DataParallel or DistributedDataParallel put around the model is looked through, see hapi.split;
+    a head that was wrapped in one of them since is given back so.
     The frozen part computes as in eval mode at all times. (A script that calls `model.train()` on a partly frozen model
     has its frozen BatchNorm layers use the statistics of each batch, and drift; here they stand still.)
 
@@ -211,7 +214,8 @@ class SizedChosen(Chosen):
 # -- the model -----------------------------------------------------------------------------------------------
 
 
-def _divide(model: nn.Module, at: str | None, transform: Any) -> tuple[Backbone, Head]:
+def _divide(given: nn.Module, at: str | None, transform: Any) -> tuple[Backbone, nn.Module]:
+    model = unwrapped(given)
     if isinstance(model, Head):
         known_at, backbone = _backbones.get(model, (None, None))
         if backbone is None:
@@ -221,13 +225,13 @@ def _divide(model: nn.Module, at: str | None, transform: Any) -> tuple[Backbone,
             )
         if at is not None and at != known_at:
             raise InputError(f"prepare: this head begins after {known_at!r}, not {at!r}. Pass the whole model.")
-        return backbone, model
+        return backbone, given  # wrapped as it may be by now
     if not isinstance(model, nn.Module):
         raise InputError(f"prepare: {type(model).__name__} is not a torch.nn.Module. Pass the model second.")
     state = _state(model)
     known = _divided.get(model)
     if known is None or (known.at, known.state) != (at, state):
-        known = _Division(at, state, *split(model, at, example=_example(model, transform)))
+        known = _Division(at, state, *split(given, at, example=_example(model, transform)))
         _divided[model] = known
         _backbones[known.head] = at, known.backbone
     return known.backbone, known.head

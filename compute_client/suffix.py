@@ -15,6 +15,7 @@ from hapi.engine import Engine
 from hapi.errors import InputError
 from hapi.model import Program
 from hapi.model.twins import twin
+from hapi.model.wrappers import bare
 
 LEAST_BATCH, MOST_BATCH = 8, 256
 """Samples that one call of the suffix gets: at most as many as a training batch, within these bounds."""
@@ -107,9 +108,11 @@ def _rows(outputs: tuple[torch.Tensor, ...], samples: int) -> tuple[torch.Tensor
 def frozen_copy(module: nn.Module, device: torch.device) -> nn.Module:
     """A twin in eval mode on `device`, so that `train()` on the original does not reach it.
 
-    It shares parameters and buffers with the original when they are on that device already.
+    It shares parameters and buffers with the original when they are on that device already. Wrappers are left out
+    (torch.compile, DataParallel, DistributedDataParallel).
     """
     tensors = [*module.parameters(), *module.buffers()]
     shared = all(tensor.device == device for tensor in tensors)
-    frozen = twin(module, {id(tensor): tensor for tensor in tensors} if shared else {})
+    with bare(module) as network:
+        frozen = twin(network, {id(tensor): tensor for tensor in tensors} if shared else {})
     return frozen.eval() if shared else frozen.eval().to(device)

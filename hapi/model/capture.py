@@ -15,12 +15,13 @@ from torch.export import Dim, ExportedProgram, default_decompositions, export
 from torch.nn.modules import activation
 from torch.utils import _pytree as pytree
 
-from hapi.errors import CaptureError
+from hapi.errors import CaptureError, InputError
 from hapi.model.checks import ShapeError
 from hapi.model.graph import Graph
 from hapi.model.lower import Lowering, LoweringError, is_known
 from hapi.model.purify import NotPureError, pure_graph
 from hapi.model.specs import TensorSpec
+from hapi.model.wrappers import bare, scripted
 
 Example: TypeAlias = "torch.Tensor | tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]"
 
@@ -41,14 +42,17 @@ def capture(module: nn.Module, example: Example, *, name: str | None = None, out
     `example` is what the module is called with: a tensor (B, ...), a tuple of them, or a mapping from argument names to
     tensors; every tensor has the batch first, and only shapes and dtypes matter. `output` picks one tensor
     from a module that returns several: a key or attribute (`"pooler_output"`) or a position. The graph shares the
-    module's parameters and buffers. The module itself is left as it was: training flags, hooks, gradients.
+    module's parameters and buffers. The module itself is left as it was: training flags, hooks, gradients. What
+    torch.compile, DataParallel or DistributedDataParallel put around it, or around a part of it, is looked through.
 
     Raises CaptureError, naming the model, the reason and the way out, when the control flow depends on data, the batch
     size is fixed in the code, or an operation is not on the allowed list.
     """
-    title = name or type(module).__name__
-    args, kwargs = _at_least_two(title, example)
-    with exporting:
+    if not isinstance(module, nn.Module):
+        raise InputError(f"capture: {type(module).__name__} is not a torch.nn.Module. Pass the model itself.")
+    with bare(module) as module, exporting:
+        title = name or type(module).__name__
+        args, kwargs = _at_least_two(title, example)
         exported, graph = _export(title, module, args, kwargs)
         index = _output_index(title, exported, output)
         inputs = {
@@ -59,7 +63,7 @@ def capture(module: nn.Module, example: Example, *, name: str | None = None, out
             lowered = Lowering(exported, graph, index)
             return Graph(title, inputs, lowered.nodes, lowered.output, lowered.weights, lowered.orders)
         except (LoweringError, ShapeError) as error:
-            raise _refusal(title, str(error)) from error
+            raise _refusal(title, scripted(module) or str(error)) from error
 
 
 def _at_least_two(title: str, example: Example) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
@@ -99,7 +103,7 @@ def _export(
                 return _pure(exported)
             except Exception as error:  # export fails in as many ways as models are written
                 failure = error
-    raise _refusal(title, _reason(failure)) from failure
+    raise _refusal(title, scripted(module) or _reason(failure)) from failure
 
 
 def _pure(exported: ExportedProgram) -> tuple[ExportedProgram, fx.Graph]:

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -319,6 +320,15 @@ def test_any_function_may_transform_here(pictures: Path, backbone: nn.Module, tr
         list(DataLoader(pictures, backbone=backbone, transform=fails))
     with pytest.raises(SampleError, match="not a tensor"):
         list(DataLoader(pictures, backbone=backbone, transform=lambda image: image))
+
+
+@pytest.mark.parametrize("engine", ["auto", "compiled"])
+def test_a_wrapped_backbone_is_what_is_inside(
+    pictures: Path, backbone: nn.Module, transform: v2.Compose, engine: Any
+) -> None:
+    wrapped = torch.compile(nn.Sequential(nn.DataParallel(backbone)))
+    loader = DataLoader(pictures, backbone=wrapped, transform=transform, batch_size=8, engine=engine)
+    assert_same(list(loader), list(DataLoader(pictures, backbone=backbone, transform=transform, batch_size=8)))
 
 
 def test_a_module_that_cannot_be_captured_runs_here(pictures: Path, transform: v2.Compose) -> None:

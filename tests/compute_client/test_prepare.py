@@ -280,6 +280,21 @@ def test_all_phases_share_one_head(folder: datasets.ImageFolder) -> None:
         prepare(DataLoader(folder), head, at="body")
 
 
+def test_a_wrapped_model_is_what_is_inside(folder: datasets.ImageFolder) -> None:
+    model = Tiny()
+    model.body = torch.compile(model.body)
+    wrapped = torch.compile(nn.DataParallel(model))
+    features, head = prepare(DataLoader(folder, 4), wrapped)
+    assert head.fc is model.fc
+    assert_batches(features, head, DataLoader(folder, 4), Tiny())
+    assert prepare(DataLoader(folder, 2), wrapped)[1] is head
+    assert prepare(DataLoader(folder, 2), model)[1] is head
+    compiled = torch.compile(head, backend="eager")
+    features, again = prepare(DataLoader(folder, 2), compiled)
+    assert again is compiled, "a head stays wrapped as it was"
+    assert_batches(features, again, DataLoader(folder, 2), Tiny())
+
+
 def test_a_model_that_was_changed_is_divided_anew(folder: datasets.ImageFolder) -> None:
     model = Tiny()
     _, head = prepare(DataLoader(folder), model)

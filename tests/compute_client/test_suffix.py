@@ -74,6 +74,16 @@ def test_a_backbone_without_a_row_per_sample_is_refused(compute: Callable[[torch
         run("input", (torch.zeros(9, 3, 4),))
 
 
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_a_twin_is_of_what_is_inside_wrappers(wrap: Callable[[nn.Module], Any]) -> None:
+    module = nn.Sequential(wrap(nn.Linear(3, 2)), nn.ReLU())
+    wrapper = module[0]
+    twin = frozen_copy(wrap(module), CPU)
+    assert [type(part) for part in twin.modules()] == [nn.Sequential, nn.Linear, nn.ReLU]
+    assert next(twin.parameters()) is next(module.parameters())
+    assert module[0] is wrapper
+
+
 def test_a_module_that_cannot_be_copied_is_refused() -> None:
     module = nn.Sequential(nn.Linear(3, 2))
     module[0].lock = threading.Lock()

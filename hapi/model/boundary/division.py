@@ -11,6 +11,7 @@ looked into.
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from hapi.model.boundary.tracing import trace
 from hapi.model.boundary.wiring import Wiring
 from hapi.model.capture import exporting
 from hapi.model.guess import guess_example
+from hapi.model.wrappers import bare, is_averaging
 
 
 def split(
@@ -48,10 +50,21 @@ def split(
     `example` is an input of the model (tensors with the batch first); needed only when it cannot be told from the model
     (an image classifier's can). The model is run on it, in eval mode, and is left as it was.
 
+    What torch.compile, DataParallel or DistributedDataParallel put around the model, or around a part of it, is looked
+    through: names are those of the model inside. The head is for the caller to wrap again, which a warning says where
+    the gradients of several processes would no longer be averaged.
+
     Raises InputError (nothing frozen, nothing trainable, unknown `at`) or CaptureError (the model cannot be traced, or
     several tensors cross the boundary).
     """
-    return divide(model, at, example)
+    parts = divide(model, at, example)
+    if is_averaging(model):
+        warnings.warn(
+            f"split of {parts[1].model_name}: nothing averages the head's gradients over the processes, as the model's "
+            "DistributedDataParallel would. Wrap it again: head = torch.nn.parallel.DistributedDataParallel(head)",
+            stacklevel=2,
+        )
+    return parts
 
 
 def divide(
@@ -65,7 +78,7 @@ def divide(
     eval mode only, so that auxiliary classifiers, which some networks call in train mode, do not move the boundary."""
     if not isinstance(model, nn.Module):
         raise InputError(f"split: {type(model).__name__} is not a torch.nn.Module. Pass the model itself.")
-    with exporting:
+    with bare(model) as model, exporting:
         if at is None:
             _check_freezing(model)
         else:
@@ -79,7 +92,7 @@ def divide(
 
 def whole(model: nn.Module, *, example: Tensor | tuple[Tensor, ...] | None = None) -> Backbone:
     """All of `model` as a backbone; it gives what the model gives, frozen and in eval mode. Raises CaptureError."""
-    with exporting:
+    with bare(model) as model, exporting:
         inputs = _as_inputs(example) if example is not None else guess_example(model)
         wiring = Wiring(model, trace(model, inputs, expand=frozenset({""}), training=lambda name: False))
         steps = whole_steps(wiring)
@@ -107,11 +120,11 @@ def _used(model: nn.Module, state: Mapping[str, Any], *parts: Sequence[Step]) ->
 def _check_exact(model: nn.Module, backbone: Backbone, head: Head, inputs: tuple[Tensor, ...]) -> None:
     """Runs both on the example and compares; notes whether the head works in place on the features."""
     modes = {module: module.training for module in (*model.modules(), *head.modules())}
-    larger = tuple(torch.cat([tensor, tensor[:1]]) for tensor in inputs)  # not the batch size that was traced
     try:
         model.eval()
         head.eval()
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # compiled functions have other last bits
+            larger = tuple(torch.cat([tensor, tensor[:1]]) for tensor in inputs)  # not the batch size that was traced
             expected = _tensors_of(model(*larger))
             features = backbone(*larger)
             version = features._version

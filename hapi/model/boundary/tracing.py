@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hapi.errors import CaptureError, InputError
 from hapi.model.boundary.callgraph import CallGraph, Here, Node, Value, rebuild, replace, tensor_leaf
+from hapi.model.wrappers import scripted
 
 _Run = Callable[[Sequence[Tensor], Sequence[Any]], list[Tensor]]
 _running: dict[str, _Run] = {}  # opaque calls of the exports in progress, by key
@@ -62,6 +63,8 @@ def trace(
     except InputError:
         raise
     except Exception as error:  # torch.export raises many kinds; all of them mean the same to the caller
+        if (reason := scripted(model)) is not None:
+            raise CaptureError(f"model {type(model).__name__}: it cannot be traced: {reason}.") from error
         raise CaptureError(
             f"model {type(model).__name__}: its forward pass could not be traced on an input of shape "
             f"{tuple(example[0].shape)} ({type(error).__name__}: {first_line(error)}). If the model expects another "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hapi.errors import InputError
 from hapi.model.boundary.division import divide, whole
 from hapi.model.boundary.parts import Backbone, Head
+from hapi.model.wrappers import bare
 from hapi.model.zoo import sources
 from hapi.model.zoo.weights import load_weights
 
@@ -64,7 +65,11 @@ def load_model(spec: str, weights: str | None = DEFAULT) -> LoadedModel:
     loader = {"torchvision": sources.from_torchvision, "hf": sources.from_hugging_face}.get(kind)
     published = weights == DEFAULT
     source = loader(name, published) if loader else sources.from_factory(kind, name)
-    network = source.network.eval()
+    with bare(source.network) as network:
+        return _loaded(spec, weights, source, network.eval())
+
+
+def _loaded(spec: str, weights: str, source: sources.Source, network: nn.Module) -> LoadedModel:
     example = _example(spec, source.transform, network)
     order = _call_order(spec, network, example)
     notes = list(source.notes)

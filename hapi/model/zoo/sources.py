@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hapi.errors import InputError
 from hapi.model.guess import declared_size
+from hapi.model.wrappers import unwrapped
 
 _SEED = 0  # of random weights
 _USUAL = (224, 224)  # pixels
@@ -213,6 +214,7 @@ def from_factory(module: str, name: str) -> Source:
     network, transform = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(network, nn.Module):
         raise InputError(f"model '{module}:{name}': it returned {type(network).__name__}, not a torch.nn.Module.")
+    network = unwrapped(network)
     if transform is not None:
         return Source(name, network, transform)
     size = declared_size(network)
