@@ -24,7 +24,7 @@ def probe(program: Program, batch: int = PROBE_BATCH) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [
         (
-            torch.randn((batch, *spec.shape), generator=generator).to(spec.dtype)
+            torch.randn((batch, *spec.shape), generator=generator, device="cpu").to(spec.dtype)
             if spec.dtype.is_floating_point
             else torch.ones((batch, *spec.shape), dtype=spec.dtype)
         ).to(program.device)

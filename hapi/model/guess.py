@@ -27,7 +27,7 @@ def guess_example(model: nn.Module) -> tuple[Tensor, ...]:
     height, width = declared_size(model) or (_USUAL_SIZE, _USUAL_SIZE)
     weight = first.weight
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, first.in_channels, height, width, generator=generator)
+    images = torch.randn(2, first.in_channels, height, width, generator=generator, device="cpu")
     return (images.to(device=weight.device, dtype=weight.dtype),)
 
 

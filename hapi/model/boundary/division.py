@@ -123,7 +123,8 @@ def _check_exact(model: nn.Module, backbone: Backbone, head: Head, inputs: tuple
     try:
         model.eval()
         head.eval()
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # compiled functions have other last bits
+        # The caller may be in inference mode, which counts no versions; compiled functions have other last bits.
+        with torch.inference_mode(False), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             larger = tuple(torch.cat([tensor, tensor[:1]]) for tensor in inputs)  # not the batch size that was traced
             expected = _tensors_of(model(*larger))
             features = backbone(*larger)

@@ -147,7 +147,7 @@ def _example(spec: str, transform: Any, network: nn.Module) -> Tensor:
         raise InputError(f"model {spec!r}: its transform does not work on a PIL image ({error}).") from error
     parameter = next(network.parameters(), one)
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, *one.shape, generator=generator).to(parameter.device, parameter.dtype)
+    return torch.randn(2, *one.shape, generator=generator, device="cpu").to(parameter.device, parameter.dtype)
 
 
 def _subtree(name: str, module: nn.Module) -> list[str]:

@@ -425,3 +425,15 @@ def test_an_example_opens_models_of_other_inputs() -> None:
     assert torch.equal(head.eval()(backbone(ids)), model(ids))
     with pytest.raises(InputError, match="example must be a tensor"):
         hapi.split(model, example="ids")  # type: ignore[arg-type]
+
+
+def test_what_the_caller_has_set_for_tensors_does_not_matter() -> None:
+    model = Small()
+    x = images(16)
+    expected = model.eval()(x)
+    with torch.inference_mode():
+        backbone, head = hapi.split(model, example=images(16, 2))
+    assert torch.equal(head.eval()(backbone(x)), expected)
+    with torch.device("meta"):  # as torch.set_default_device("cuda") sets another
+        backbone, head = hapi.split(model)
+    assert torch.equal(head.eval()(backbone(x)), expected)
