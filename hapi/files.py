@@ -20,10 +20,8 @@ class Draft:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / f".{secrets.token_hex(8)}{DRAFT_SUFFIX}"
+        self.path, self._file = _locked(folder)
         self.size = 0
-        self._file: IO[bytes] = open(self.path, "xb")  # noqa: SIM115 - closed by commit and discard
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self._file.write(data)
@@ -64,8 +62,19 @@ def write_whole(path: Path, data: bytes) -> None:
         file.commit(path)
 
 
+def _locked(folder: Path) -> tuple[Path, IO[bytes]]:
+    """A new file that nobody will take for a leftover. Before it was locked somebody may have, and removed it."""
+    while True:
+        path = folder / f".{secrets.token_hex(8)}{DRAFT_SUFFIX}"
+        file = open(path, "xb")  # noqa: SIM115 - closed by commit and discard
+        fcntl.flock(file, fcntl.LOCK_EX)  # somebody else holds it but for a moment
+        if path.exists():
+            return path, file
+        file.close()
+
+
 def remove_leftovers(folder: Path) -> int:
-    """Removes drafts that nobody writes any more; answers how many."""
+    """Removes drafts that nobody writes any more, as far as this user may; answers how many."""
     removed = 0
     for path in folder.glob(f"*{DRAFT_SUFFIX}"):
         try:
@@ -73,6 +82,6 @@ def remove_leftovers(folder: Path) -> int:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink(missing_ok=True)
                 removed += 1
-        except (BlockingIOError, FileNotFoundError):
+        except OSError:  # it is being written, or gone, or not ours to remove
             continue
     return removed
