@@ -8,11 +8,12 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hapi.errors import HapiError
-from hapi.files import write_whole
+from hapi.files import remove_leftovers, write_whole
 from hapi.machine import processors
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,9 @@ MAX_AGE_SECONDS = 30 * 24 * 3600.0
 BUSIER = 0.5
 """Waiting processes per processor by which the machine must have been busier for a measurement to be made again."""
 MAX_BYTES = 4 * 2**20
+"""Of one; a larger file is none."""
+MOST_KEPT, MOST_BYTES_KEPT = 1000, 64 * 2**20
+"""So many are kept, of so many bytes in all; the oldest make room."""
 
 Value = TypeVar("Value")
 
@@ -33,14 +37,18 @@ def default_folder() -> Path:
 
 def load_per_processor() -> float:
     """Processes that ran or waited over the last minute, per processor; 0 where the system does not say."""
-    return os.getloadavg()[0] / processors() if hasattr(os, "getloadavg") else 0.0
+    try:
+        return os.getloadavg()[0] / processors()
+    except (AttributeError, OSError):
+        return 0.0
 
 
 class Measurements:
     """A folder of measurements by what they depend on. May be shared by threads and processes.
 
     A measurement is made again when it is old, when it cannot be read, or when the machine was much busier then than it
-    is now: its times would be too long. A folder that cannot be written costs the memory, never the measurement.
+    is now: its times would be too long. A folder that cannot be written costs the memory, never the measurement. It keeps
+    MOST_KEPT files of MOST_BYTES_KEPT in all, and none that is too old to be used.
     """
 
     def __init__(
@@ -91,5 +99,23 @@ class Measurements:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps(document).encode())
+            self._make_room()
         except OSError as error:
-            log.info("measurement not kept: %s", error)
+            log.info("measurements in %s: %s", self._folder, error)
+
+    def _make_room(self) -> None:
+        """Removes what is too old to be used or beyond the bounds, and drafts of processes that died.
+
+        What another process writes anew meanwhile may go with it: it is measured again then.
+        """
+        remove_leftovers(self._folder)
+        kept = []
+        for path in self._folder.glob("*.json"):
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                kept.append((status.st_mtime, status.st_size, path))
+        room = MOST_BYTES_KEPT
+        for number, (written, size, path) in enumerate(sorted(kept, reverse=True)):
+            room -= size
+            if number >= MOST_KEPT or room < 0 or self._clock() - written > MAX_AGE_SECONDS:
+                path.unlink(missing_ok=True)

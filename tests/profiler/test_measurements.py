@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from profiler import measurements
 from profiler.measurements import BUSIER, MAX_AGE_SECONDS, Measurements
 
 KEY = {"model": "abc", "threads": 2}
@@ -78,3 +81,40 @@ def test_a_folder_that_cannot_be_written_costs_only_the_memory(tmp_path: Path) -
     bench = Bench(tmp_path / "file" / "below")
     assert bench.get() == (1.0, False)
     assert bench.get() == (2.0, False)
+
+
+def test_the_folder_keeps_none_that_is_too_old_and_no_more_than_its_bounds(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keep(name: str, age: float) -> None:
+        """As the folder's only newcomer: its time is set once all others have theirs."""
+        bench.get({"name": name})
+        (path,) = set(bench.folder.glob("*.json")) - set(paths.values())
+        os.utime(path, (bench.now - age, bench.now - age))
+        paths[name] = path
+
+    def kept() -> set[str]:
+        return {name for name, path in paths.items() if path.exists()}
+
+    paths: dict[str, Path] = {}
+    bench.now = time.time()
+    keep("old", MAX_AGE_SECONDS + 1)
+    (bench.folder / ".dead.part").write_bytes(b"of a process that died")
+    keep("a", 3)
+    assert kept() == {"a"}
+    assert not list(bench.folder.glob("*.part"))
+    keep("b", 2)
+    monkeypatch.setattr(measurements, "MOST_KEPT", 2)
+    keep("c", 1)
+    assert kept() == {"b", "c"}
+    monkeypatch.setattr(measurements, "MOST_BYTES_KEPT", 2 * paths["b"].stat().st_size - 1)
+    keep("d", 0)
+    assert kept() == {"d"}
+
+
+def test_a_system_that_does_not_say_its_load_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unobtainable() -> None:
+        raise OSError("Load averages are unobtainable")
+
+    monkeypatch.setattr("os.getloadavg", unobtainable)
+    assert measurements.load_per_processor() == 0.0
