@@ -117,7 +117,7 @@ class AccessDeniedError(StoreError):
 
 
 class StoreUnavailableError(StoreError):
-    """The store did not answer after the allowed retries."""
+    """The store did not answer after the allowed retries, or this process is too short of files or memory to ask it."""
 
     kind = "store-unavailable"
 

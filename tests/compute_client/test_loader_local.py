@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -18,8 +19,17 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from compute_client import DataLoader
+from hapi.backoff import RetryPolicy
 from hapi.data import build_manifest
-from hapi.errors import BatchTimeoutError, InputError, ManifestError, SampleError, TransformError
+from hapi.data.stores import local
+from hapi.errors import (
+    BatchTimeoutError,
+    InputError,
+    ManifestError,
+    SampleError,
+    StoreUnavailableError,
+    TransformError,
+)
 from hapi.model import Graph
 from tests.compute_client.conftest import CLASSES, SAMPLES
 
@@ -287,6 +297,20 @@ def test_broken_pictures_can_be_skipped(
     assert (loader.stats.samples, loader.stats.failed_samples) == (SAMPLES - 1, 1)
     four = DataLoader(root, backbone=backbone, transform=transform, batch_size=4, on_error="skip")
     assert [len(labels) for _, labels in four] == [4, 4, 4, 3, 4, 4, 4, 4, 1]
+
+
+def test_a_process_that_can_open_no_file_leaves_no_sample_out(
+    pictures: Path, backbone: nn.Module, transform: v2.Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    loader = DataLoader(pictures, backbone=backbone, transform=transform, batch_size=4, on_error="skip")
+    monkeypatch.setattr(local, "open", refuse, raising=False)
+    monkeypatch.setattr(local, "PATIENCE", RetryPolicy(attempts=2, first_seconds=0.0))
+    with pytest.raises(StoreUnavailableError, match=r"Too many open files.*ulimit"):
+        list(loader)
+    assert loader.stats.failed_samples == 0
 
 
 def broken_copy(pictures: Path, folder: Path) -> Path:

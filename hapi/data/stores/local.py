@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+from hapi.backoff import RetryPolicy, again
 from hapi.data.stores.base import ObjectInfo, check_key, check_range
-from hapi.errors import AccessDeniedError, ObjectNotFoundError, StoreError
+from hapi.errors import AccessDeniedError, ObjectNotFoundError, StoreError, StoreUnavailableError
 from hapi.files import write_whole
+
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What a system says to whoever has too much open, or too little memory, whichever file is asked for."""
+PATIENCE = RetryPolicy(patience_seconds=5.0, first_seconds=0.05, longest_seconds=0.5)
+"""With a shortage, until the others have done and closed what they read."""
 
 
 class LocalStore:
@@ -44,17 +52,19 @@ class LocalStore:
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         check_range(offset, length)
-        path = self._path(key)
-        with self._errors(key), open(path, "rb") as file:
-            if offset:
-                file.seek(offset)
-            data = file.read() if length is None else file.read(length)
+        data = again(partial(self._read, key, self._path(key), offset, length), PATIENCE)
         if length is not None and len(data) != length:
             raise StoreError(
                 f"{self.uri}/{key}: {length} bytes from {offset} were asked for, the file holds {len(data)} of them. "
                 "It changed since it was listed; list the dataset again."
             )
         return data
+
+    def _read(self, key: str, path: str, offset: int, length: int | None) -> bytes:
+        with self._errors(key), open(path, "rb") as file:
+            if offset:
+                file.seek(offset)
+            return file.read() if length is None else file.read(length)
 
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
@@ -131,6 +141,11 @@ class LocalStore:
                 f"{self.uri}/{key}: permission denied. Run as a user who may read (or write) it."
             ) from error
         except OSError as error:
+            if error.errno in SHORTAGES:
+                raise StoreUnavailableError(
+                    f"{self.uri}/{key}: {error.strerror}, which says nothing of the file. "
+                    "Allow this process more open files (ulimit -n) or memory, or let it do less at once."
+                ) from error
             raise StoreError(f"{self.uri}/{key}: {error.strerror or error}.") from error
 
 

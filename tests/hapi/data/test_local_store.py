@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
+from hapi.backoff import RetryPolicy
 from hapi.data import ObjectInfo, normalize_uri, open_store
-from hapi.data.stores import LocalStore, S3Store
-from hapi.errors import AccessDeniedError, InputError, ObjectNotFoundError, StoreError
+from hapi.data.stores import LocalStore, S3Store, local
+from hapi.errors import AccessDeniedError, InputError, ObjectNotFoundError, StoreError, StoreUnavailableError
 
 
 @pytest.fixture
@@ -185,3 +188,31 @@ def test_other_addresses_are_refused(uri: str) -> None:
 def test_which_store_an_address_opens(root: Path) -> None:
     assert isinstance(open_store("s3://b/p"), S3Store)
     assert isinstance(open_store(str(root)), LocalStore)
+
+
+class Shortage:
+    """A system that opens no file the first `times` times."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, times: int, number: int = errno.EMFILE) -> None:
+        self.left, self._number = times, number
+        monkeypatch.setattr(local, "open", self._open, raising=False)
+        monkeypatch.setattr(local, "PATIENCE", RetryPolicy(attempts=3, first_seconds=0.0))
+
+    def _open(self, *args: Any, **kwargs: Any) -> IO[Any]:
+        if self.left:
+            self.left -= 1
+            raise OSError(self._number, os.strerror(self._number))
+        return open(*args, **kwargs)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_process_that_has_too_much_open_tries_again_and_blames_no_file(
+    root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    store = open_store(root)
+    Shortage(monkeypatch, 2, number)
+    assert store.get("a.txt") == b"a.txt"
+    shortage = Shortage(monkeypatch, 3, number)
+    with pytest.raises(StoreUnavailableError, match=r"a\.txt: .*nothing of the file.*ulimit -n.*after 3 tries"):
+        store.get("a.txt")
+    assert shortage.left == 0
