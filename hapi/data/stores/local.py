@@ -105,9 +105,14 @@ class LocalStore:
     def _walk(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[ObjectInfo]:
         path = os.path.join(self._root, folder)
         with self._errors(folder or "."):
-            status = os.stat(path)
-            with os.scandir(path) as scan:
-                entries = list(scan)
+            try:
+                status = os.stat(path)
+                with os.scandir(path) as scan:
+                    entries = list(scan)
+            except FileNotFoundError:
+                if not folder:
+                    raise
+                return  # removed since the folder above was read
         identity = (status.st_dev, status.st_ino)
         if identity in above:
             raise StoreError(f"{self.uri}/{folder} is a link to a folder above it: an endless walk. Remove the link.")
@@ -123,10 +128,13 @@ class LocalStore:
                     wanted = (key + "/").startswith(prefix) or prefix.startswith(key + "/")
                 else:
                     wanted = key.startswith(prefix) and entry.is_file()
-                details = entry.stat() if wanted and not is_folder else None
+                details = None
+                if wanted and not is_folder:
+                    with contextlib.suppress(FileNotFoundError):  # removed or renamed since the folder was read
+                        details = entry.stat()
             if details is not None:
                 yield _info(key, details)
-            elif wanted:
+            elif wanted and is_folder:
                 yield from self._walk(key, prefix, (*above, identity))
 
     @contextlib.contextmanager

@@ -190,6 +190,23 @@ def test_which_store_an_address_opens(root: Path) -> None:
     assert isinstance(open_store(str(root)), LocalStore)
 
 
+def test_what_vanishes_while_it_is_listed_is_not_in_the_listing_and_ends_it_not(root: Path) -> None:
+    """Another process renames its drafts and removes what it needs no more."""
+    (root / "z").mkdir()
+    (root / "z" / "g.txt").write_bytes(b"")
+    for name in ("1.part", "2.part"):
+        (root / name).write_bytes(b"")
+    listing = open_store(root).list()
+    found = {next(listing).key}
+    for name in ("1.part", "2.part", "z/g.txt"):
+        if name not in found:
+            (root / name).unlink()
+    if not list((root / "z").iterdir()):
+        (root / "z").rmdir()
+    found |= {item.key for item in listing}
+    assert {"a.txt", "b/c.txt", "b/d/e.txt", "bb/f.txt", "empty/"} <= found
+
+
 class Shortage:
     """A system that opens no file the first `times` times."""
 
