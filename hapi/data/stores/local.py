@@ -95,8 +95,11 @@ class LocalStore:
     def _check_inside(self, path: str, key: str) -> None:
         if self._follow_links:
             return
-        root, real = self._real_root, os.path.realpath(path)
-        if real != root and not real.startswith(root.rstrip("/") + "/"):
+        real = os.path.realpath(path)
+        if _is_below(real, self._real_root):
+            return
+        self._real_root = os.path.realpath(self._root)  # the root may be a link, which now leads elsewhere
+        if not _is_below(real, self._real_root):
             raise AccessDeniedError(
                 f"{self.uri}/{key} is a link that leads out of the folder. "
                 "Copy the files, or set HAPI_FILE_FOLLOW_LINKS=1 if you trust every link below it."
@@ -155,6 +158,10 @@ class LocalStore:
                     "Allow this process more open files (ulimit -n) or memory, or let it do less at once."
                 ) from error
             raise StoreError(f"{self.uri}/{key}: {error.strerror or error}.") from error
+
+
+def _is_below(path: str, root: str) -> bool:
+    return path == root or path.startswith(root.rstrip("/") + "/")
 
 
 def _info(key: str, status: os.stat_result) -> ObjectInfo:

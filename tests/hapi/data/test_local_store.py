@@ -207,6 +207,21 @@ def test_what_vanishes_while_it_is_listed_is_not_in_the_listing_and_ends_it_not(
     assert {"a.txt", "b/c.txt", "b/d/e.txt", "bb/f.txt", "empty/"} <= found
 
 
+def test_a_root_that_is_a_link_may_be_set_anew(root: Path) -> None:
+    current, newer = root.parent / "current", root.parent / "newer"
+    newer.mkdir()
+    (newer / "a.txt").write_bytes(b"newer")
+    current.symlink_to(root)
+    store = open_store(current)
+    assert store.get("a.txt") == b"a.txt"
+    current.unlink()
+    current.symlink_to(newer)
+    assert store.get("a.txt") == b"newer"
+    (newer / "old.txt").symlink_to(root / "a.txt")
+    with pytest.raises(AccessDeniedError, match="leads out of the folder"):
+        store.get("old.txt")
+
+
 class Shortage:
     """A system that opens no file the first `times` times."""
 
