@@ -291,12 +291,23 @@ class DiskCache:
             if not self._make_room():
                 self._full_since = time.monotonic()
                 return None
-            writer = PackWriter(self.folder, self.pack_bytes)
-        pack = self._open(writer.path)
+            writer = self._resumed(size) or PackWriter.begin(self.folder, self.pack_bytes)
+        pack = self._packs.get(writer.path) or self._open(writer.path)
         if pack is None:
             return None
         pack.is_used = True
         return writer
+
+    def _resumed(self, size: int) -> PackWriter | None:
+        """A pack that nobody writes to and that has room, the one used last: each is two open files, in every process
+        that uses the folder, and jobs that keep little must not make one each."""
+        for path in sorted(self._packs, key=_modified, reverse=True):
+            if self._packs[path].limit_bytes <= self.pack_bytes:
+                with contextlib.suppress(OSError):
+                    writer = PackWriter.resume(self._packs[path])
+                    if writer.has_room(size):
+                        return writer
+        return None
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

@@ -51,13 +51,9 @@ class Pack:
         """Whether this process wrote to it or found something in it."""
         self._verified = bytearray()
         self._touched = -TOUCH_SECONDS
-        self._is_sealed = False
 
     def grow(self) -> range:
         """Reads the records that were added; answers their numbers. OSError."""
-        if self._is_sealed:
-            return range(0)
-        sealed = not self.is_being_written()  # asked before reading: what it still wrote until then is read
         known = len(self.records) // RECORD_BYTES
         start = HEADER.size + len(self.records)
         added = os.pread(self._index.number, max(0, os.fstat(self._index.number).st_size - start), start)
@@ -65,7 +61,6 @@ class Pack:
         self.records += added[:whole]
         self.changes += bool(whole)
         self._verified.extend(bytes(whole // RECORD_BYTES))
-        self._is_sealed = sealed
         return range(known, len(self.records) // RECORD_BYTES)
 
     def keys(self, numbers: range) -> list[tuple[int, bytes]]:
@@ -140,22 +135,38 @@ class Pack:
 
 
 class PackWriter:
-    """Appends to a pack of its own. Belongs to the process that made it."""
+    """Appends to a pack, alone. Belongs to the process that made it."""
 
-    def __init__(self, folder: Path, limit_bytes: int) -> None:
-        """Makes an empty pack, which appears whole and locked; OSError."""
-        self.path = folder / f"{time.time_ns():020d}-{secrets.token_hex(4)}{INDEX}"
-        self.limit_bytes = limit_bytes
+    def __init__(self, path: Path, data: _Descriptor, index: _Descriptor, limit_bytes: int) -> None:
+        """Of an index that is locked. Both files are open for writing, at their ends."""
+        self.path, self.limit_bytes = path, limit_bytes
         self.process = os.getpid()
-        part = self.path.with_suffix(PART)
+        self._data, self._index = data, index
+        self._offset = os.fstat(data.number).st_size
+        self.nbytes = os.fstat(index.number).st_size + self._offset
+
+    @classmethod
+    def begin(cls, folder: Path, limit_bytes: int) -> PackWriter:
+        """Makes an empty pack, which appears whole and locked; OSError."""
+        path = folder / f"{time.time_ns():020d}-{secrets.token_hex(4)}{INDEX}"
+        part = path.with_suffix(PART)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        self._data = _Descriptor(os.open(self.path.with_suffix(DATA), flags, 0o644))
-        self._index = _Descriptor(os.open(part, flags, 0o644))
-        fcntl.flock(self._index.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.write(self._index.number, HEADER.pack(MAGIC, limit_bytes))
-        os.rename(part, self.path)
-        self._offset = 0
-        self.nbytes = HEADER.size
+        data = _Descriptor(os.open(path.with_suffix(DATA), flags, 0o644))
+        index = _Descriptor(os.open(part, flags, 0o644))
+        fcntl.flock(index.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(index.number, HEADER.pack(MAGIC, limit_bytes))
+        os.rename(part, path)
+        return cls(path, data, index, limit_bytes)
+
+    @classmethod
+    def resume(cls, pack: Pack) -> PackWriter:
+        """Goes on with a pack that is there; OSError, BlockingIOError if somebody writes to it."""
+        index = _Descriptor(os.open(pack.path, os.O_WRONLY | os.O_APPEND))
+        fcntl.flock(index.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        records = os.fstat(index.number).st_size - HEADER.size
+        os.ftruncate(index.number, HEADER.size + records - records % RECORD_BYTES)  # a writer may have died over one
+        data = _Descriptor(os.open(pack.path.with_suffix(DATA), os.O_WRONLY | os.O_APPEND))
+        return cls(pack.path, data, index, pack.limit_bytes)
 
     def append(self, key: bytes, description: bytes, values: Sequence[memoryview]) -> None:
         """Adds an entry; OSError when the disk does not take it, after which nothing more may be appended."""

@@ -255,13 +255,43 @@ def test_what_another_process_writes_is_seen_by_and_by(tmp_path: Path) -> None:
 def test_a_child_process_writes_a_pack_of_its_own(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, BUDGET)
     cache.put(key(1), value(1))
-    assert cache._writer is not None
-    cache._writer.process = -1  # what a forked child sees: a writer of another process
+    parents = cache._writer
+    assert parents is not None
+    parents.process = -1  # what a forked child sees: a writer of another process, which goes on
     cache.put(key(2), value(2))
     assert len(list(tmp_path.glob("*.index"))) == 2
     again = DiskCache(tmp_path, BUDGET)
     assert same(again.get(key(1)), 1)
     assert same(again.get(key(2)), 2)
+
+
+def test_jobs_that_keep_little_go_on_with_the_same_pack(tmp_path: Path) -> None:
+    """Each pack is two open files for whoever uses the folder: a few hundred jobs made it useless."""
+    reader = DiskCache(tmp_path, BUDGET)
+    for number in range(5):
+        job = DiskCache(tmp_path, BUDGET)
+        job.put(key(number), value(number))
+        job.close()
+        reader.refresh()
+        assert same(reader.get(key(number)), number)
+        (index,) = tmp_path.glob("*.index")
+        with open(index, "ab") as file:
+            file.write(b"a record over which a job died")
+    beside = [DiskCache(tmp_path, BUDGET), DiskCache(tmp_path, BUDGET)]
+    for number, job in enumerate(beside, start=5):
+        job.put(key(number), value(number))
+    assert len(list(tmp_path.glob("*.index"))) == 2, "of two at a time each writes to one of its own"
+    last = DiskCache(tmp_path, BUDGET)
+    assert all(same(last.get(key(number)), number) for number in range(7))
+
+
+def test_a_pack_without_room_for_an_entry_is_not_gone_on_with(tmp_path: Path) -> None:
+    for number in range(4):
+        job = DiskCache(tmp_path, 40_000)  # packs of 10,000 bytes, of which an entry takes 6,000
+        job.put(key(number), value(number, 1500))
+        job.close()
+    assert len(list(tmp_path.glob("*.index"))) == 4
+    assert folder_bytes(tmp_path) <= 40_000
 
 
 def test_a_full_disk_is_said_once(
