@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -144,7 +145,8 @@ def interval(low: float = -1e6, high: float = 1e6) -> Argument:
 def interpolation() -> Argument:
     def read(value: Any) -> str:
         if isinstance(value, int) and not isinstance(value, bool):
-            value = _interpolation_modes_from_int(value)
+            with suppress(KeyError):  # another number is none of its filters
+                value = _interpolation_modes_from_int(value)
         return named(InterpolationMode).read(value)
 
     return Argument(read, InterpolationMode)

@@ -308,6 +308,7 @@ def test_a_pipeline_without_a_float_tensor_is_refused_before_any_sample(transfor
         [{"name": "Resize", "args": {"size": [8, 10**6]}}],
         [{"name": "Resize", "args": {"size": [8, 8, 8]}}],
         [{"name": "Resize", "args": {"size": 8, "interpolation": "magic"}}],
+        [{"name": "Resize", "args": {"size": 8, "interpolation": 99}}],
         [{"name": "Pad", "args": {"padding": 10**5}}],
         [{"name": "RandomHorizontalFlip", "args": {"p": 1.5}}],
         [{"name": "RandomHorizontalFlip", "args": {"p": float("nan")}}],
