@@ -47,6 +47,8 @@ def push_command(
     source, target = normalize_uri(source), normalize_uri(target)
     if source == target:
         raise InputError(f"{source}: source and target are the same place. Name two.")
+    if target.startswith(source.rstrip("/") + "/"):
+        raise InputError(f"{target}: lies in {source}, and the copy would be copied as well. Name a place outside of it.")
     if create:
         create_bucket(target)
     began = time.monotonic()

@@ -134,8 +134,10 @@ def test_a_folder_needs_no_bucket(tmp_path: Path) -> None:
     ("arguments", "error", "says"),
     [
         (["push", "{tmp}/none", "{tmp}/to"], ObjectNotFoundError, "does not exist"),
-        (["push", "{tmp}", "{tmp}/to"], InputError, "nothing in it"),
+        (["push", "{tmp}", "{tmp}-to"], InputError, "nothing in it"),
         (["push", "{tmp}/x/..", "{tmp}"], InputError, "the same place"),
+        (["push", "{tmp}", "{tmp}/x/copy"], InputError, "would be copied as well"),
+        (["push", "s3://b", "s3://b/copy"], InputError, "would be copied as well"),
         (["push", "http://host/x", "{tmp}"], InputError, "not an address"),
         (["synth", "{tmp}", "--size", "large"], InputError, "as in 500x375"),
         (["synth", "{tmp}", "--size", "3x3"], InputError, "sides"),
