@@ -18,6 +18,8 @@ def whole_file(target: Path) -> Iterator[Path]:
         with draft(target.parent) as unfinished:
             yield unfinished.path
             unfinished.commit(target)
+    except HapiError:  # what went wrong with the content; one is an OSError too, as it says that time ran out
+        raise
     except OSError as error:
         raise HapiError(f"{target}: cannot be written ({error.strerror or error}).") from error
 
