@@ -25,17 +25,19 @@ _BYTE_FACTORS = {
 def parse_bandwidth(text: str) -> float:
     """Bits per second from '1Gbit', '300mbit/s', '2.5 Gbps' or a plain number; raises InputError."""
     match = re.fullmatch(_NUMBER + r"([kmgt]?)(?:bit(?:/s)?|bps)?\s*", text.lower())
-    if not match or not 0 < float(match[1]) < math.inf:
+    rate = float(match[1]) * _BIT_FACTORS[match[2]] if match else 0.0
+    if not 0 < rate < math.inf:
         raise InputError(f"bandwidth {text!r}: not a rate. Say for example 100mbit or 1Gbit (bits per second).")
-    return float(match[1]) * _BIT_FACTORS[match[2]]
+    return rate
 
 
 def parse_bytes(text: str) -> int:
     """Bytes from '400MB', '2GiB', '64k' or a plain number; decimal unless an `i` says binary; raises InputError."""
     match = re.fullmatch(_NUMBER + r"([kmgt]i?|)b?\s*", text.lower())
-    if not match or not math.isfinite(float(match[1])):
+    count = float(match[1]) * _BYTE_FACTORS[match[2]] if match else math.inf
+    if not math.isfinite(count):
         raise InputError(f"size {text!r}: not a number of bytes. Say for example 400MB or 2GiB.")
-    return int(float(match[1]) * _BYTE_FACTORS[match[2]])
+    return int(count)
 
 
 def format_bytes(count: float) -> str:

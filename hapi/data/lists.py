@@ -88,7 +88,7 @@ def _json_rows(text: str, where: str) -> Iterator[_Row]:
             continue
         try:
             row = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ManifestError(f"{where}, line {line}: not JSON ({error}). Write one object per line.") from error
         if not isinstance(row, dict):
             raise ManifestError(f"{where}, line {line}: not a JSON object. Write one object per line.")

@@ -126,6 +126,7 @@ def test_a_list_may_be_named_by_its_key_in_a_store(root: Path) -> None:
         ("l.csv", b"path\n\xff\xfe.jpg\n", "not UTF-8"),
         ("l.jsonl", '{"path": "a/1.jpg"}\n{"path"', "line 2: not JSON"),
         ("l.jsonl", '["a/1.jpg"]', "line 1: not a JSON object"),
+        ("l.jsonl", "[" * 100_000, "line 1: not JSON"),
         ("l.jsonl", '{"path": "a/1.jpg"}\n{"label": 1}', "line 2: no 'path'"),
         ("l.jsonl", '{"path": 3}', "line 1: the path is empty or not text"),
         ("l.jsonl", '{"path": "a/1.jpg", "label": 1.5}', "line 1: label 1.5 is neither"),
