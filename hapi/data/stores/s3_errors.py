@@ -10,9 +10,10 @@ from botocore import exceptions as aws
 from hapi.errors import AccessDeniedError, HapiError, InputError, ObjectNotFoundError, StoreError, StoreUnavailableError
 
 _DENIED = {
-    "403", "AccessDenied", "AllAccessDisabled", "AccountProblem", "ExpiredToken", "Forbidden", "InvalidAccessKeyId",
-    "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired", "401", "Unauthorized", "UnauthorizedAccess",
+    "403", "AccessDenied", "AllAccessDisabled", "AccountProblem", "Forbidden", "InvalidAccessKeyId",
+    "InvalidToken", "SignatureDoesNotMatch", "401", "Unauthorized", "UnauthorizedAccess",
 }  # fmt: skip
+_EXPIRED = {"ExpiredToken", "RequestExpired", "TokenRefreshRequired"}
 _NO_BUCKET = {"NoSuchBucket"}
 _NO_OBJECT = {"404", "NoSuchKey", "NotFound", "NoSuchVersion"}
 _WRONG_REGION = {"301", "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
@@ -69,6 +70,10 @@ def from_client_error(error: aws.ClientError, what: str, endpoint: str) -> HapiE
 def from_answer(code: str, message: str, status: int, what: str, endpoint: str) -> HapiError:
     """The same from an S3 error code, the store's message and the HTTP status."""
     said = f"{code}: {message}" if message else code
+    if code in _EXPIRED:  # in the middle of a job, and says nothing of the object
+        return StoreUnavailableError(
+            f"{what}: {endpoint} says that the credentials have expired ({said}). Renew them and begin again."
+        )
     if code in _DENIED or status in (401, 403):
         return AccessDeniedError(
             f"{what}: {endpoint} refused the request ({said}). Check the credentials and that they may do this; "

@@ -265,7 +265,7 @@ def client_error(code: str, status: int, message: str = "said so") -> ClientErro
         (client_error("403", 403), AccessDeniedError, "refused"),
         (client_error("SignatureDoesNotMatch", 403), AccessDeniedError, "Check the credentials"),
         (client_error("InvalidAccessKeyId", 403), AccessDeniedError, "Check the credentials"),
-        (client_error("ExpiredToken", 400), AccessDeniedError, "ExpiredToken"),
+        (client_error("ExpiredToken", 400), StoreUnavailableError, "have expired .ExpiredToken"),
         (client_error("NoSuchKey", 404), ObjectNotFoundError, "s3://bucket/p/x does not exist"),
         (client_error("NoSuchBucket", 404), ObjectNotFoundError, "bucket does not exist"),
         (client_error("SlowDown", 503), StoreUnavailableError, "after all retries"),
