@@ -426,6 +426,14 @@ def test_what_cannot_be_pushed_down_says_so(server: FakeServer, graph: Graph, tr
         open_loader(server, graph, transform, pushdown="bodi")
 
 
+def test_pictures_are_not_trimmed_for_a_transform_that_no_server_knows(
+    server: FakeServer, graph: Graph, transform: v2.Compose
+) -> None:
+    trimmed = Plan("by hand", (Share("input", 1.0, "float32", "trimmed"),), None, None)
+    with pytest.raises(InputError, match="does not know this one: the transform runs here"):
+        open_loader(server, graph, lambda image: transform(image), pushdown=trimmed)
+
+
 def test_a_manifest_of_other_files_is_refused(
     server: FakeServer, graph: Graph, transform: v2.Compose, pictures: Path, tmp_path: Path
 ) -> None:

@@ -29,8 +29,12 @@ def test_whole_or_absent(tmp_path: Path) -> None:
 def test_what_goes_wrong_while_it_is_written_is_said_as_what_it_is(
     tmp_path: Path, trouble: Exception, kind: type[HapiError], says: str
 ) -> None:
-    with pytest.raises(kind, match=says) as caught, whole_file(tmp_path / "new") as unfinished:
-        unfinished.write_bytes(b"a part")
-        raise trouble
+    def write() -> None:
+        with whole_file(tmp_path / "new") as unfinished:
+            unfinished.write_bytes(b"a part")
+            raise trouble
+
+    with pytest.raises(kind, match=says) as caught:
+        write()
     assert type(caught.value) is kind
     assert list(tmp_path.iterdir()) == []

@@ -14,9 +14,14 @@ from hapi.files import Draft, draft, remove_leftovers, write_whole
 def test_a_whole_file_or_none(tmp_path: Path) -> None:
     target = tmp_path / "file"
     write_whole(target, b"old")
-    with pytest.raises(RuntimeError), draft(tmp_path) as file:
-        file.write(b"new")
-        raise RuntimeError
+
+    def fail() -> None:
+        with draft(tmp_path) as file:
+            file.write(b"new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert target.read_bytes() == b"old"
     write_whole(target, b"new")
     assert target.read_bytes() == b"new"

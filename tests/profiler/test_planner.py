@@ -77,8 +77,8 @@ def test_single_is_the_best_single_cut_and_of_equals_the_smallest(profile: Profi
 @pytest.mark.parametrize(
     ("raw_bytes", "raw_seconds", "share", "seconds"),
     [
-        (4e6, 0.010, 0.0455, 1.05 / 1.1),  # four seconds of the link for one of the server: as much as may be given
-        (4e6, 0.004, 0.16, 1.05 * 0.8),
+        # four seconds of the link for one of the server: as much as may be given
+        (4e6, 0.004, 1 - (1 + MOST_GIVEN) * 0.8, (1 + MOST_GIVEN) * 0.8),
         (4e6, 0.020, 0.03, 1 - LEAST_GAIN),  # no more than is left of what a mix must gain
         (2e6, 0.010, 1 / 11, 1 / 1.1),  # two for one: not worth it
     ],
