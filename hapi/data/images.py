@@ -14,6 +14,9 @@ from hapi.errors import ImageError
 MAX_PIXELS = 89_478_485
 """Largest image that is decoded, in pixels (270 MB as RGB): where Pillow begins to warn of decompression bombs."""
 
+_POSTSCRIPT = (b"%!PS", b"\xc5\xd0\xd3\xc6")
+"""How the files begin that Pillow has Ghostscript draw."""
+
 
 class Window(NamedTuple):
     """Where a part of a picture lies in it: the part's upper left corner, and the whole picture's size. Pixels."""
@@ -45,6 +48,8 @@ def decode_image(data: bytes, *, window: Window | None = None, max_pixels: int =
     """
     if not data:
         raise ImageError("not an image: the object is empty.")
+    if data.startswith(_POSTSCRIPT):
+        raise ImageError("an EPS file is a program, and none is run. Store the picture as JPEG or PNG.")
     try:
         with Image.open(io.BytesIO(data)) as image:
             _check_size(*image.size, max_pixels)

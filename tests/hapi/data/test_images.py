@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import EpsImagePlugin, Image, ImageFile
 from torchvision.datasets.folder import pil_loader
 
 from hapi.data import decode_image
@@ -101,3 +101,14 @@ def test_lack_of_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch, said: OSEr
     monkeypatch.setattr(ImageFile.ImageFile, "load", short)
     with pytest.raises(MemoryError):
         decode_image(data)
+
+
+@pytest.mark.parametrize("head", [b"", b"\xc5\xd0\xd3\xc6" + struct.pack("<6I", 30, 1000, 0, 0, 0, 0) + bytes(2)])
+def test_no_picture_is_a_program_that_is_run(monkeypatch: pytest.MonkeyPatch, head: bytes) -> None:
+    """Pillow gives EPS files to Ghostscript where that is installed, whatever their names."""
+    data = head + b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(%pipe%id) (r) file\n%%EOF\n"
+    run: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given, **_: run.append(given))
+    with pytest.raises(ImageError, match="EPS file is a program"):
+        decode_image(data)
+    assert not run
