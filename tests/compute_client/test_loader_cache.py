@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -17,6 +18,8 @@ from torch import nn
 from torchvision.transforms import v2
 
 from compute_client import DataLoader, HeadTrainer
+from compute_client.cache import CacheOptions, LoaderCache
+from compute_client.stats import LoaderStats
 from hapi.errors import InputError, SampleError
 from hapi.model import Graph
 from tests.compute_client.conftest import SAMPLES, Small
@@ -366,3 +369,12 @@ def test_a_backbone_without_a_name_is_kept_in_memory_only(
 def test_impossible_sizes_are_refused(pictures: Path, graph: Graph, transform: v2.Compose, values: Any) -> None:
     with pytest.raises(InputError, match="must not be negative"):
         DataLoader(pictures, backbone=graph, transform=transform, **values)
+
+
+@pytest.mark.parametrize(("memory", "disk", "share"), [(5000, 5000, 0.5), (5000, 2500, 0.5), (2500, 7500, 0.75)])
+def test_room_on_disk_is_for_what_is_in_memory_as_well(tmp_path: Path, memory: int, disk: int, share: float) -> None:
+    """Plans took two halves for the whole."""
+    dataset: Any = SimpleNamespace(samples=100, listing=None)
+    options = CacheOptions(memory_bytes=8 * 100 + memory, folder=tmp_path, disk_bytes=disk)
+    cache = LoaderCache(dataset, options, views=1, keys=list, stats=LoaderStats())
+    assert cache.share(100) == share
