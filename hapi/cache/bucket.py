@@ -125,7 +125,7 @@ class BucketCache:
     def _loop(self) -> None:
         """Lists the store now and then, and gathers entries into parcels in between."""
         entries: list[tuple[bytes, Tensors]] = []
-        due = 0.0
+        gathered, due = 0, 0.0
         listed = time.monotonic()
         self._tried(self._depot.refresh)
         while True:
@@ -141,10 +141,11 @@ class BucketCache:
             if isinstance(item, tuple):
                 due = due if entries else time.monotonic() + self._linger_seconds
                 entries.append(item)
+                gathered += _size(item)
             is_asked = isinstance(item, threading.Event)
-            if entries and (is_asked or time.monotonic() >= due or sum(map(_size, entries)) >= self._parcel_bytes):
+            if entries and (is_asked or time.monotonic() >= due or gathered >= self._parcel_bytes):
                 self._write(entries)
-                entries = []
+                entries, gathered = [], 0
             if isinstance(item, threading.Event):
                 item.set()
                 if self._is_closed:

@@ -388,3 +388,21 @@ def test_without_memory_for_a_parcel_it_is_dropped_and_the_writing_goes_on(
     cache.put(key(2), value(2))
     cache.flush()
     assert [same(cache.get(key(number)), number) for number in (1, 2)] == [False, True]
+
+
+def test_gathering_many_small_entries_looks_at_each_a_few_times(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sum over all that was gathered, anew for each, took a parcel of small entries seconds of a processor."""
+    looked = []
+    size = bucket._size
+
+    def counted(entry: tuple[bytes, tuple[torch.Tensor, ...]]) -> int:
+        looked.append(entry[0])
+        return size(entry)
+
+    monkeypatch.setattr(bucket, "_size", counted)
+    cache = make()
+    for number in range(200):
+        cache.put(key(number), value(number))
+    cache.flush()
+    assert same(cache.get(key(199)), 199)
+    assert len(looked) <= 3 * 200
