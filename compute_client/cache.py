@@ -171,8 +171,10 @@ class LoaderCache:
         )
 
     def share(self, row_bytes: int) -> float:
-        """The part of all features that there is room for, if a sample's take `row_bytes`: what is in memory is on
-        disk, too, as far as that has room."""
+        """The part of all features that there is room for, if a sample's take `row_bytes`.
+
+        What is in memory is on disk as well, as far as that has room.
+        """
         room = max(self._table.budget_bytes, self._options.disk_bytes if self._disk is not None else 0)
         return max(0.0, min(1.0, room / max(1, row_bytes * self.views * self._dataset.samples)))
 

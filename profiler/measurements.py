@@ -47,8 +47,8 @@ class Measurements:
     """A folder of measurements by what they depend on. May be shared by threads and processes.
 
     A measurement is made again when it is old, when it cannot be read, or when the machine was much busier then than it
-    is now: its times would be too long. A folder that cannot be written costs the memory, never the measurement. It
-    keeps MOST_KEPT files of MOST_BYTES_KEPT in all, and none that is too old to be used.
+    is now: its times would be too long. A folder that cannot be written costs the memory, never the measurement.
+    MOST_KEPT are kept, of MOST_BYTES_KEPT in all, and none that is too old to be used.
     """
 
     def __init__(

@@ -48,9 +48,7 @@ def push_command(
     if source == target:
         raise InputError(f"{source}: source and target are the same place. Name two.")
     if target.startswith(source.rstrip("/") + "/"):
-        raise InputError(
-            f"{target}: lies in {source}, and the copy would be copied as well. Name a place outside of it."
-        )
+        raise InputError(f"{target}: lies in {source}, so the copy would be copied as well. Name a place outside.")
     if create:
         create_bucket(target)
     began = time.monotonic()

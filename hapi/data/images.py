@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import struct
 from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
@@ -55,15 +54,14 @@ def decode_image(data: bytes, *, window: Window | None = None, max_pixels: int =
             _check_size(*image.size, max_pixels)
             image.load()
             rgb = image if image.mode == "RGB" else image.convert("RGB")  # which copies even what is RGB
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise ImageError(f"not an image in a known format (it begins with {data[:8].hex(' ')}).") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"image refused: {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error) as error:
-        # what Pillow's plugins raise for damaged files of their many formats; its decoders say lack of memory so, too
-        if isinstance(error, OSError) and (error.errno == errno.ENOMEM or "out of memory" in str(error)):
+    except Exception as error:  # Pillow's plugins raise any kind for damaged files, and its decoders for lack of memory
+        if getattr(error, "errno", None) == errno.ENOMEM or "out of memory" in str(error).lower():
             raise MemoryError(f"decoding an image: {error}") from error
         raise ImageError(f"damaged image: {error}.") from error
     return rgb if window is None else _placed(rgb, window, max_pixels)

@@ -3,7 +3,8 @@
 A JPEG is made of blocks of 8 pixels a side (16 or 32 where colours are coarser) that are coded one after the other.
 libjpeg-turbo takes a rectangle of them out without decoding and coding anew, so all pixels that remain are what they
 were; but for a few at the rectangle's edges, where colours are interpolated over neighbours, and these are kept apart
-from what the transform reads. The library is the system's own (Debian: libturbojpeg0); without it, nothing is trimmed.
+from what the transform reads. A damaged file that decodes without a warning, to values that no encoder makes, may
+become another such file. The library is the system's own (Debian: libturbojpeg0); without it, nothing is trimmed.
 """
 
 from __future__ import annotations

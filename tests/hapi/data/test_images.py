@@ -57,6 +57,7 @@ def test_gives_the_pixels_of_torchvision_on_real_photographs(shared_data: Path) 
         (encoded("RGB", "PNG").replace(b"IDAT", b"IDAX"), "image"),
         (b"\xff\xd8\xff\xe0" + bytes(100), "image"),
         (b"P6 1000000 1000000 255\n", "image"),
+        (encoded("RGBA", "DDS")[:80] + bytes(4) + encoded("RGBA", "DDS")[84:], "damaged.*pixel format"),
     ],
 )
 def test_what_is_not_a_good_image_says_why(data: bytes, reason: str) -> None:
@@ -91,9 +92,14 @@ def test_the_limit_on_pixels_can_be_lowered() -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [OSError("out of memory error when reading image file"), OSError(errno.ENOMEM, "Cannot allocate memory")]
+    "said",
+    [
+        OSError("out of memory error when reading image file"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("Failed to decode frame 0: Out of memory"),
+    ],
 )
-def test_lack_of_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch, said: OSError) -> None:
+def test_lack_of_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch, said: Exception) -> None:
     def short(*_: object, **__: object) -> None:
         raise said
 
