@@ -22,7 +22,7 @@ from hapi.data.transforms.arguments import Argument
 from hapi.errors import TransformError
 
 MAX_STEPS = 64
-FAILURES = (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError, ZeroDivisionError)
+FAILURES = (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError, ZeroDivisionError)
 """What a transform raises for an image that it cannot treat."""
 
 _SAMPLING = {"interpolation": arg.interpolation(), "antialias": arg.optional(arg.flag())}

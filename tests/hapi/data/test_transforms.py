@@ -353,6 +353,9 @@ def test_a_step_that_cannot_treat_an_image_says_which_and_why() -> None:
     spec = describe_transform(with_tail(v2.RandomCrop(500)))
     with pytest.raises(TransformError, match=r"RandomCrop failed on an image of 320x213 pixels.*larger"):
         spec(PICTURES[0])
+    before = describe_transform(classic.Compose([classic.RandomErasing(p=1), classic.ToTensor()]))
+    with pytest.raises(TransformError, match=r"classic\.RandomErasing failed on an image of 320x213 pixels"):
+        before(PICTURES[0])
 
 
 def test_every_known_step_can_be_made_and_read_back() -> None:
