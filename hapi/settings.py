@@ -81,6 +81,8 @@ class StoreSettings(BaseSettings):
     def _whole_credentials(self) -> Self:
         if (self.access_key is None) != (self.secret_key is None):
             raise ValueError("HAPI_S3_ACCESS_KEY and HAPI_S3_SECRET_KEY belong together, only one is set")
+        if self.session_token is not None and self.access_key is None:
+            raise ValueError("HAPI_S3_SESSION_TOKEN belongs to keys, but HAPI_S3_ACCESS_KEY is not set")
         if self.unsigned and self.access_key is not None:
             raise ValueError("HAPI_S3_UNSIGNED asks without credentials, but HAPI_S3_ACCESS_KEY is set")
         return self

@@ -363,6 +363,7 @@ def test_requester_pays_is_said_in_every_request() -> None:
         ({"endpoint": "store:9000"}, "HAPI_S3_ENDPOINT: .*http://host:9000"),
         ({"endpoint": "http://key:hidden@store"}, "must not hold credentials"),
         ({"access_key": "only"}, "belong together"),
+        ({"session_token": "hidden"}, "SESSION_TOKEN belongs to keys"),
         ({"access_key": "a", "secret_key": "hidden", "unsigned": True}, "without credentials"),
         ({"readers": 0}, "HAPI_S3_READERS"),
         ({"attempts": 1000}, "HAPI_S3_ATTEMPTS"),
