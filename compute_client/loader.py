@@ -75,8 +75,7 @@ class DataLoader:
         codec: of features on the wire: `float32` (exact), `float16`, `bfloat16`, `int8`.
         codecs: instead of `codec`, those among which a measured plan may choose; without measuring, the first.
         compression: of features on the wire, lossless: `none`, `lz4`, `zstd`, `packed`, or `auto`: that of them which
-            pays by measurement; without measuring, none. With any but `none`, plans may send of JPEG pictures the part
-            that the transform reads, which is as exact.
+            pays by measurement; without measuring, none.
         device: where the rest of the backbone runs; default where the module is, for other backbones a GPU if any.
         engine: how that rest runs here: "auto" (compiled in the background once it pays), "eager" (exact to the last
             bit), or "compiled" (from the start; the whole backbone too).

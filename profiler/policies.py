@@ -21,7 +21,7 @@ another prefix on the server."""
 TIE = 0.01
 """Cuts whose predicted times differ by no more than this part are equals: costs are not known any better. Of equals the
 one is taken that ships the fewest bytes, as a link is often shared with others."""
-MOST_GIVEN = 0.07
+MOST_GIVEN = 0.05
 """Part of the least predicted time that a mix may take longer, where that spares the link WORTH times as much. A mix
 still saves LEAST_GAIN of the best single cut's time."""
 ROUNDING = 1e-6

@@ -15,7 +15,7 @@ AUTO, NONE = "auto", "none"
 class Allowed:
     """Codecs and compressions among which a plan may choose; the first codec is used where nothing is measured.
 
-    With any compression but `none`, pictures that are sent as they are stored may be trimmed as well.
+    With `trims`, of pictures that are sent as they are stored a plan may send only the part that the transform reads.
 
     `compression` is `auto` (whichever lossless one pays by measurement, or none), or the one that is always used. A
     codec that changes values is used only if it is named here. InputError for names that do not exist.
@@ -23,6 +23,7 @@ class Allowed:
 
     codecs: tuple[str, ...] = ("float32",)
     compression: str = NONE
+    trims: bool = False
 
     def __post_init__(self) -> None:
         if not self.codecs or len(set(self.codecs)) != len(self.codecs):
@@ -53,11 +54,6 @@ class Allowed:
     def is_choice(self) -> bool:
         """Whether there is anything to measure."""
         return len(self.codecs) > 1 or self.compressions != (NONE,)
-
-    @property
-    def trims(self) -> bool:
-        """Whether of stored pictures only the part may be sent that the transform reads, where that is known to pay."""
-        return self.compression != NONE
 
     def check(self, codec: str) -> None:
         """InputError for a codec that changes values and was not named."""

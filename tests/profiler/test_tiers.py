@@ -91,10 +91,10 @@ def test_a_table_without_ways_gives_objects_as_they_are_stored() -> None:
     assert combine(table(), table(), link=None, samples=8, batch_size=4).cut(INPUT).wire == ()
 
 
-@pytest.mark.parametrize(("compression", "count"), [("auto", 2), ("zstd", 2), ("none", 0)])
-def test_who_wants_no_compression_gets_pictures_as_they_are_stored(compression: str, count: int) -> None:
+@pytest.mark.parametrize(("trims", "count"), [(True, 2), (False, 0)])
+def test_pictures_are_trimmed_only_for_who_asks_for_it(trims: bool, count: int) -> None:
     load = LoadCost(0.004, 0.001, 0.003, 100_000.0, trimmed=TrimCost(0.6, 0.001, 0.7))
     graph = capture(nn.Flatten(), torch.zeros(2, 3, 4, 4))
-    found = profile_here(graph, load, Job(8, 4, allowed=Allowed(compression=compression), repeats=1))
+    found = profile_here(graph, load, Job(8, 4, allowed=Allowed(compression="auto", trims=trims), repeats=1))
     assert len(found.cut(INPUT).wire) == count
     assert [way.out_bytes for way in found.cut(INPUT).wire] == [100_000, 60_000][:count]
