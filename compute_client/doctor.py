@@ -108,9 +108,9 @@ def _pictures() -> str:
     from hapi.data.trimming import is_available
 
     if is_available():
-        return "libturbojpeg is here: a server can send of pictures the part that a transform reads"
+        return "libturbojpeg is here: a server can trim pictures for those who ask for it"
     return (
-        "no libturbojpeg (Debian: libturbojpeg0): a server here sends pictures whole, which is as exact but more bytes"
+        "no libturbojpeg (Debian: libturbojpeg0): a server here sends pictures whole, also to those who ask for parts"
     )
 
 

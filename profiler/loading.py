@@ -12,13 +12,9 @@ from typing import Any
 import torch
 
 from hapi.data import Manifest, ObjectStore, Sample, TransformSpec, load_sample, read_sample
-from hapi.data.images import Window
-from hapi.data.trimming import LEAST_SAVED, is_available, trim
 from hapi.errors import ImageError, InputError, ManifestError, TransformError
 from hapi.machine import processors
-from hapi.plan import TRIMMED
-from hapi.wire.allowed import NONE
-from profiler.tier import TierProfile, TierWay
+from profiler.tier import TierProfile
 
 DEFAULT_SAMPLES = 32
 MAX_SAMPLES = 1024
@@ -31,21 +27,6 @@ _UNFIT = (ImageError, TransformError)
 
 
 @dataclass(frozen=True)
-class TrimCost:
-    """Of sending the part of a picture that the transform reads (see `hapi.data.trimming`), per sample.
-
-    Attributes:
-        part: bytes that are left, of those stored; at most 1.
-        trim_seconds: to take the part out, wall time at the tier's parallelism.
-        decode_part: time that decoding and transforming the part takes, of the whole picture's.
-    """
-
-    part: float
-    trim_seconds: float
-    decode_part: float
-
-
-@dataclass(frozen=True)
 class LoadCost:
     """Seconds per sample, wall time at the tier's parallelism.
 
@@ -55,7 +36,6 @@ class LoadCost:
         decode_seconds: only decoded and transformed.
         input_bytes: mean stored size over the whole dataset.
         failed: how many of the measured samples could not be decoded or transformed (they count like the others).
-        trimmed: what trimming pictures costs and saves; None where it saves too little, or cannot be done.
     """
 
     load_seconds: float = 0.0
@@ -63,7 +43,6 @@ class LoadCost:
     decode_seconds: float = 0.0
     input_bytes: float = 0.0
     failed: int = 0
-    trimmed: TrimCost | None = None
 
 
 def measure_loading(
@@ -99,7 +78,6 @@ def measure_loading(
         decode((0, read(chosen[0])))  # connections and imports are not a sample's cost
         read_seconds, objects = _fastest(pool, read, chosen, clock)
         decode_seconds, found = _fastest(pool, decode, list(enumerate(objects)), clock)
-        trimmed = _trimming(pool, objects, transform, decode_seconds, clock)
         del objects
         faults = [fault for fault in found if fault is not None]
         if len(faults) == count and isinstance(faults[0], TransformError):
@@ -111,51 +89,13 @@ def measure_loading(
         decode_seconds=decode_seconds / count,
         input_bytes=manifest.total_bytes / len(manifest),
         failed=len(faults),
-        trimmed=trimmed,
     )
 
 
-def _trimming(
-    pool: ThreadPoolExecutor,
-    objects: Sequence[bytes],
-    transform: TransformSpec,
-    decode_seconds: float,
-    clock: Callable[[], float],
-) -> TrimCost | None:
-    """What trimming objects costs and saves, that all together take so long to decode."""
-    if not is_available():
-        return None
-
-    def work(item: tuple[int, bytes]) -> tuple[bytes, Window | None]:
-        return trim(item[1], transform, index=item[0])
-
-    def decode(item: tuple[int, tuple[bytes, Window | None]]) -> InputError | None:
-        return _fault((item[0], item[1][0]), transform, item[1][1])
-
-    trim_seconds, parts = _fastest(pool, work, list(enumerate(objects)), clock)
-    part = sum(len(data) for data, _ in parts) / max(1, sum(map(len, objects)))
-    if part > 1 - LEAST_SAVED:
-        return None
-    part_seconds, _ = _fastest(pool, decode, list(enumerate(parts)), clock)
-    return TrimCost(part, trim_seconds / len(objects), part_seconds / decode_seconds if decode_seconds else 1.0)
-
-
 def with_loading(tier: TierProfile, load: LoadCost) -> TierProfile:
-    """The tier with what loading takes there, and the ways in which it can send stored objects."""
-    first, *others = tier.rows
-    ways: tuple[TierWay, ...] = ()
-    if load.trimmed is not None:
-        size, seconds, trimmed = load.input_bytes, load.decode_seconds, load.trimmed
-        ways = (
-            TierWay("float32", NONE, round(size), 0.0, seconds),
-            TierWay(
-                *("float32", TRIMMED, round(trimmed.part * size), trimmed.trim_seconds),
-                decode_seconds=trimmed.decode_part * seconds,
-            ),
-        )
+    """The tier with what loading takes there."""
     return replace(
         tier,
-        rows=(replace(first, ways=ways), *others),
         load_seconds=load.load_seconds,
         read_seconds=load.read_seconds,
         decode_seconds=load.decode_seconds,
@@ -197,10 +137,10 @@ def load_examples(objects: Iterable[bytes], transform: TransformSpec, count: int
     return torch.stack(usual) if usual else None
 
 
-def _fault(item: tuple[int, bytes], transform: TransformSpec, window: Window | None = None) -> InputError | None:
+def _fault(item: tuple[int, bytes], transform: TransformSpec) -> InputError | None:
     """Decodes and transforms (index, stored object); what is wrong with it, if anything is."""
     try:
-        load_sample(item[1], transform, seed=0, epoch=0, index=item[0], window=window)
+        load_sample(item[1], transform, seed=0, epoch=0, index=item[0])
     except _UNFIT as error:
         return error
     return None

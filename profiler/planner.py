@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from hapi.errors import InputError
-from hapi.plan import INPUT, OUTPUT, TRIMMED, CutCost, Link, Plan, Profile, Share
+from hapi.plan import INPUT, OUTPUT, CutCost, Link, Plan, Profile, Share
 from hapi.units import format_bandwidth, format_bytes, format_seconds
 from profiler.pipeline import RESOURCES, Pipeline
 from profiler.policies import POLICIES, Choice, choose_single, limit_shares
@@ -136,9 +136,7 @@ def _about_cut(pipeline: Pipeline, index: int, share: float) -> str:
     cut, job = pipeline.columns[index], pipeline.profile
     who = "every sample" if share > 0.9995 else f"{share:.1%} of the samples"
     if cut.name == INPUT:
-        is_trimmed = bool(cut.wire) and cut.wire[0].compression == TRIMMED
-        how = "of pictures the part that the transform reads" if is_trimmed else "shipped as stored"
-        return f"{who}: {how} ({format_bytes(cut.out_bytes)}), all computed by the client"
+        return f"{who}: shipped as stored ({format_bytes(cut.out_bytes)}), all computed by the client"
     ratio = job.input_bytes / cut.out_bytes if cut.out_bytes else float("inf")
     compared = (
         (

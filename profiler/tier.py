@@ -133,8 +133,7 @@ def combine(
     the stream, runs what is left and trains the head (`head_seconds` per sample); at cut `input` it decodes what it has
     received, too.
     What a cut ships is counted by the client's rows: it chooses the codec, the server measures without knowing it. What
-    the client measured of writing in its `ways` is scaled by how fast the server is at such work. In which ways stored
-    objects may travel the server's row says; what decoding them takes here is scaled in the same manner.
+    the client measured of writing in its `ways` is scaled by how fast the server is at such work.
     Raises ProfileError if the two tables are not of the same cuts.
     """
     if [row.name for row in server.rows] != [row.name for row in client.rows]:
@@ -150,7 +149,6 @@ def combine(
             server_seconds = server.read_seconds
             received = out_bytes * client.decode_seconds_per_byte
             client_seconds = client.busy_seconds(received + client.decode_seconds, near.suffix_seconds)
-            ways = tuple(_stored_way(server, client, near, way, head_seconds) for way in far.ways)
         elif near.ways:
             ways = tuple(_way(server, client, far, near, way, slowness, head_seconds) for way in near.ways)
             out_bytes, server_seconds = ways[0].out_bytes, ways[0].server_seconds
@@ -206,22 +204,6 @@ def _way(
         client_seconds=client.busy_seconds(way.decode_seconds, near.suffix_seconds) + head_seconds,
         encode_seconds=encode,
         decode_seconds=way.decode_seconds,
-    )
-
-
-def _stored_way(server: TierProfile, client: TierProfile, near: TierRow, way: TierWay, head_seconds: float) -> WireCost:
-    """Of stored objects: the server reads and perhaps trims them, the client decodes them and runs everything."""
-    part = way.decode_seconds / server.decode_seconds if server.decode_seconds else 1.0
-    received = way.out_bytes * client.decode_seconds_per_byte
-    decode = received + part * client.decode_seconds
-    return WireCost(
-        codec=way.codec,
-        compression=way.compression,
-        out_bytes=way.out_bytes,
-        server_seconds=server.read_seconds + way.encode_seconds,
-        client_seconds=client.busy_seconds(decode, near.suffix_seconds) + head_seconds,
-        encode_seconds=way.encode_seconds,
-        decode_seconds=received,
     )
 
 

@@ -217,8 +217,6 @@ def _profile(
     head: float,
     budget_bytes: int | None,
 ) -> Profile:
-    if not job.allowed.trims:
-        far = replace(far, rows=(replace(far.rows[0], ways=()), *far.rows[1:]))
     profile = combine(
         far,
         near,

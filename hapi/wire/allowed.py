@@ -15,15 +15,12 @@ AUTO, NONE = "auto", "none"
 class Allowed:
     """Codecs and compressions among which a plan may choose; the first codec is used where nothing is measured.
 
-    With `trims`, of pictures that are sent as they are stored a plan may send only the part that the transform reads.
-
     `compression` is `auto` (whichever lossless one pays by measurement, or none), or the one that is always used. A
     codec that changes values is used only if it is named here. InputError for names that do not exist.
     """
 
     codecs: tuple[str, ...] = ("float32",)
     compression: str = NONE
-    trims: bool = False
 
     def __post_init__(self) -> None:
         if not self.codecs or len(set(self.codecs)) != len(self.codecs):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from awkward_models import SIZE, Archive
+from awkward_models import SIZE
 from fastapi.testclient import TestClient
 from PIL import Image
 from torchvision.transforms import v2
@@ -18,7 +17,6 @@ from hapi.data import TransformSpec, describe_transform, load_sample
 from hapi.data.images import Window
 from hapi.data.trimming import is_available
 from hapi.wire import FeatureBatch, read_stream
-from profiler import TierProfile
 from storage_server.http.app import app_of
 from storage_server.service import Service
 
@@ -109,27 +107,3 @@ def test_what_makes_no_sense_is_refused(client: TestClient, pictures: Path, more
     answer = client.post("/v1/extract", json={**body, "transform": CROPPED.to_json(), **more})
     assert answer.status_code == 422
     assert "trim" in answer.text or "Nothing" in answer.text
-
-
-def test_a_profile_says_what_trimming_costs_and_saves(
-    make_service: Callable[..., Service], pictures: Path, archive: Archive
-) -> None:
-    client = TestClient(app_of(make_service(roots=(str(pictures),))))
-    assert client.put(f"/v1/models/{archive.digest}", content=archive.path.read_bytes()).status_code in (200, 201)
-    body = {"model": archive.digest, "dataset": registered(client, pictures), "samples": 4}
-
-    def first(transform: TransformSpec) -> TierProfile:
-        answer = client.post("/v1/profile", json={**body, "transform": transform.to_json()})
-        assert answer.status_code == 200, answer.text
-        return TierProfile.from_json(answer.json())
-
-    tier = first(CROPPED)
-    stored, trimmed = tier.rows[0].ways
-    assert (stored.compression, stored.out_bytes) == ("none", round(tier.input_bytes))
-    assert stored.encode_seconds == 0
-    assert math.isclose(stored.decode_seconds, tier.decode_seconds)
-    assert trimmed.compression == "trimmed"
-    assert trimmed.out_bytes < 0.75 * stored.out_bytes
-    assert trimmed.encode_seconds > 0
-    assert trimmed.decode_seconds > 0
-    assert first(WHOLE).rows[0].ways == ()
