@@ -10,6 +10,9 @@ from typing import Any
 from benchmarks.sweep.streams import CutPace, Stream, Watch
 from benchmarks.sweep.uncertainty import Verdict, rivals, spread, verdict_on
 
+CLOSE, TURNS = 1.15, 2
+"""Before each bandwidth the cuts predicted to take at most so many times as long as the best are watched anew for the
+profile, so often: machines that others share are not as fast as ten minutes ago, on one tier more than on the other."""
 HOPELESS, FAR = 1.3, 2.0
 """A stream that is known to be so many times slower than the best cut measured is given up: it counts as at least that.
 The first is for cuts that no policy chose, the second for the choices."""
@@ -23,7 +26,7 @@ SUSPECT = 1.5
 and a moment's disturbance must not take a cut out that could be the best."""
 MOST_RIVALS = 4
 """Cuts that a choice is held against in one turn, the fastest of those that leave open whether it is near the best."""
-MOST_ROUNDS, MOST_SECONDS = 8, 60.0
+MOST_ROUNDS, MOST_SECONDS = 8, 90.0
 """How often those are watched again, in turns, unless it is certain before whether each choice is near the best; after
 so many seconds no further turn is begun."""
 

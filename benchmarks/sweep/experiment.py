@@ -13,7 +13,7 @@ from benchmarks.bench.options import check_known
 from benchmarks.bench.photographs import photographs
 from benchmarks.bench.rows import Row
 from benchmarks.bench.run import Bench
-from benchmarks.sweep.cases import measure_streams
+from benchmarks.sweep.cases import CLOSE, TURNS, measure_streams
 from benchmarks.sweep.earlier import Earlier
 from benchmarks.sweep.judgement import COLUMNS, CUT, PROMISED, is_shown, judged, sentences
 from benchmarks.sweep.plots import plots
@@ -24,7 +24,7 @@ from benchmarks.testbed.dialogue import Dialogue, dialogue
 from benchmarks.testbed.others import TRIES, Watcher, least_disturbed
 from benchmarks.testbed.services import Store, start_server, start_store
 from benchmarks.testbed.testbed import Testbed, open_testbed
-from hapi.plan import Link, Plan, Profile
+from hapi.plan import INPUT, OUTPUT, Link, Plan, Profile
 from hapi.units import format_bandwidth, parse_bandwidth
 from profiler.calibration import calibrated, contenders, watched
 from profiler.measuring import CPU_BATCH
@@ -147,11 +147,11 @@ def sweep_model(
             variables = bed.compute.environment({**store.for_compute, **server.variables})
             with dialogue(command, variables) as talk:
                 network = Network.open(settings, bed, store, model, server.url, talk)
-                streams = network.calibrate(UNLIMITED)
-                bench.say(f"{name}: {len(network.profile.cuts)} cuts, {streams} of them watched for the profile")
+                names = contenders(network.profile)
+                network.calibrate(names, turns=1)
+                bench.say(f"{name}: {len(network.profile.cuts)} cuts, {len(names)} of them watched for the profile")
                 faster: dict[str, CutPace] = {}
                 for rate in rates:
-                    bed.link.shape(rate)
                     faster = network.at(bench, name, rate, policies, faster)
 
 
@@ -177,24 +177,26 @@ class Network:
         document, _, _ = least_disturbed(Watcher(bed), profile)
         return cls(settings, bed, talk, model, Profile.from_json(document))
 
-    def calibrate(self, link: Link) -> int:
-        """Takes what streams over the contending cuts take into the profile, as `hapi profile --streams` does: how many
-        there were. What is judged later is watched anew."""
+    def calibrate(self, names: Sequence[str], turns: int) -> None:
+        """Takes what streams over these cuts take into the profile, as `hapi profile --streams` does, over a link
+        without a limit. What is judged later is watched anew."""
 
         def pace(name: str) -> float | None:
             reading = self.watch(((name, 1.0),), CALIBRATION_PART, None)
             return None if reading["is_bound"] else reading["seconds_per_sample"]
 
-        names = contenders(self.profile)
-        self.profile = calibrated(self.profile, watched(names, pace), link)
-        return len(names)
+        self._bed.link.shape(None)
+        self.profile = calibrated(self.profile, watched(names, pace, turns), UNLIMITED)
 
     def at(
         self, bench: Bench, name: str, rate: float, policies: Sequence[str], faster: Mapping[str, CutPace]
     ) -> dict[str, CutPace]:
         """Rows of every policy and every cut at one bandwidth; answers what was measured of the cuts."""
         payload = rate * (PAYLOAD if self._bed.kind == "namespaces" else 1.0)
-        job = replace(self.profile, link=Link(payload, LATENCY_SECONDS))
+        link = Link(payload, LATENCY_SECONDS)
+        self.calibrate(self._close(link), TURNS)
+        self._bed.link.shape(rate)
+        job = replace(self.profile, link=link)
         plans = {policy: self._plan(job, policy) for policy in policies}
         streams = self._streams(job, plans, payload)
         bench.say(f"{name} at {format_bandwidth(rate)}:")
@@ -222,6 +224,13 @@ class Network:
             )  # fmt: skip
             bench.rows.append(row)  # not one line each
         return found
+
+    def _close(self, link: Link) -> list[str]:
+        """The cuts that could be the best over a link, and both ends, of which mixes are made."""
+        job = replace(self.profile, link=link)
+        predicted = {cut.name: per_sample(self._plan(job, cut.name)) for cut in job.cuts}
+        most = CLOSE * min(predicted.values())
+        return [name for name, seconds in predicted.items() if seconds <= most or name in (INPUT, OUTPUT)]
 
     def watch(self, shares: Shares, part: float, give_up: float | None) -> dict[str, Any]:
         """Lets the client run a mix of cuts; see `streams.Watch`. Again, if others had much of the processors."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.sweep.cases import FAR, FIRST, HOPELESS, MOST_ROUNDS, MOST_SECONDS, SUSPECT
+from benchmarks.sweep.cases import CLOSE, FAR, FIRST, HOPELESS, MOST_ROUNDS, MOST_SECONDS, SUSPECT, TURNS
 from benchmarks.sweep.uncertainty import SURE
 from benchmarks.testbed.others import DISTURBED, TRIES
 from compute_client.streams.pace import LEAST_FILLS
@@ -23,8 +23,10 @@ def remarks(watched_seconds: float, *, is_shaped: bool) -> list[str]:
         f"and the server takes at most {CPU_BATCH} samples at once, as in its profile: how it finds larger batches is "
         "no matter of cuts, and takes hundreds of samples of each",
         "the profile is of either tier alone, and then of streams over each cut that could be the best, both tiers at "
-        f"work, watched {calibration.TURNS} times (less often if that takes more than {calibration.MOST_SECONDS:g} s) "
-        "over a link that is not shaped (`stream_seconds`): as `hapi profile --streams`",
+        "work, over a link that is not shaped: as `hapi profile --streams`, but watched once; before each bandwidth "
+        f"both ends, and the cuts that are then predicted to take at most {CLOSE:g} times as long as the best, are "
+        f"watched {TURNS} times more (less often if that takes more than {calibration.MOST_SECONDS:g} s), and the mean "
+        "counts",
         f"the planner is told the bandwidth{frames}; the limit is the linear program's over the measured profile",
         f"a reading is {watched_seconds:g} s of a stream after its pipeline had filled, or longer, until all that "
         f"fills it was replaced {LEAST_FILLS:g} times; each stream has one at first, "
