@@ -111,7 +111,8 @@ def _traffic(bench: Bench, models: list[str] | None, data: str | None, e2e: list
     lines = []
     for name in models or MODELS:
         bench.say(f"capturing {name}")
-        lines += traffic.compare([captured(name)], stored)
+        with bench.step(system="ours", model=name.removeprefix("torchvision:"), figure=traffic.FIGURE.title):
+            lines += traffic.compare([captured(name)], stored)
     return [*lines, *traffic.measured(e2e)]
 
 

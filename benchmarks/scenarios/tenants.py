@@ -105,7 +105,12 @@ def tenants(
         bench.remark("Clients only receive and check what arrives; server on one processor, all clients on the rest.")
         with photographs(data, used, seed=seed) as folder:
             bench.say(f"capturing {', '.join(names)}")
-            networks = [Network.load(name) for name in names]
+            networks = []
+            for name in names:
+                with bench.step(system="ours", model=name.removeprefix("torchvision:")):
+                    networks.append(Network.load(name))
+            if not networks:
+                return
             settings = _Settings(folder, networks, parse_bytes(budget), parse_bytes(room), job_seconds, used, quick)
             if "mixed" in chosen or "vanish" in chosen:
                 counts = sorted(set(count or (QUICK_COUNTS if quick else COUNTS)))

@@ -14,13 +14,15 @@ from benchmarks.scenarios import decode, engine
 from hapi import cli
 
 SCENARIOS = {
-    "cache": ("--copies", "1"),
-    "codecs": (),
-    "decode": (),
-    "device": ("--device", "cpu"),
-    "engine": (),
-    "memory-model": (),
-    "simulate": (),
+    "cache": ("--quick", "--copies", "1"),
+    "codecs": ("--quick",),
+    "decode": ("--quick",),
+    "device": ("--quick", "--device", "cpu"),
+    "engine": ("--quick",),
+    "memory-model": ("--quick",),
+    "published": ("--results", "{folder}"),
+    "simulate": ("--quick",),
+    "tenants": ("--quick",),
 }
 WITHOUT_DATA = ("engine", "memory-model")
 
@@ -43,14 +45,13 @@ def bench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_network_that_there_is_not_leaves_the_others(
-    name: str, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(engine, "peak", lambda precision: 1.0)
     data = () if name in WITHOUT_DATA else ("--data", str(pictures))
-    rows = bench(
-        capsys, monkeypatch, name, "--quick", "--model", "torchvision:nothing", "--model", "torchvision:never", *data,
-        *SCENARIOS[name],
-    )  # fmt: skip
+    networks = ("--model", "torchvision:nothing", "--model", "torchvision:never")
+    more = (word.format(folder=tmp_path) for word in SCENARIOS[name])
+    rows = bench(capsys, monkeypatch, name, *networks, *data, *more)
     assert [(row["model"], row["failed"]) for row in rows] == [("nothing", True), ("never", True)]
     assert all(row["model"] in row["note"] for row in rows)
 
