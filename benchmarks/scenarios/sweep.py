@@ -48,8 +48,9 @@ def sweep(
     case, 8 times and for 90 s at most; `+-` is the standard error that is left of a ratio, and `open` counts what
     stayed open.
 
-    The whole takes some two hours on two cores, a network about twenty minutes. An interrupted run keeps its rows; with
-    --resume it goes on, or `--model NAME --resume --report DIR` adds one network at a time to one page.
+    The whole takes some two hours on two cores, a network about twenty minutes, --quick two to three. An interrupted
+    run keeps its rows; with --resume it goes on, or `--model NAME --resume --report DIR` adds one network at a time to
+    one page.
     """
     from benchmarks.sweep.experiment import Settings, run
 

@@ -13,7 +13,7 @@ from benchmarks.bench.options import check_known
 from benchmarks.bench.photographs import photographs
 from benchmarks.bench.rows import Row
 from benchmarks.bench.run import Bench
-from benchmarks.sweep.cases import CLOSE, TURNS, measure_streams
+from benchmarks.sweep.cases import CLOSE, MOST_ROUNDS, TURNS, measure_streams
 from benchmarks.sweep.earlier import Earlier
 from benchmarks.sweep.judgement import COLUMNS, CUT, PROMISED, is_shown, judged, sentences
 from benchmarks.sweep.plots import plots
@@ -31,7 +31,7 @@ from profiler.measuring import CPU_BATCH
 
 MODELS = ("alexnet", "resnet18", "squeezenet1_1", "mobilenet_v2", "shufflenet_v2_x1_0", "resnet50")
 BANDWIDTHS = ("20mbit", "63mbit", "200mbit", "500mbit", "1gbit", "2gbit")
-QUICK_MODELS, QUICK_BANDWIDTHS = ("alexnet",), ("20mbit", "100mbit", "1gbit")
+QUICK_MODELS, QUICK_BANDWIDTHS, QUICK_ROUNDS = ("alexnet",), ("20mbit", "500mbit"), 1
 POLICIES = ("none", "all", "static", "paper", "paper-v1", "single", "mix")
 PHOTOGRAPHS = 128
 """So many that requests have eight samples, and those of a cut with a third of a mix six: with half of that a server
@@ -96,6 +96,16 @@ class Settings:
         """For which a stream is watched, once it flows."""
         return self.seconds or (QUICK_SECONDS if self.quick else SECONDS)
 
+    @property
+    def turns(self) -> int:
+        """How often streams are watched for the profile before each bandwidth."""
+        return 0 if self.quick else TURNS
+
+    @property
+    def rounds(self) -> int:
+        """Most further readings of each stream on which a verdict depends."""
+        return QUICK_ROUNDS if self.quick else MOST_ROUNDS
+
 
 def run(settings: Settings, *, report: Path | None = None, as_json: bool = False) -> None:
     """The whole sweep: a table, and JSON and a report where asked for."""
@@ -115,7 +125,8 @@ def run(settings: Settings, *, report: Path | None = None, as_json: bool = False
         photographs(settings.data, settings.photographs, seed=settings.seed) as folder,
         open_testbed(settings.testbed) as bed,
     ):
-        for remark in (*bed.remarks, *remarks(settings.watched_seconds, is_shaped=bed.kind == "namespaces")):
+        told = remarks(settings.watched_seconds, settings.turns, settings.rounds, is_shaped=bed.kind == "namespaces")
+        for remark in (*bed.remarks, *told):
             bench.remark(remark)
         earlier.give(bench)
         store = start_store(bed, folder)
@@ -194,13 +205,14 @@ class Network:
         """Rows of every policy and every cut at one bandwidth; answers what was measured of the cuts."""
         payload = rate * (PAYLOAD if self._bed.kind == "namespaces" else 1.0)
         link = Link(payload, LATENCY_SECONDS)
-        self.calibrate(self._close(link), TURNS)
+        if self._settings.turns:
+            self.calibrate(self._close(link), self._settings.turns)
         self._bed.link.shape(rate)
         job = replace(self.profile, link=link)
         plans = {policy: self._plan(job, policy) for policy in policies}
         streams = self._streams(job, plans, payload)
         bench.say(f"{name} at {format_bandwidth(rate)}:")
-        found = measure_streams(streams, faster, self.watch)
+        found = measure_streams(streams, faster, self.watch, rounds=self._settings.rounds)
         best, noise = best_cut(found, streams), spread(found.values())
         situation = {"model": name, "bandwidth_bits_per_s": rate, "epochs": 1, "batch_size": self._settings.batch_size}
         for policy, chosen in plans.items():

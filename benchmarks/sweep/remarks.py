@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.sweep.cases import CLOSE, FAR, FIRST, HOPELESS, MOST_ROUNDS, MOST_SECONDS, SUSPECT, TURNS
+from benchmarks.sweep.cases import CLOSE, FAR, FIRST, HOPELESS, MOST_SECONDS, SUSPECT
 from benchmarks.sweep.uncertainty import SURE
 from benchmarks.testbed.others import DISTURBED, TRIES
 from compute_client.streams.pace import LEAST_FILLS
@@ -14,8 +14,20 @@ PAYLOAD = 1448 / 1514
 counts frames, the planner bytes of features."""
 
 
-def remarks(watched_seconds: float, *, is_shaped: bool) -> list[str]:
-    """What a reader must know. `is_shaped`: the link counts frames."""
+def remarks(watched_seconds: float, turns: int, rounds: int, *, is_shaped: bool) -> list[str]:
+    """What a reader must know.
+
+    Args:
+        turns: how often streams are watched for the profile before each bandwidth.
+        rounds: how often streams on which a verdict depends are read again.
+        is_shaped: the link counts frames.
+    """
+    anew = (
+        "; before each bandwidth both ends, and the cuts that are then predicted to take at most "
+        f"{CLOSE:g} times as long as the best, are watched {turns} times more (less often if that takes more than "
+        f"{calibration.MOST_SECONDS:g} s), and the mean counts"
+    )
+    often = "once" if rounds == 1 else f"{rounds} times"
     frames = f", {100 * PAYLOAD:.1f} % of the set rate: what frames leave for data" if is_shaped else ""
     return [
         "seconds are per sample of a steady stream through the DataLoader, head training included, features neither "
@@ -23,10 +35,7 @@ def remarks(watched_seconds: float, *, is_shaped: bool) -> list[str]:
         f"and the server takes at most {CPU_BATCH} samples at once, as in its profile: how it finds larger batches is "
         "no matter of cuts, and takes hundreds of samples of each",
         "the profile is of either tier alone, and then of streams over each cut that could be the best, both tiers at "
-        "work, over a link that is not shaped: as `hapi profile --streams`, but watched once; before each bandwidth "
-        f"both ends, and the cuts that are then predicted to take at most {CLOSE:g} times as long as the best, are "
-        f"watched {TURNS} times more (less often if that takes more than {calibration.MOST_SECONDS:g} s), and the mean "
-        "counts",
+        f"work, over a link that is not shaped: as `hapi profile --streams`, but watched once{anew if turns else ''}",
         f"the planner is told the bandwidth{frames}; the limit is the linear program's over the measured profile",
         f"a reading is {watched_seconds:g} s of a stream after its pipeline had filled, or longer, until all that "
         f"fills it was replaced {LEAST_FILLS:g} times; each stream has one at first, "
@@ -36,7 +45,7 @@ def remarks(watched_seconds: float, *, is_shaped: bool) -> list[str]:
         "slower: they are at least so slow, and so is a cut whose bytes alone take the link as long",
         f"a choice is near the best if it takes at most 5 % longer than any cut; where that is not {SURE:g} standard "
         "errors away from either answer, the choice and the cuts that leave it open are read again in turns, "
-        f"{MOST_ROUNDS} times and for {MOST_SECONDS:g} s at most; `is_near` says yes, no or open, `ratio_error` the "
+        f"{often} and for {MOST_SECONDS:g} s at most; `is_near` says yes, no or open, `ratio_error` the "
         "standard error of the ratio, from how much readings of one stream differ (of all streams at that bandwidth)",
         "the best cut's seconds are told by the half of its readings that did not choose it, where the other half "
         "would choose another: the least of several noisy means is too small",
