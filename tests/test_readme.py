@@ -1,4 +1,4 @@
-"""What the README prints is what runs: its example, its commands, its paths."""
+"""What the README and that of the benchmarks print is what runs: the example, commands, paths."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from hapi.cli import build_app
 from hapi.data import open_store
 from hapi.data.transfer import put_pictures
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+BENCHMARKS = (ROOT / "benchmarks" / "README.md").read_text()
+LINKS = [(folder, link) for folder, text in ((ROOT, README), (ROOT / "benchmarks", BENCHMARKS))
+         for link in re.findall(r"\]\(([^)#:]+)\)", text)]  # fmt: skip
 EXAMPLE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
 
 
@@ -51,16 +55,24 @@ def test_commands_exist() -> None:
                 assert verb in root.commands[name].list_commands(context)
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
-def test_links_lead_somewhere(link: str) -> None:
-    assert (Path(__file__).resolve().parents[1] / link).exists()
+@pytest.mark.parametrize(("folder", "link"), LINKS)
+def test_links_lead_somewhere(folder: Path, link: str) -> None:
+    assert (folder / link).exists()
+
+
+def test_the_benchmarks_that_are_listed_are_those_there_are() -> None:
+    table = BENCHMARKS.partition("| `hapi bench` |")[2].partition("\n\n")[0]
+    listed = [name for line in table.splitlines() for name in re.findall(r"`([a-z0-9-]+)`", line.split("|")[1])]
+    bench = typer.main.get_command(build_app()).commands["bench"]
+    assert sorted(listed) == sorted(bench.list_commands(typer.Context(bench)))
 
 
 def commands() -> list[list[str]]:
     """The words of every command, in sentences and in the listing, where what is indented belongs to the line above."""
-    fences = "\n".join(re.findall(r"```\w*\n(.*?)```", README, re.DOTALL))
+    text = f"{README}\n{BENCHMARKS}"
+    fences = "\n".join(re.findall(r"```\w*\n(.*?)```", text, re.DOTALL))
     listed = re.findall(r"^(hapi .*)$", re.sub(r"\n {2,}(?!hapi)", " ", fences), re.MULTILINE)
-    said = re.findall(r"`(?:[A-Z_]+=\S+ )?(hapi [^`]+)`", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
+    said = re.findall(r"`(?:[A-Z_]+=\S+ )?(hapi [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     found = [part for line in listed for part in re.split(r"\s{2,}(?=hapi )", line)] + said
     return [re.sub(r"[\[\]]", " ", text).split()[1:] for text in found]
 
