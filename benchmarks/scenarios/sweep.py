@@ -40,13 +40,13 @@ def sweep(
     """Measure every cut of some networks at some bandwidths, and tell how near to the best each policy's choice is.
 
     `seconds` of a row are those of one sample in a steady stream through the DataLoader. Before each bandwidth the
-    network's profile is brought up to date; every policy chooses by it, `mix` is run as it was planned, and the choice
-    of the others is looked up among the measured cuts. The last rows sum up: in how many of the cases (network and
-    bandwidth) a policy is within 5 % of the best cut measured, and of the limit, the planner's linear program. Rows
-    `cut:NAME` are in the JSON only. `mix` and `single` shall be within 5 % of the best in 95 % of the cases: `holds`
-    says so. Their streams are read again, in turns with the cuts that they are held against, until that is certain of a
-    case, 8 times and for 90 s at most; `+-` is the standard error that is left of a ratio, and `open` counts what
-    stayed open.
+    network's profile is brought up to date (not with --quick); every policy chooses by it, `mix` is run as it was
+    planned, and the choice of the others is looked up among the measured cuts. The last rows sum up: in how many of the
+    cases (network and bandwidth) a policy is within 5 % of the best cut measured, and of the limit, the planner's
+    linear program. Rows `cut:NAME` are in the JSON only. `mix` and `single` shall be within 5 % of the best in 95 % of
+    the cases: `holds` says so. Their streams are read again, in turns with the cuts that they are held against, until
+    that is certain of a case, 8 times and for 90 s at most; `+-` is the standard error that is left of a ratio, and
+    `open` counts what stayed open.
 
     The whole takes some two hours on two cores, a network about twenty minutes, --quick two to three. An interrupted
     run keeps its rows; with --resume it goes on, or `--model NAME --resume --report DIR` adds one network at a time to
