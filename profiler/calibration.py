@@ -63,7 +63,7 @@ def watched(
     return {name: median(found) for name, found in paces.items() if found}
 
 
-def calibrated(profile: Profile, paces: Mapping[str, float], link: Link) -> Profile:
+def calibrated(profile: Profile, paces: Mapping[str, float], link: Link, weight: float = 1.0) -> Profile:
     """The profile with what streams over some of its cuts took.
 
     The busier tier of such a cut gets the seconds of its stream, in all ways of the cut's features by the same factor,
@@ -72,6 +72,7 @@ def calibrated(profile: Profile, paces: Mapping[str, float], link: Link) -> Prof
     Args:
         paces: seconds per sample of each stream. InputError for what is no cut.
         link: over which they ran; one that it held up is left out.
+        weight: of the paces beside what the profile has, in (0, 1]; less than 1 averages over several calibrations.
     """
     places = {cut.name: place for place, cut in enumerate(profile.cuts)}
     if unknown := [name for name in paces if name not in places]:
@@ -84,7 +85,7 @@ def calibrated(profile: Profile, paces: Mapping[str, float], link: Link) -> Prof
     }
     if not used:
         return profile
-    known = [seconds / _pace(profile.cut(name)) for name, seconds in used.items()]
+    known = [1 + weight * (seconds / _pace(profile.cut(name)) - 1) for name, seconds in used.items()]
     factors = np.interp(range(len(profile.cuts)), [places[name] for name in used], known)
     cuts = tuple(_slowed(cut, float(factor)) for cut, factor in zip(profile.cuts, factors, strict=True))
     return replace(profile, cuts=cuts, details={**profile.details, "stream_seconds": used})

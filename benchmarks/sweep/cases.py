@@ -13,6 +13,9 @@ from benchmarks.sweep.uncertainty import Verdict, rivals, spread, verdict_on
 CLOSE, TURNS = 1.15, 2
 """Before each bandwidth the cuts predicted to take at most so many times as long as the best are watched anew for the
 profile, so often: machines that others share are not as fast as ten minutes ago, on one tier more than on the other."""
+WEIGHT = 0.5
+"""Of these readings beside what the profile has of earlier ones, which are older, but many: two readings of a stream
+differ by more than most cuts that could be the best."""
 HOPELESS, FAR = 1.3, 2.0
 """A stream that is known to be so many times slower than the best cut measured is given up: it counts as at least that.
 The first is for cuts that no policy chose, the second for the choices."""
@@ -24,9 +27,10 @@ FIRST = 0.4
 SUSPECT = 1.5
 """A first reading that is so many times slower than predicted is made again, and the faster one counts: it is short,
 and a moment's disturbance must not take a cut out that could be the best."""
-MOST_RIVALS = 4
-"""Cuts that a choice is held against in one turn, the fastest of those that leave open whether it is near the best."""
-MOST_ROUNDS, MOST_SECONDS = 8, 90.0
+MOST_RIVALS = 2
+"""Cuts that a choice is held against in one turn, the fastest of those that leave open whether it is near the best: one
+that only seemed fast makes room for the next."""
+MOST_ROUNDS, MOST_SECONDS = 12, 150.0
 """How often those are watched again, in turns, unless it is certain before whether each choice is near the best; after
 so many seconds no further turn is begun."""
 

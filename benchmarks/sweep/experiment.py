@@ -13,7 +13,7 @@ from benchmarks.bench.options import check_known
 from benchmarks.bench.photographs import photographs
 from benchmarks.bench.rows import Row
 from benchmarks.bench.run import Bench
-from benchmarks.sweep.cases import CLOSE, MOST_ROUNDS, TURNS, measure_streams
+from benchmarks.sweep.cases import CLOSE, MOST_ROUNDS, TURNS, WEIGHT, measure_streams
 from benchmarks.sweep.earlier import Earlier
 from benchmarks.sweep.judgement import COLUMNS, CUT, PROMISED, is_shown, judged, sentences
 from benchmarks.sweep.plots import plots
@@ -159,7 +159,7 @@ def sweep_model(
             with dialogue(command, variables) as talk:
                 network = Network.open(settings, bed, store, model, server.url, talk)
                 names = contenders(network.profile)
-                network.calibrate(names, turns=1)
+                network.calibrate(names, turns=1, weight=1.0)
                 bench.say(f"{name}: {len(network.profile.cuts)} cuts, {len(names)} of them watched for the profile")
                 faster: dict[str, CutPace] = {}
                 for rate in rates:
@@ -188,7 +188,7 @@ class Network:
         document, _, _ = least_disturbed(Watcher(bed), profile)
         return cls(settings, bed, talk, model, Profile.from_json(document))
 
-    def calibrate(self, names: Sequence[str], turns: int) -> None:
+    def calibrate(self, names: Sequence[str], turns: int, weight: float) -> None:
         """Takes what streams over these cuts take into the profile, as `hapi profile --streams` does, over a link
         without a limit. What is judged later is watched anew."""
 
@@ -197,7 +197,7 @@ class Network:
             return None if reading["is_bound"] else reading["seconds_per_sample"]
 
         self._bed.link.shape(None)
-        self.profile = calibrated(self.profile, watched(names, pace, turns), UNLIMITED)
+        self.profile = calibrated(self.profile, watched(names, pace, turns), UNLIMITED, weight)
 
     def at(
         self, bench: Bench, name: str, rate: float, policies: Sequence[str], faster: Mapping[str, CutPace]
@@ -206,7 +206,7 @@ class Network:
         payload = rate * (PAYLOAD if self._bed.kind == "namespaces" else 1.0)
         link = Link(payload, LATENCY_SECONDS)
         if self._settings.turns:
-            self.calibrate(self._close(link), self._settings.turns)
+            self.calibrate(self._close(link), self._settings.turns, WEIGHT)
         self._bed.link.shape(rate)
         job = replace(self.profile, link=link)
         plans = {policy: self._plan(job, policy) for policy in policies}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.sweep.cases import CLOSE, FAR, FIRST, HOPELESS, MOST_SECONDS, SUSPECT
+from benchmarks.sweep.cases import CLOSE, FAR, FIRST, HOPELESS, MOST_RIVALS, MOST_SECONDS, SUSPECT, WEIGHT
 from benchmarks.sweep.uncertainty import SURE
 from benchmarks.testbed.others import DISTURBED, TRIES
 from compute_client.streams.pace import LEAST_FILLS
@@ -25,7 +25,7 @@ def remarks(watched_seconds: float, turns: int, rounds: int, *, is_shaped: bool)
     anew = (
         "; before each bandwidth both ends, and the cuts that are then predicted to take at most "
         f"{CLOSE:g} times as long as the best, are watched {turns} times more (less often if that takes more than "
-        f"{calibration.MOST_SECONDS:g} s), and the mean counts"
+        f"{calibration.MOST_SECONDS:g} s); the mean counts, {WEIGHT:g} beside {1 - WEIGHT:g} of what the profile had"
     )
     often = "once" if rounds == 1 else f"{rounds} times"
     frames = f", {100 * PAYLOAD:.1f} % of the set rate: what frames leave for data" if is_shaped else ""
@@ -44,9 +44,9 @@ def remarks(watched_seconds: float, turns: int, rounds: int, *, is_shaped: bool)
         f"cuts known to be {HOPELESS:g} times slower than the best are given up, and choices known to be {FAR:g} times "
         "slower: they are at least so slow, and so is a cut whose bytes alone take the link as long",
         f"a choice is near the best if it takes at most 5 % longer than any cut; where that is not {SURE:g} standard "
-        "errors away from either answer, the choice and the cuts that leave it open are read again in turns, "
-        f"{often} and for {MOST_SECONDS:g} s at most; `is_near` says yes, no or open, `ratio_error` the "
-        "standard error of the ratio, from how much readings of one stream differ (of all streams at that bandwidth)",
+        f"errors away from either answer, the choice and the {MOST_RIVALS} fastest cuts that leave it open are read "
+        f"again in turns, {often} and for {MOST_SECONDS:g} s at most; `is_near` says yes, no or open, `ratio_error` "
+        "the standard error of the ratio, from how much readings of one stream differ (of all at that bandwidth)",
         "the best cut's seconds are told by the half of its readings that did not choose it, where the other half "
         "would choose another: the least of several noisy means is too small",
         f"where others had more than {100 * DISTURBED:.0f} % of a host's processors a stream was watched again, and a "

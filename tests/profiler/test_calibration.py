@@ -45,6 +45,12 @@ def test_the_busier_tier_gets_the_seconds_of_the_stream() -> None:
     assert found.details["stream_seconds"] == {"input": 0.012, "cut1": 0.006}
 
 
+def test_a_weight_goes_a_part_of_the_way_from_what_the_profile_has() -> None:
+    found = calibrated(example(), {"cut1": 0.008}, FAST, weight=0.25)
+    assert found.cut("cut1").server_seconds == pytest.approx(0.75 * 0.004 + 0.25 * 0.008)
+    assert found.details["stream_seconds"] == {"cut1": 0.008}
+
+
 def test_a_cut_between_two_gets_a_factor_between_theirs_and_one_beyond_the_last_one_s() -> None:
     found = calibrated(example(), {"input": 0.010, "cut2": 0.010}, FAST)
     assert found.cut("cut1").server_seconds == pytest.approx(0.004 * 1.5)

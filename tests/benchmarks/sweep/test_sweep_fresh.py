@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.bench.run import Bench
-from benchmarks.sweep.cases import TURNS
+from benchmarks.sweep.cases import TURNS, WEIGHT
 from benchmarks.sweep.experiment import Network, Settings
 from benchmarks.sweep.streams import Shares
 from hapi.plan import CutCost, Link, Profile
@@ -55,7 +55,7 @@ def test_what_could_be_the_best_and_both_ends_are_watched_anew_and_the_choice_is
     assert fresh == ["input", "a", "b", "output"] * TURNS
     judged = tiers.watched[len(fresh) :]
     assert {rate for _, rate in judged} == {RATE}
-    assert tiers.profile.cut("b").server_seconds == pytest.approx(0.015)
+    assert tiers.profile.cut("b").server_seconds == pytest.approx(WEIGHT * 0.015 + (1 - WEIGHT) * 0.011)
     assert bench.rows[0].get("cuts")[0]["name"] == "a"
 
 
