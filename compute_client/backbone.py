@@ -65,7 +65,7 @@ class Backbone:
                 f"backbone is a {type(backbone).__name__}: give a torch.nn.Module, a hapi.Graph, "
                 "or a name such as 'torchvision:resnet18'."
             )
-        self.device = _device(device, None if isinstance(backbone, str) else self._module)
+        self.device = device_of(device, None if isinstance(backbone, str) else self._module)
         if engine not in CHOICES:
             raise InputError(f"engine {engine!r} is not known. Choose one of {', '.join(CHOICES)}.")
         check_precision(precision, self.device)
@@ -137,7 +137,8 @@ class Backbone:
         return engine
 
 
-def _device(asked: str | torch.device | None, module: nn.Module | None) -> torch.device:
+def device_of(asked: str | torch.device | None, module: nn.Module | None = None) -> torch.device:
+    """The device asked for, else the module's, else a GPU if there is one. InputError for one that is not there."""
     if asked is not None:
         try:
             device = torch.device(asked)
@@ -145,6 +146,9 @@ def _device(asked: str | torch.device | None, module: nn.Module | None) -> torch
             raise InputError(f"device {asked!r}: {error}. Say for example 'cpu' or 'cuda:0'.") from error
         if device.type == "cuda" and not torch.cuda.is_available():
             raise InputError(f"device {asked!r}: torch finds no CUDA device here. Use 'cpu'.")
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise InputError(f"device {asked!r}: the last CUDA device here is 'cuda:{count - 1}'. Use one up to that.")
         return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
     parameter = next(module.parameters(), None) if module is not None else None
     if parameter is not None:

@@ -59,6 +59,10 @@ def device(
     precision: Annotated[Literal["bf16", "float32"], typer.Option(help="Of all systems.")] = "bf16",
     engine: Annotated[Literal["auto", "eager", "compiled"], typer.Option(help="Of the server.")] = "compiled",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Of the loops; the server finds its own.")] = None,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(help="The server's, which compiled code is kept in and found. [default: an empty one]"),
+    ] = None,
     repeats: options.Repeats = 2,
     system: options.Systems = None,
     seed: options.Seed = 0,
@@ -91,13 +95,13 @@ def device(
         check_precision(precision, device)
         exact_sums()
         if device != "cpu":
-            torch.set_num_threads(1)  # as the server does beside a GPU; what is compiled is found by it
+            torch.set_num_threads(1)  # as the server does beside a GPU
         size = batch_size or (QUICK_BATCH if quick else BATCH)
         count = samples or (QUICK_SAMPLES if quick else SAMPLES_USED)
         with (
             photographs(data, count, seed=seed) as few,
             multiplied(few, count) as folder,
-            tempfile.TemporaryDirectory(prefix="hapi-bench-device-") as kept,
+            tempfile.TemporaryDirectory(prefix="hapi-bench-device-") as empty,
         ):
             for spec in model or (QUICK_MODELS if quick else MODELS):
                 name = spec.removeprefix("torchvision:")
@@ -105,7 +109,16 @@ def device(
                     network, images = load(spec, size)
                     graph = capture(network, images[:2], name=spec)
                     case = Case(
-                        network, images, graph, transform_of(spec), folder, count, device, precision, engine, Path(kept)
+                        network,
+                        images,
+                        graph,
+                        transform_of(spec),
+                        folder,
+                        count,
+                        device,
+                        precision,
+                        engine,
+                        cache_dir or Path(empty),
                     )
                     for called, measure in SYSTEMS.items():
                         if system and called not in system:

@@ -90,7 +90,8 @@ def compile_command(
     weights: str = options.WEIGHTS,
     cut: list[str] = typer.Option(["output"], "--cut", help="Compile what lies before this cut; may be repeated."),
     precision: str = options.PRECISION,
-    threads: int | None = typer.Option(None, min=1, help="Of one operation where it will run; default: PyTorch's."),
+    device: str = typer.Option("cpu", help="Where it will run, as in cpu or cuda."),
+    threads: int | None = typer.Option(None, min=1, help="Of one operation there, on a CPU; default: PyTorch's."),
     server_cache: Path | None = typer.Option(
         None, "--server-cache", help="The --cache-dir of a storage server of this machine; default: for clients here."
     ),
@@ -104,10 +105,12 @@ def compile_command(
     """
     import torch
 
+    from compute_client.backbone import device_of
     from hapi.engine import Compiler, Precision, Shelf, check_precision
     from hapi.model import capture, load_model
 
-    check_precision(precision, "cpu")
+    place = device_of(device)
+    check_precision(precision, place)
     numeric: Precision = "bf16" if precision == "bf16" else "float32"
     shelf = Shelf(None if server_cache is None else server_cache / "compiled")
     torch.set_num_threads(threads or torch.get_num_threads())
@@ -121,7 +124,7 @@ def compile_command(
         for name in dict.fromkeys(graph.cut(each).name for each in cut):
             program, _ = graph.split(name)
             with Console(stderr=True).status(f"compiling {escape(loaded.name)} up to {escape(name)} ..."):
-                answer = compiler.wait(program, numeric, torch.get_num_threads())
+                answer = compiler.wait(program.to(place), numeric, torch.get_num_threads())
             used = answer.run is not None
             rows.append({"cut": name, "made": answer.is_made, "used": used, "gain": answer.gain, "why": answer.why})
             if not as_json:

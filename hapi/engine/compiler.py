@@ -256,7 +256,8 @@ class Compiler:
         try:
             return dict(json.loads(answer))
         except ValueError:
-            return {"failure": f"the compiling process ended with status {process.returncode}"}
+            said = f"the compiling process ended with status {process.returncode}, its C++ compiler was {cxx()}"
+            return {"failure": f"{said}; CXX names another"}
 
 
 def unable(program: Program) -> str | None:

@@ -159,7 +159,7 @@ def key_of(program: Program, precision: Precision, threads: int) -> str:
         "inputs": program.input_names,
         "outputs": program.output_names,
         "precision": precision,
-        "threads": threads,
+        "threads": threads if program.device.type == "cpu" else None,
         "torch": str(torch.__version__),
         "device": torch.cuda.get_device_name(program.device) if program.device.type == "cuda" else "cpu",
         "machine": [platform.machine(), sorted(processor_flags())],

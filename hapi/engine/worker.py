@@ -26,6 +26,8 @@ from hapi.engine.precision import Precision, exact_sums, rewritten
 from hapi.model import Program, load_archive
 
 EXAMPLE_BATCH = 8
+LARGEST_BATCH = 65535
+"""On a GPU: for larger ones cuDNN has no batch norm, and a program would have to be exported once more."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,13 @@ def compile_to(program: Program, target: Path) -> Path:
     import torch._inductor as inductor
 
     module = as_module(program)
-    batch = torch.export.Dim("batch", min=1)
+    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH if program.device.type == "cuda" else None)
     inputs = tuple(given(probe(program, EXAMPLE_BATCH), program))
-    options: dict[str, Any] = {"freezing": True, "aot_inductor.output_path": str(target)}
+    options: dict[str, Any] = {
+        "freezing": True,
+        "aot_inductor.output_path": str(target),
+        "aot_inductor.precompile_headers": False,  # each would be read once
+    }
     if program.device.type == "cpu":
         options["post_grad_custom_pre_pass"] = PackWeights(EXAMPLE_BATCH)
     if program.device.type == "cuda":

@@ -200,3 +200,6 @@ def test_models_are_compiled_for_a_server_of_this_machine(
     code, _, told = hapi("models", "compile", MODEL, "--cut", "nowhere")
     assert code == 2
     assert "nowhere" in told
+    code, _, told = hapi("models", "compile", MODEL, "--device", "cuda:99")
+    assert code == 2
+    assert "cuda:99" in told
