@@ -14,8 +14,9 @@ from compute_client.replanning.activity import Activity
 from compute_client.source import Stage
 from compute_client.stats import LoaderStats
 from hapi.cancel import Cancel, CancelledWork
-from hapi.data import TransformSpec, decode_image
+from hapi.data import TransformSpec, decode_image, load_sample
 from hapi.data.images import Window
+from hapi.data.processes import Load
 from hapi.errors import HapiError, SampleError, StoreError
 
 Transform = TransformSpec | Callable[[Any], torch.Tensor]
@@ -26,12 +27,19 @@ class Decoder:
     """Turns stored bytes into the backbone's input tensors, (C, H, W) each, on `threads` threads of its own."""
 
     def __init__(
-        self, transform: Transform, *, seed: int, threads: int, stats: LoaderStats, activity: Activity | None = None
+        self,
+        transform: Transform,
+        *,
+        seed: int,
+        threads: int,
+        stats: LoaderStats,
+        activity: Activity | None = None,
+        load: Load = load_sample,
     ) -> None:
-        """`activity` learns when this works."""
+        """`activity` learns when this works; `load` decodes and transforms, if the transform is a portable one."""
         self._activity = activity or Activity()
         self._transform, self._seed, self._stats = transform, seed, stats
-        self._threads = threads
+        self._load = load
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="hapi-decode")
 
     def submit(
@@ -89,10 +97,9 @@ class Decoder:
             self._stats.add(decode_seconds=time.perf_counter() - started)
 
     def _tensor(self, data: bytes, index: int, epoch: int, window: Window | None) -> torch.Tensor:
-        image = decode_image(data, window=window)
         if isinstance(self._transform, TransformSpec):
-            return self._transform(image, seed=self._seed, epoch=epoch, index=index)
-        value = self._transform(image)
+            return self._load(data, self._transform, seed=self._seed, epoch=epoch, index=index, window=window)
+        value = self._transform(decode_image(data, window=window))
         if not isinstance(value, torch.Tensor):
             raise SampleError(
                 f"the transform gave a {type(value).__name__}, not a tensor. End it with ToTensor() or v2.ToDtype(...)."

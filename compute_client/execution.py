@@ -41,6 +41,7 @@ from compute_client.suffix import Compute, SuffixRunner
 from compute_client.window import Window
 from hapi.cache import FeatureKeys
 from hapi.data import TransformSpec, describe_transform
+from hapi.data.processes import loader_for
 from hapi.errors import InputError, MemoryBudgetError, TransformError, UnknownCutError
 from hapi.plan import INPUT, TRIMMED, Link, Plan
 from hapi.wire import Allowed
@@ -348,6 +349,7 @@ class Execution:
             threads=self._limits.threads,
             stats=self.stats,
             activity=self.activity,
+            load=loader_for(self._limits.threads, self._backbone.device),
         )
 
     def _carried(self, cut: str) -> list[tuple[tuple[int, ...], torch.dtype]]:

@@ -66,8 +66,9 @@ class DataLoader:
             module and any callable transform do.
         token: for the server; default the environment's HAPI_TOKEN.
         num_workers: threads of this process that decode, when decoding happens here; 0 is one per processor, at most 8.
-            There are no worker processes: `persistent_workers`, `prefetch_factor` and `in_order` are accepted and have
-            nothing to do; `worker_init_fn` and `multiprocessing_context` are refused.
+            Beside a GPU more than four have a process each do it, on Linux, if the transform is a portable one. Those
+            are not PyTorch's: `persistent_workers`, `prefetch_factor` and `in_order` are accepted and have nothing to
+            do; `worker_init_fn` and `multiprocessing_context` are refused.
         collate_fn: gets the list of (feature, label) of a batch, label as an int.
         pin_memory: copy what is yielded into page-locked memory, where it is not on a device already.
         timeout: seconds to wait for a batch, then BatchTimeoutError; 0 waits as long as the work goes on.

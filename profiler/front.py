@@ -19,7 +19,9 @@ from hapi.data import (
     open_store,
     read_sample,
 )
+from hapi.data.processes import loader_for
 from hapi.errors import InputError
+from hapi.machine import processors
 from hapi.model import Graph, capture, load_model
 from hapi.plan import Link, Profile
 from hapi.wire.allowed import AUTO, NONE, Allowed
@@ -135,7 +137,8 @@ def _here(subject: _Subject, data: str | os.PathLike[str] | None, samples: int, 
     manifest = build_manifest(data)
     store = open_store(dataset_root(data)[0])
     try:
-        load = measure_loading(store, manifest, transform, samples=samples)
+        loading = loader_for(processors(), job.device)
+        load = measure_loading(store, manifest, transform, samples=samples, load=loading)
         objects = (read_sample(store, manifest.sample(index)) for index in range(min(samples, len(manifest))))
         examples = load_examples(objects, transform) if job.allowed.is_choice else None
     finally:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from hapi.data import Manifest, ObjectStore, Sample, TransformSpec, load_sample, read_sample
+from hapi.data.processes import Load, get_ready
 from hapi.errors import ImageError, InputError, ManifestError, TransformError
 from hapi.machine import processors
 from profiler.tier import TierProfile
@@ -52,9 +53,11 @@ def measure_loading(
     *,
     samples: int = DEFAULT_SAMPLES,
     workers: int | None = None,
+    load: Load = load_sample,
     clock: Callable[[], float] = perf_counter,
 ) -> LoadCost:
-    """Loads some samples, spread evenly over a dataset, with `workers` threads (by default one per processor).
+    """Loads some samples, spread evenly over a dataset, with `workers` threads (by default one per processor), which
+    decode with `load`.
 
     Holds the stored bytes of at most `samples` (at most 1024) objects. Raises ManifestError for an empty dataset and
     whatever the store raises; samples that are no images, or that the transform fails on, are counted, not raised. But
@@ -64,14 +67,15 @@ def measure_loading(
     if count < 1:
         raise ManifestError(f"dataset {manifest.uri}: there is no sample to measure.")
     chosen = [manifest.sample(index) for index in spread(len(manifest), count)]
+    get_ready(load)
 
     def read(sample: Sample) -> bytes:
         return read_sample(store, sample)
 
     def decode(item: tuple[int, bytes]) -> InputError | None:
-        return _fault(item, transform)
+        return _fault(item, transform, load)
 
-    def load(item: tuple[int, Sample]) -> InputError | None:
+    def both(item: tuple[int, Sample]) -> InputError | None:
         return decode((item[0], read(item[1])))
 
     with ThreadPoolExecutor(workers or processors(), thread_name_prefix="hapi-measure") as pool:
@@ -82,7 +86,7 @@ def measure_loading(
         faults = [fault for fault in found if fault is not None]
         if len(faults) == count and isinstance(faults[0], TransformError):
             raise faults[0]
-        load_seconds, _ = _fastest(pool, load, list(enumerate(chosen)), clock)
+        load_seconds, _ = _fastest(pool, both, list(enumerate(chosen)), clock)
     return LoadCost(
         load_seconds=load_seconds / count,
         read_seconds=read_seconds / count,
@@ -114,14 +118,16 @@ def measure_decoding(
     transform: TransformSpec,
     *,
     workers: int | None = None,
+    load: Load = load_sample,
     clock: Callable[[], float] = perf_counter,
 ) -> float:
     """Seconds per sample to decode and transform stored objects that are already here; 0 for none."""
     if not objects:
         return 0.0
+    get_ready(load)
     with ThreadPoolExecutor(workers or processors(), thread_name_prefix="hapi-measure") as pool:
-        _fault((0, objects[0]), transform)
-        seconds, _ = _fastest(pool, lambda item: _fault(item, transform), list(enumerate(objects)), clock)
+        _fault((0, objects[0]), transform, load)
+        seconds, _ = _fastest(pool, lambda item: _fault(item, transform, load), list(enumerate(objects)), clock)
     return seconds / len(objects)
 
 
@@ -137,10 +143,10 @@ def load_examples(objects: Iterable[bytes], transform: TransformSpec, count: int
     return torch.stack(usual) if usual else None
 
 
-def _fault(item: tuple[int, bytes], transform: TransformSpec) -> InputError | None:
+def _fault(item: tuple[int, bytes], transform: TransformSpec, load: Load) -> InputError | None:
     """Decodes and transforms (index, stored object); what is wrong with it, if anything is."""
     try:
-        load_sample(item[1], transform, seed=0, epoch=0, index=item[0])
+        load(item[1], transform, seed=0, epoch=0, index=item[0])
     except _UNFIT as error:
         return error
     return None

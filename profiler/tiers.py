@@ -10,9 +10,10 @@ from urllib.parse import urlsplit
 
 import torch
 
-from hapi.data import TransformSpec
+from hapi.data import TransformSpec, load_sample
+from hapi.data.processes import loader_for
 from hapi.engine import Choice, Precision, shared_compiler
-from hapi.machine import machine_name
+from hapi.machine import machine_name, processors
 from hapi.model import Graph
 from hapi.plan import Link, Profile
 from hapi.wire.allowed import Allowed
@@ -111,7 +112,7 @@ def profile_with_server(
 
     def near_side() -> tuple[TierProfile, float]:
         objects = _Objects(server, dataset, samples, link)
-        load = kept.load(objects, transform, workers)
+        load = kept.load(objects, transform, workers or processors(), job.device)
         return kept.graph(graph, load, job, objects, transform), kept.head(graph, job)
 
     status = server.status()
@@ -177,13 +178,15 @@ class _Kept:
             float,
         )
 
-    def load(self, objects: _Objects, transform: TransformSpec, workers: int | None) -> LoadCost:
+    def load(self, objects: _Objects, transform: TransformSpec, workers: int, device: torch.device | str) -> LoadCost:
         """Decoding; the objects for that need not cross the link again once it is known."""
         dataset = objects.dataset
         key = {"dataset": dataset.digest, "transform": transform.to_json(), "samples": objects.asked}
+        load = loader_for(workers, device)
+        way = {"workers": workers, "in_processes": load is not load_sample}
         seconds = self._get(
-            {**measured_with("", "cpu"), "what": "decoding", "workers": workers, **key},
-            lambda: measure_decoding(objects.get(), transform, workers=workers),
+            {**measured_with("", "cpu"), "what": "decoding", **way, **key},
+            lambda: measure_decoding(objects.get(), transform, workers=workers, load=load),
             float,
             float,
         )

@@ -238,7 +238,9 @@ class Service:
             prefix = self._deepest(lease, precision)
             threads = max(self.settings.read_threads, self.settings.workers)
             store = self.datasets.store(manifest)
-            load = measure_loading(store, manifest, transform, samples=request.samples, workers=threads)
+            load = measure_loading(
+                store, manifest, transform, samples=request.samples, workers=threads, load=self.loader.load
+            )
             device = self.settings.device
             fits = prefix.memory.largest_batch(self.budget.batch_bytes() + prefix.memory.weight_bytes)
             usual = min(self.settings.batch_limit, CPU_BATCH if device == "cpu" else DEVICE_BATCH)

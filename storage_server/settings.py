@@ -67,8 +67,9 @@ class ServerSettings(BaseSettings):
     read_threads: int = Field(default=16, ge=1, le=512)
     """Objects read at the same time."""
     workers: int = Field(default_factory=processors, ge=1, le=512)
-    """Images decoded and transformed at the same time."""
-    max_batch: int | None = Field(default=None, ge=1, le=65536)
+    """Images decoded and transformed at the same time; beside a GPU more than four in processes of their own (see
+    hapi.data.processes)."""
+    max_batch: int | None = Field(default=None, ge=1, le=65535)
     """Most samples in one pass through a prefix; None is 32 on a CPU and 128 on a GPU. Memory may allow fewer."""
     memory_budget: Bytes | None = Field(default=None, ge=1)
     """Most bytes that weights, batches and (on a CPU) queues may take; free memory and cgroup limits hold as well."""

@@ -11,6 +11,7 @@ import torch
 from hapi.cancel import CancelledWork
 from hapi.data import Manifest, ObjectStore, TransformSpec, load_sample, read_sample
 from hapi.data.images import Window, picture_bytes
+from hapi.data.processes import Load
 from hapi.data.trimming import trim
 from hapi.errors import HapiError, InputError, StoreUnavailableError
 from storage_server.extraction.engine import Prefix
@@ -54,11 +55,14 @@ class SampleLoader:
         large_bytes: int,
         occupancy: Occupancy | None = None,
         lay_ready: Callable[[torch.Tensor], torch.Tensor] = lambda sample: sample,
+        load: Load = load_sample,
     ) -> None:
         """Large pictures take `large_bytes` together while they are decoded, unless one alone takes more.
 
-        `occupancy` is to learn of decoding; `lay_ready` puts a sample where the device gets it easily.
+        `occupancy` is to learn of decoding; `lay_ready` puts a sample where the device gets it easily; `load` decodes
+        it, here or in processes.
         """
+        self.load = load
         self._lay_ready = lay_ready
         self.occupancy = occupancy or Occupancy()
         self._metrics = metrics
@@ -102,7 +106,7 @@ class SampleLoader:
         assert transform is not None
 
         def work(attempt: int) -> torch.Tensor:
-            return self._lay_ready(load_sample(data, transform, seed=source.seed, epoch=source.epoch, index=index))
+            return self._lay_ready(self.load(data, transform, seed=source.seed, epoch=source.epoch, index=index))
 
         try:
             with self._metrics.stage("decode"):

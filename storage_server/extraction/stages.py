@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from hapi.data.processes import loader_for
 from storage_server.extraction.batching import Batches
 from storage_server.extraction.copies import copies_for
 from storage_server.extraction.executor import DeviceExecutor
@@ -84,7 +85,8 @@ class Stages:
         running.on_change = device.requests_changed
         large = queue.total_bytes
         ready = copies_for(settings.device).lay_ready
-        loader = SampleLoader(settings.read_threads, settings.workers, metrics, patience, large, occupancy, ready)
+        load = loader_for(settings.workers, settings.device)
+        loader = SampleLoader(settings.read_threads, settings.workers, metrics, patience, large, occupancy, ready, load)
         flights = Flights(loader, device, kept, Beginnings(kept, rates, loader), metrics)
         return cls(
             loader=loader,

@@ -59,11 +59,11 @@ def test_a_network_that_there_is_not_leaves_the_others(
 def test_where_pillow_breaks_nothing_is_told_of_differences_to_it(
     pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(photograph: bytes) -> torch.Tensor:
+    def broken() -> list[torch.Tensor]:
         raise ValueError("no decoder")
 
-    ways = {"pillow": broken, "hapi": lambda photograph: torch.zeros(1)}
-    monkeypatch.setattr(decode, "systems", lambda spec: ways)
+    ways = {"pillow": broken, "hapi": lambda: [torch.zeros(1)]}
+    monkeypatch.setattr(decode, "systems", lambda spec, pictures, workers, at_end: ways)
     rows = bench(capsys, monkeypatch, "decode", "--quick", "--data", str(pictures))
     assert [(row["system"], row["failed"]) for row in rows] == [("pillow", True), ("hapi", False)]
     assert rows[1]["largest_difference"] is None

@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 from compute_client import DataLoader
 from hapi.backoff import RetryPolicy
 from hapi.data import build_manifest
+from hapi.data.processes import Processes
 from hapi.data.stores import local
 from hapi.errors import (
     BatchTimeoutError,
@@ -129,6 +130,27 @@ def test_random_transforms_follow_seed_and_epoch(pictures: Path, backbone: nn.Mo
     assert torch.equal(second, epochs(seed=1)[1])
     assert not torch.allclose(first, second)
     assert not torch.allclose(first, epochs(seed=2)[0])
+
+
+def test_processes_that_decode_give_the_same(
+    pictures: Path, backbone: nn.Module, transform: v2.Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def epoch() -> list[torch.Tensor]:
+        return [features for features, _ in DataLoader(pictures, backbone=backbone, transform=transform, batch_size=4)]
+
+    expected, processes = epoch(), Processes()
+    assert processes.wait(120)
+    asked: list[tuple[int, str]] = []
+
+    def chosen(threads: int, device: torch.device) -> Processes:
+        asked.append((threads, str(device)))
+        return processes
+
+    monkeypatch.setattr("compute_client.execution.loader_for", chosen)
+    assert all(torch.equal(*both) for both in zip(epoch(), expected, strict=True))
+    assert len(asked) == 1
+    assert asked[0][1] == "cpu"
+    processes.close()
 
 
 def test_state_in_mid_epoch_goes_on_with_the_next_batch(

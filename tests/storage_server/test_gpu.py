@@ -112,7 +112,7 @@ def test_the_features_are_those_of_the_network_on_the_host(
     found = {}
     for device in ("cpu", "cuda"):
         settings = ServerSettings.load(
-            roots=(str(pictures),), cache_dir=tmp_path / device, device=device, engine="eager", workers=2
+            roots=(str(pictures),), cache_dir=tmp_path / device, device=device, engine="eager", workers=6
         )
         service = Service(settings, StoreSettings())
         with TestClient(app_of(service), raise_server_exceptions=False) as client:

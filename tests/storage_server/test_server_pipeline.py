@@ -16,6 +16,7 @@ from gated_store import GatedStore
 
 from hapi.cancel import CancelledWork
 from hapi.data import Manifest, TransformSpec, build_manifest, load_sample, open_store, read_sample
+from hapi.data.processes import Processes
 from hapi.errors import InputError, MemoryBudgetError, StoreUnavailableError
 from hapi.model import Graph
 from hapi.wire import FeatureBatch, read_stream
@@ -367,3 +368,8 @@ def test_random_transforms_follow_seed_epoch_and_index_only(
     one, other = make_service(workers=1), make_service(workers=4, max_batch=3)
     assert np.allclose(features(one, 1, 2), features(other, 1, 2), rtol=1e-4, atol=1e-5)
     assert not np.allclose(features(one, 1, 2), features(one, 1, 3), rtol=1e-2)
+    expected, processes = features(one, 1, 2), Processes()
+    assert processes.wait(120)
+    one.loader.load = processes
+    assert np.array_equal(features(one, 1, 2), expected)
+    processes.close()

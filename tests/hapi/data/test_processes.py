@@ -1,0 +1,145 @@
+"""Decoding in processes gives the same bits and errors as decoding here, whatever happens to the processes."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from hapi.data import TransformSpec, describe_transform, load_sample
+from hapi.data.images import Window
+from hapi.data.processes import MANY, Processes, loader_for
+from hapi.errors import ImageError, TransformError
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+
+
+@pytest.fixture(scope="module")
+def picture() -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def spec() -> TransformSpec:
+    steps = [v2.ToImage(), v2.RandomResizedCrop(32), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True)]
+    return describe_transform(v2.Compose(steps))
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Processes]:
+    made = Processes()
+    assert made.wait(120)
+    yield made
+    made.close()
+
+
+def forks(processes: Processes) -> list[psutil.Process]:
+    assert processes._process is not None
+    return psutil.Process(processes._process.pid).children()
+
+
+def test_many_threads_get_the_same_bits_of_processes(processes: Processes, picture: bytes, spec: TransformSpec) -> None:
+    def both(index: int) -> bool:
+        numbers = {"seed": 3, "epoch": index % 2, "index": np.int64(index)}
+        return torch.equal(processes(picture, spec, **numbers), load_sample(picture, spec, **numbers))
+
+    with ThreadPoolExecutor(6) as threads:
+        assert all(threads.map(both, range(60)))
+    assert 1 <= len(forks(processes)) <= 6
+
+
+def test_a_part_of_a_picture_lies_where_it_was(processes: Processes, picture: bytes, spec: TransformSpec) -> None:
+    window = Window(5, 7, 100, 90)
+    assert torch.equal(processes(picture, spec, window=window), load_sample(picture, spec, window=window))
+
+
+def test_errors_are_the_same(processes: Processes, picture: bytes, spec: TransformSpec) -> None:
+    with pytest.raises(ImageError, match="not an image in a known format") as here:
+        load_sample(b"nothing", spec)
+    with pytest.raises(ImageError) as there:
+        processes(b"nothing", spec)
+    assert str(there.value) == str(here.value)
+    with pytest.raises(TransformError, match="transform ends with an image"):
+        processes(picture, TransformSpec(spec.steps[1:3]))
+    with pytest.raises(ImageError, match="empty"):
+        processes(b"", spec)
+
+
+def test_a_process_that_is_ended_costs_nothing_but_another(
+    processes: Processes, picture: bytes, spec: TransformSpec
+) -> None:
+    expected = processes(picture, spec)
+    for fork in forks(processes):
+        fork.kill()
+    assert torch.equal(processes(picture, spec), expected)
+
+
+def test_what_ends_each_process_is_the_sample_s_error(picture: bytes, spec: TransformSpec) -> None:
+    fragile = Processes()
+    assert fragile.wait(120)
+    born, tries = fragile._born, []
+
+    def stillborn(mother):  # type: ignore[no-untyped-def]
+        process = born(mother)
+        process.shutdown(2)
+        tries.append(process)
+        return process
+
+    fragile._born = stillborn  # type: ignore[method-assign]
+    with pytest.raises(ImageError, match="ended the process that did, 2 times"):
+        fragile(picture, spec)
+    assert len(tries) == 2
+    fragile._born = born  # type: ignore[method-assign]
+    assert fragile(picture, spec).shape == (3, 32, 32)
+    fragile.close()
+
+
+def test_without_a_process_to_fork_from_threads_decode(picture: bytes, spec: TransformSpec) -> None:
+    orphaned = Processes()
+    assert orphaned.wait(120)
+    assert orphaned._process is not None
+    orphaned._process.kill()
+    orphaned._process.wait()
+    assert torch.equal(orphaned(picture, spec), load_sample(picture, spec))
+    assert orphaned._mother is None
+    orphaned.close()
+
+
+def test_none_is_left_after_the_end(picture: bytes, spec: TransformSpec) -> None:
+    ended = Processes()
+    assert ended.wait(120)
+    ended(picture, spec)
+    (fork,) = forks(ended)
+    all_of_them = [fork.parent(), fork]
+    ended.close()
+    _, alive = psutil.wait_procs(all_of_them, timeout=30)
+    assert not alive
+    assert torch.equal(ended(picture, spec), load_sample(picture, spec))
+
+
+def test_a_fork_of_their_owner_decodes_by_itself(processes: Processes, picture: bytes, spec: TransformSpec) -> None:
+    processes._owner = os.getppid()  # as it is seen there
+    try:
+        assert processes._take(is_new=True) is None
+        assert torch.equal(processes(picture, spec), load_sample(picture, spec))
+    finally:
+        processes._owner = os.getpid()
+
+
+def test_many_threads_beside_a_gpu_have_them() -> None:
+    assert loader_for(MANY, "cuda:0") is load_sample
+    assert loader_for(64, "cpu") is load_sample
+    assert loader_for(MANY + 1, "cuda:0") is loader_for(64, torch.device("cuda"))
+    assert isinstance(loader_for(MANY + 1, "cuda:0"), Processes)
