@@ -81,7 +81,7 @@ def compile_to(program: Program, target: Path) -> Path:
     options: dict[str, Any] = {
         "freezing": True,
         "aot_inductor.output_path": str(target),
-        "aot_inductor.precompile_headers": False,  # each would be read once
+        "aot_inductor.precompile_headers": False,  # they lie in a folder of a known name below /tmp, whatever is set
     }
     if program.device.type == "cpu":
         options["post_grad_custom_pre_pass"] = PackWeights(EXAMPLE_BATCH)
