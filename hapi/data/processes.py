@@ -1,10 +1,10 @@
 """Decoding in processes, for who keeps a GPU busy with more samples at once than the threads of one process decode.
 
 Threads hold Python's lock for a fifth of the time that a photograph takes, and whoever starts a network's operations on
-a GPU waits for it, too. Here a thread gives its sample to a process and waits without the lock, for a tenth of that and
-a sixth more of the processors' time. The processes are forks of one that has imported all that is needed. It is started
-afresh, by the name of this module, so nothing of the caller comes along; what goes to and fro is JSON and bytes. They
-end with whoever started them, however that ends.
+a GPU waits for it, too. Here a thread gives its sample to a process and waits without the lock, for a tenth to a third
+of that, and a sixth more of the processors' time. The processes are forks of one, the fork server, that has imported
+all that is needed. It is started afresh, by the name of this module, so nothing of the caller comes along; what goes to
+and fro is JSON and bytes. They end with whoever started them, however that ends.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Processes:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._idle: list[socket.socket] = []
-        self._mother: socket.socket | None = None
+        self._server: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._starting: threading.Thread | None = None
         self._is_closed = False
@@ -134,7 +134,7 @@ class Processes:
         self._start()
         if (starting := self._starting) is not None:
             starting.join(seconds)
-        return self._mother is not None
+        return self._server is not None
 
     def close(self) -> None:
         """Ends all that are not at work; those end after it."""
@@ -143,9 +143,9 @@ class Processes:
         with self._lock:
             self._is_closed = True
             sockets, self._idle = self._idle, []
-            if self._mother is not None:
-                sockets.append(self._mother)
-            self._mother = None
+            if self._server is not None:
+                sockets.append(self._server)
+            self._server = None
         for one in sockets:
             one.close()
         if self._process is not None:
@@ -160,7 +160,7 @@ class Processes:
         with self._lock:
             if self._idle and not is_new:
                 return self._idle.pop()
-            return None if self._mother is None else self._born(self._mother)
+            return None if self._server is None else self._fork(self._server)
 
     def _give_back(self, process: socket.socket) -> None:
         with self._lock:
@@ -169,7 +169,7 @@ class Processes:
                 return
         process.close()
 
-    def _born(self, mother: socket.socket) -> socket.socket | None:
+    def _fork(self, server: socket.socket) -> socket.socket | None:
         """One more, which has said that it is there; None if there cannot be one now."""
         try:
             ours, theirs = socket.socketpair()
@@ -177,12 +177,12 @@ class Processes:
             return None
         with theirs:
             try:
-                socket.send_fds(mother, [READY], [theirs.fileno()])
+                socket.send_fds(server, [READY], [theirs.fileno()])
             except OSError:
-                log.warning("the process that others are forked from has ended: threads decode from now on")
-                mother.close()
+                log.warning("the fork server of the processes that decode has ended: threads decode from now on")
+                server.close()
                 ours.close()
-                self._mother = None
+                self._server = None
                 return None
         with suppress(OSError):
             ours.settimeout(BIRTH_SECONDS)
@@ -208,15 +208,15 @@ class Processes:
                 )
             is_ready = ours.recv(1) == READY
         except OSError as error:
-            log.warning("threads decode, as no process could be started for it: %s", error)
+            log.warning("threads decode, as no fork server could be started: %s", error)
             ours.close()
             return
         with self._lock:
             if is_ready and not self._is_closed:
-                self._mother = ours
+                self._server = ours
                 return
         if not is_ready:
-            log.warning("threads decode, as the process that was started for it ended at once")
+            log.warning("threads decode, as the fork server ended at once")
         ours.close()
 
 
@@ -288,7 +288,7 @@ def _serve(asker: socket.socket) -> None:
                 _send(asker, {"shape": list(tensor.shape)}, memoryview(values).cast("B"))
 
 
-def _mother(asker: socket.socket) -> None:
+def _fork_server(control: socket.socket) -> None:
     """The process that the others are forked from, each to serve a socket that it is sent."""
     import torchvision.transforms.v2  # noqa: F401  # once for all
 
@@ -297,17 +297,17 @@ def _mother(asker: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with suppress(OSError):
         _SCORE.write_text("500")  # where memory runs out these are the first to end, and their samples not lost
-    asker.sendall(READY)
+    control.sendall(READY)
     while True:
-        message, descriptors, _, _ = socket.recv_fds(asker, 1, 1)
+        message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not message:
             return
         with socket.socket(fileno=descriptors[0]) as served, suppress(OSError):  # no room for one more: that is seen
             if os.fork() == 0:
-                asker.close()
+                control.close()
                 _serve(served)
                 os._exit(0)
 
 
 if __name__ == "__main__":
-    _mother(socket.socket(fileno=int(sys.argv[1])))
+    _fork_server(socket.socket(fileno=int(sys.argv[1])))

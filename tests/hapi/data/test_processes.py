@@ -89,19 +89,19 @@ def test_a_process_that_is_ended_costs_nothing_but_another(
 def test_what_ends_each_process_is_the_sample_s_error(picture: bytes, spec: TransformSpec) -> None:
     fragile = Processes()
     assert fragile.wait(120)
-    born, tries = fragile._born, []
+    fork, tries = fragile._fork, []
 
-    def stillborn(mother):  # type: ignore[no-untyped-def]
-        process = born(mother)
+    def stillborn(server):  # type: ignore[no-untyped-def]
+        process = fork(server)
         process.shutdown(2)
         tries.append(process)
         return process
 
-    fragile._born = stillborn  # type: ignore[method-assign]
+    fragile._fork = stillborn  # type: ignore[method-assign]
     with pytest.raises(ImageError, match="ended the process that did, 2 times"):
         fragile(picture, spec)
     assert len(tries) == 2
-    fragile._born = born  # type: ignore[method-assign]
+    fragile._fork = fork  # type: ignore[method-assign]
     assert fragile(picture, spec).shape == (3, 32, 32)
     fragile.close()
 
@@ -113,7 +113,7 @@ def test_without_a_process_to_fork_from_threads_decode(picture: bytes, spec: Tra
     orphaned._process.kill()
     orphaned._process.wait()
     assert torch.equal(orphaned(picture, spec), load_sample(picture, spec))
-    assert orphaned._mother is None
+    assert orphaned._server is None
     orphaned.close()
 
 
@@ -121,8 +121,8 @@ def test_none_is_left_after_the_end(picture: bytes, spec: TransformSpec) -> None
     ended = Processes()
     assert ended.wait(120)
     ended(picture, spec)
-    (fork,) = forks(ended)
-    all_of_them = [fork.parent(), fork]
+    (child,) = forks(ended)
+    all_of_them = [child.parent(), child]
     ended.close()
     _, alive = psutil.wait_procs(all_of_them, timeout=30)
     assert not alive
