@@ -58,10 +58,10 @@ def decode(
 
     `pillow` is what a torchvision user runs (Pillow, then the preset of the weights; with more `workers` than one in a
     DataLoader's processes, in batches of 32), `hapi` the portable transform that both tiers run, on threads; and with
-    several workers `processes` the same in processes, as both tiers do it beyond four workers. `seconds` is the best
-    of the repeats. The difference is the largest of any value to pillow's. `operations beside`, with several workers:
-    how many small operations another thread of the process starts meanwhile, of what it starts with nothing beside it;
-    a thread that starts a network's operations on a GPU is like that one.
+    several workers `processes` the same in processes, as both tiers do it for more than four beside a GPU. `seconds` is
+    the best of the repeats. The difference is the largest of any value to pillow's. `operations beside`, with several
+    workers: how many small operations another thread of the process starts meanwhile, of what it starts with nothing
+    beside it; a thread that starts a network's operations on a GPU is like that one.
     """
     with Bench("decode", as_json=as_json, report=report, columns=COLUMNS, compare_with=[PILLOW], plots=PLOTS) as bench:
         import torch

@@ -184,11 +184,19 @@ class Processes:
                 ours.close()
                 self._server = None
                 return None
-        with suppress(OSError):
-            ours.settimeout(BIRTH_SECONDS)
-            if ours.recv(1) == READY:
-                ours.settimeout(None)
-                return ours
+        ours.settimeout(BIRTH_SECONDS)
+        try:
+            is_there = ours.recv(1) == READY
+        except TimeoutError:
+            log.warning("the fork server of the processes that decode does not answer: threads decode from now on")
+            self._server = None
+            server.close()
+            is_there = False
+        except OSError:
+            is_there = False
+        if is_there:
+            ours.settimeout(None)
+            return ours
         ours.close()
         return None
 
@@ -199,7 +207,11 @@ class Processes:
                 self._starting.start()
 
     def _prepare(self) -> None:
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            log.warning("threads decode, as no fork server could be started: %s", error)
+            return
         try:
             with theirs:
                 command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno())]  # -P: no code from the directory

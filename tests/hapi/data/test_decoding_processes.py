@@ -106,6 +106,23 @@ def test_what_ends_each_process_is_the_sample_s_error(picture: bytes, spec: Tran
     fragile.close()
 
 
+def test_where_the_fork_server_does_not_answer_threads_decode(
+    picture: bytes, spec: TransformSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hapi.data.processes.BIRTH_SECONDS", 0.2)
+    stopped = Processes()
+    assert stopped.wait(120)
+    assert stopped._process is not None
+    server = psutil.Process(stopped._process.pid)
+    server.suspend()
+    try:
+        assert torch.equal(stopped(picture, spec), load_sample(picture, spec))
+        assert stopped._server is None
+    finally:
+        server.resume()
+    stopped.close()
+
+
 def test_without_a_process_to_fork_from_threads_decode(picture: bytes, spec: TransformSpec) -> None:
     orphaned = Processes()
     assert orphaned.wait(120)
