@@ -45,7 +45,7 @@ def sweep(
     cases (network and bandwidth) a policy is within 5 % of the best cut measured, and of the limit, the planner's
     linear program. Rows `cut:NAME` are in the JSON only. `mix` and `single` shall be within 5 % of the best in 95 % of
     the cases: `holds` says so. Their streams are read again, in turns with the cuts that they are held against, until
-    that is certain of a case, 12 times and for 150 s at most; `+-` is the standard error that is left of a ratio, and
+    that is certain of a case, 12 times and for 120 s at most; `+-` is the standard error that is left of a ratio, and
     `open` counts what stayed open.
 
     The whole takes some two hours on two cores, a network about twenty minutes, --quick two to three. An interrupted

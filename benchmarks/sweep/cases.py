@@ -10,9 +10,10 @@ from typing import Any
 from benchmarks.sweep.streams import CutPace, Stream, Watch
 from benchmarks.sweep.uncertainty import Verdict, rivals, spread, verdict_on
 
-CLOSE, TURNS = 1.15, 2
+CLOSE, TURNS = 1.15, 3
 """Before each bandwidth the cuts predicted to take at most so many times as long as the best are watched anew for the
-profile, so often: machines that others share are not as fast as ten minutes ago, on one tier more than on the other."""
+profile, so often (the reading in the middle counts): machines that others share are not as fast as ten minutes ago, on
+one tier more than on the other."""
 WEIGHT = 0.5
 """Of these readings beside what the profile has of earlier ones, which are older, but many: two readings of a stream
 differ by more than most cuts that could be the best."""
@@ -30,7 +31,7 @@ and a moment's disturbance must not take a cut out that could be the best."""
 MOST_RIVALS = 2
 """Cuts that a choice is held against in one turn, the fastest of those that leave open whether it is near the best: one
 that only seemed fast makes room for the next."""
-MOST_ROUNDS, MOST_SECONDS = 12, 150.0
+MOST_ROUNDS, MOST_SECONDS = 12, 120.0
 """How often those are watched again, in turns, unless it is certain before whether each choice is near the best; after
 so many seconds no further turn is begun."""
 
@@ -67,6 +68,17 @@ def measure_streams(
             if not reading["is_bound"]:
                 found[name] = found[name].with_reading(reading)
     return found
+
+
+def learned(found: Mapping[str, CutPace], streams: Mapping[str, Stream]) -> dict[str, float]:
+    """What was measured of cuts that the link did not hold up, for the plans over slower ones: as a job's rates are."""
+    return {
+        name: pace.seconds
+        for name, pace in found.items()
+        if streams[name].is_cut
+        and not (pace.is_bound or pace.is_carried or pace.is_short)
+        and _holds(pace, streams[name].floor)
+    }
 
 
 def _surveyed(

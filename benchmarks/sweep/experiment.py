@@ -13,7 +13,7 @@ from benchmarks.bench.options import check_known
 from benchmarks.bench.photographs import photographs
 from benchmarks.bench.rows import Row
 from benchmarks.bench.run import Bench
-from benchmarks.sweep.cases import CLOSE, MOST_ROUNDS, TURNS, WEIGHT, measure_streams
+from benchmarks.sweep.cases import CLOSE, MOST_ROUNDS, TURNS, WEIGHT, learned, measure_streams
 from benchmarks.sweep.earlier import Earlier
 from benchmarks.sweep.judgement import COLUMNS, CUT, PROMISED, is_shown, judged, sentences
 from benchmarks.sweep.plots import plots
@@ -235,6 +235,7 @@ class Network:
                 **_seen(pace), **situation, **costs,
             )  # fmt: skip
             bench.rows.append(row)  # not one line each
+        self.profile = calibrated(self.profile, learned(found, streams), UNLIMITED, WEIGHT)
         return found
 
     def _close(self, link: Link) -> list[str]:

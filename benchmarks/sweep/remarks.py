@@ -25,7 +25,9 @@ def remarks(watched_seconds: float, turns: int, rounds: int, *, is_shaped: bool)
     anew = (
         "; before each bandwidth both ends, and the cuts that are then predicted to take at most "
         f"{CLOSE:g} times as long as the best, are watched {turns} times more (less often if that takes more than "
-        f"{calibration.MOST_SECONDS:g} s); the mean counts, {WEIGHT:g} beside {1 - WEIGHT:g} of what the profile had"
+        f"{calibration.MOST_SECONDS:g} s); the median counts, {WEIGHT:g} beside "
+        f"{1 - WEIGHT:g} of what the profile had, and so does, over slower links, what was then measured of a cut that "
+        "the link did not hold up"
     )
     often = "once" if rounds == 1 else f"{rounds} times"
     frames = f", {100 * PAYLOAD:.1f} % of the set rate: what frames leave for data" if is_shaped else ""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.sweep.cases import FIRST, MOST_ROUNDS, MOST_SECONDS, measure_streams
+from benchmarks.sweep.cases import FIRST, MOST_ROUNDS, MOST_SECONDS, learned, measure_streams
 from benchmarks.sweep.streams import CutPace, Shares, Stream
 from benchmarks.sweep.uncertainty import best_cut
 
@@ -129,3 +129,18 @@ def test_rounds_are_bounded() -> None:
     late, moments = Tiers(a=0.0105), iter([0.0, 1.0, MOST_SECONDS + 1.0])
     measure_streams(streams("a", promised="a"), {}, late.watch, clock=lambda: next(moments))
     assert Counter(late.names)["a"] == 2
+
+
+def test_what_was_read_in_full_of_cuts_that_the_link_did_not_hold_up_is_learned() -> None:
+    whole = {"seconds_per_sample": 0.012, "is_bound": False}
+    found = {
+        "input": CutPace(0.04, is_bound=True, readings=(whole,)),
+        "a": CutPace(0.012, readings=(whole, whole)),
+        "b": CutPace(0.010, readings=(whole,)),
+        "output": CutPace(0.031, is_short=True, readings=(whole,)),
+        "mixed:mix": CutPace(0.009, readings=(whole,)),
+    }
+    assert learned(found, {**streams(b=0.0099), "mixed:mix": MIX}) == {"a": 0.012}
+    assert set(learned(found, {**streams(), "mixed:mix": MIX})) == {"a", "b"}
+    carried = {**found, "a": CutPace(0.012, is_carried=True, readings=(whole,))}
+    assert set(learned(carried, {**streams(), "mixed:mix": MIX})) == {"b"}
