@@ -15,8 +15,8 @@ from compute_client.source import Stage
 from compute_client.stats import LoaderStats
 from hapi.cancel import Cancel, CancelledWork
 from hapi.data import TransformSpec, decode_image, load_sample
+from hapi.data.decoding import Load
 from hapi.data.images import Window
-from hapi.data.processes import Load
 from hapi.errors import HapiError, SampleError, StoreError
 
 Transform = TransformSpec | Callable[[Any], torch.Tensor]

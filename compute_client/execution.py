@@ -41,7 +41,7 @@ from compute_client.suffix import Compute, SuffixRunner
 from compute_client.window import Window
 from hapi.cache import FeatureKeys
 from hapi.data import TransformSpec, describe_transform
-from hapi.data.processes import loader_for
+from hapi.data.decoding import loader_for
 from hapi.errors import InputError, MemoryBudgetError, TransformError, UnknownCutError
 from hapi.plan import INPUT, TRIMMED, Link, Plan
 from hapi.wire import Allowed

@@ -19,7 +19,7 @@ from hapi.data import (
     open_store,
     read_sample,
 )
-from hapi.data.processes import loader_for
+from hapi.data.decoding import loader_for
 from hapi.errors import InputError
 from hapi.machine import processors
 from hapi.model import Graph, capture, load_model

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from hapi.data import Manifest, ObjectStore, Sample, TransformSpec, load_sample, read_sample
-from hapi.data.processes import Load, get_ready
+from hapi.data.decoding import Load, get_ready
 from hapi.errors import ImageError, InputError, ManifestError, TransformError
 from hapi.machine import processors
 from profiler.tier import TierProfile

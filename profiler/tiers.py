@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import torch
 
 from hapi.data import TransformSpec, load_sample
-from hapi.data.processes import loader_for
+from hapi.data.decoding import loader_for
 from hapi.engine import Choice, Precision, shared_compiler
 from hapi.machine import machine_name, processors
 from hapi.model import Graph

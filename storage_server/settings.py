@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from hapi.engine import Choice, Precision
+from hapi.engine import LARGEST_BATCH, Choice, Precision
 from hapi.errors import InputError
 from hapi.machine import processors
 from hapi.settings import said
@@ -68,8 +68,8 @@ class ServerSettings(BaseSettings):
     """Objects read at the same time."""
     workers: int = Field(default_factory=processors, ge=1, le=512)
     """Images decoded and transformed at the same time; beside a GPU more than four in processes of their own (see
-    hapi.data.processes)."""
-    max_batch: int | None = Field(default=None, ge=1, le=65535)
+    hapi.data.decoding)."""
+    max_batch: int | None = Field(default=None, ge=1, le=LARGEST_BATCH)
     """Most samples in one pass through a prefix; None is 32 on a CPU and 128 on a GPU. Memory may allow fewer."""
     memory_budget: Bytes | None = Field(default=None, ge=1)
     """Most bytes that weights, batches and (on a CPU) queues may take; free memory and cgroup limits hold as well."""

@@ -22,14 +22,17 @@ def bars(
     names: Sequence[str] = ("system",),
     line: float | None = None,
     error: str | None = None,
+    own_scales: bool = False,
 ) -> Draw:
     """Draws `key` of each row that has it, one panel per network; `names` are the keys that name a row.
 
     `line` marks a value that others are held against; `error` is the key of what half of an error bar is long.
+    `own_scales`: networks are not held against each other, and each panel is as wide as its longest bar.
     """
 
     def draw(figure: Figure, rows: Sequence[Row]) -> None:
-        for axes, group in _panels(figure, [row for row in rows if _number(row, key) is not None]):
+        told = [row for row in rows if _number(row, key) is not None]
+        for axes, group in _panels(figure, told, own_scales=own_scales):
             for place, row in enumerate(group):
                 value = float(row.get(key))
                 half = _number(row, error) if error else None
@@ -67,13 +70,14 @@ def stacked(parts: Mapping[str, str], label: str, write: Callable[[float], str])
     return draw
 
 
-def _panels(figure: Figure, rows: Sequence[Row]) -> list[tuple[Any, list[Row]]]:
+def _panels(figure: Figure, rows: Sequence[Row], *, own_scales: bool = False) -> list[tuple[Any, list[Row]]]:
     """Axes for each network's rows, below one another, as high as they have rows."""
     groups = {model: [row for row in rows if row.model == model] for model in dict.fromkeys(row.model for row in rows)}
     if not groups:
         return []
     figure.set_figheight(1.6 + sum(0.34 * len(group) + 0.5 for group in groups.values()))
-    found = figure.subplots(len(groups), 1, squeeze=False, sharex=True, height_ratios=[*map(len, groups.values())])
+    heights = [len(group) for group in groups.values()]
+    found = figure.subplots(len(groups), 1, squeeze=False, sharex=not own_scales, height_ratios=heights)
     return list(zip(found[:, 0], groups.values(), strict=True))
 
 

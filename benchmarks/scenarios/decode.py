@@ -102,7 +102,7 @@ def systems(
     from PIL import Image
 
     from hapi.data import describe_transform, load_sample
-    from hapi.data.processes import Load, Processes
+    from hapi.data.decoding import Load, Processes
     from hapi.errors import HapiError
     from hapi.model.zoo import load_model
 

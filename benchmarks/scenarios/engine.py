@@ -41,7 +41,7 @@ PLOTS = (
     Plot(
         "rates",
         "Images per second",
-        bars("images_per_s", "images per second", number, names=("precision", "system")),
+        bars("images_per_s", "images per second", number, names=("precision", "system"), own_scales=True),
         "The whole backbone, in batches that are in memory already.",
     ),
 )

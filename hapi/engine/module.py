@@ -15,6 +15,9 @@ from hapi.model.node import Argument, Ref, Weight, substitute
 from hapi.model.ops import resolve, takes_device
 from hapi.model.specs import Size
 
+LARGEST_BATCH = 65535
+"""On a GPU: for larger ones cuDNN has no batch norm, and a program would have to be exported once more."""
+
 
 def as_module(program: Program) -> fx.GraphModule:
     """Takes the program's tensors (B, ...) with any batch, and gives the tuple of its outputs.

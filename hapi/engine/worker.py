@@ -20,14 +20,12 @@ import torch
 from hapi.allocator import keep_freed_memory
 from hapi.engine.agreement import allowed, compare, gain, given, probe
 from hapi.engine.library import Library
-from hapi.engine.module import as_module
+from hapi.engine.module import LARGEST_BATCH, as_module
 from hapi.engine.packing import PackWeights
 from hapi.engine.precision import Precision, exact_sums, rewritten
 from hapi.model import Program, load_archive
 
 EXAMPLE_BATCH = 8
-LARGEST_BATCH = 65535
-"""On a GPU: for larger ones cuDNN has no batch norm, and a program would have to be exported once more."""
 
 
 @dataclass(frozen=True)

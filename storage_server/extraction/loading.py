@@ -10,8 +10,8 @@ import torch
 
 from hapi.cancel import CancelledWork
 from hapi.data import Manifest, ObjectStore, TransformSpec, load_sample, read_sample
+from hapi.data.decoding import Load
 from hapi.data.images import Window, picture_bytes
-from hapi.data.processes import Load
 from hapi.data.trimming import trim
 from hapi.errors import HapiError, InputError, StoreUnavailableError
 from storage_server.extraction.engine import Prefix

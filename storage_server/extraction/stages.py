@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from hapi.data.processes import loader_for
+from hapi.data.decoding import loader_for
 from storage_server.extraction.batching import Batches
 from storage_server.extraction.copies import copies_for
 from storage_server.extraction.executor import DeviceExecutor

@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from compute_client import DataLoader
 from hapi.backoff import RetryPolicy
 from hapi.data import build_manifest
-from hapi.data.processes import Processes
+from hapi.data.decoding import Processes
 from hapi.data.stores import local
 from hapi.errors import (
     BatchTimeoutError,

@@ -16,7 +16,7 @@ from gated_store import GatedStore
 
 from hapi.cancel import CancelledWork
 from hapi.data import Manifest, TransformSpec, build_manifest, load_sample, open_store, read_sample
-from hapi.data.processes import Processes
+from hapi.data.decoding import Processes
 from hapi.errors import InputError, MemoryBudgetError, StoreUnavailableError
 from hapi.model import Graph
 from hapi.wire import FeatureBatch, read_stream

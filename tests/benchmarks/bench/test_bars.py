@@ -29,6 +29,16 @@ def test_a_bar_per_row_that_has_the_value() -> None:
     assert (first.get_title(), last.get_title(), last.get_xlabel()) == ("alexnet", "vgg11", "change")
 
 
+@pytest.mark.parametrize("own_scales", [False, True])
+def test_networks_are_drawn_to_one_scale_unless_they_are_not_held_against_each_other(own_scales: bool) -> None:
+    figure = Figure()
+    rows = [Row("x", "one", "alexnet", seconds=100.0), Row("x", "one", "vit_b_16", seconds=1.0)]
+    bars("seconds", "time", str, own_scales=own_scales)(figure, rows)
+    ends = [axes.get_xlim()[1] for axes in figure.axes]
+    assert (ends[1] < 2.0) == own_scales
+    assert (ends[0] == ends[1]) != own_scales
+
+
 def test_parts_lie_behind_one_another_and_are_named_once() -> None:
     figure = Figure(layout="constrained")
     stacked({"a_seconds": "a", "b_seconds": "b"}, "time", str)(figure, ROWS)

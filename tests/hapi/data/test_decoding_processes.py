@@ -16,8 +16,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from hapi.data import TransformSpec, describe_transform, load_sample
+from hapi.data.decoding import MANY, Processes, loader_for
 from hapi.data.images import Window
-from hapi.data.processes import MANY, Processes, loader_for
 from hapi.errors import ImageError, TransformError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
@@ -109,7 +109,7 @@ def test_what_ends_each_process_is_the_sample_s_error(picture: bytes, spec: Tran
 def test_where_the_fork_server_does_not_answer_threads_decode(
     picture: bytes, spec: TransformSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hapi.data.processes.BIRTH_SECONDS", 0.2)
+    monkeypatch.setattr("hapi.data.decoding.BIRTH_SECONDS", 0.2)
     stopped = Processes()
     assert stopped.wait(120)
     assert stopped._process is not None
