@@ -54,7 +54,7 @@ def test_this_machine_as_both_tiers(graph: Graph, folder: Path) -> None:
     assert (found.samples, found.batch_size, found.epochs) == (10, 4, 3)
     assert (found.link.bandwidth_bits_per_s, found.link.latency_seconds) == (1e8, 0.01)
     assert all(cut.server_seconds > 0 for cut in found.cuts)
-    assert found.cuts[1].client_seconds > found.cuts[-1].client_seconds > 0  # the head is trained at the client
+    assert all(cut.client_seconds > 0 for cut in found.cuts)  # after the last one the head is trained there
     assert plan(found).predicted_seconds > 0
 
 
