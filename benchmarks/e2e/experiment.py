@@ -49,14 +49,14 @@ from hapi.units import format_bandwidth, format_bytes, parse_bandwidth
 MODELS = tuple(f"torchvision:{name}" for name in ("mobilenet_v2", "resnet18", "resnet50", "alexnet", "vit_b_16"))
 RHOS = (0.25, 1.0, 4.0, 16.0)
 SYSTEMS = (PLAIN, *PEERS, "none", "all", "static", "paper", "single", "mix")
-QUICK_MODELS, QUICK_BANDWIDTHS, QUICK_SYSTEMS, QUICK_SAMPLES = MODELS[:1], ("15mbit",), (PLAIN, "none", "mix"), 144
+QUICK_MODELS, QUICK_BANDWIDTHS, QUICK_SYSTEMS, QUICK_SAMPLES = MODELS[:1], ("15mbit",), (PLAIN, "none", "mix"), 192
 """A bandwidth, as one that follows from rho scatters as much as the one compute time that it is taken from."""
 CALIBRATION_EPOCHS = 2
 """Of plain without a limit, at least: the first has its workers started and their memory touched for the first time."""
 START_SECONDS, PATIENCE = 300.0, 4.0
 """A run is given up after so many times what plain needs at that link, and the first seconds on top."""
 CALIBRATION_SECONDS = 1800.0
-SHORT_SECONDS = 4.0
+SHORT_SECONDS = 3.0
 """A run whose epochs took less is repeated: a hiccup of a tenth of a second tells."""
 STARTING = ("start_seconds", "wall_seconds", "link_bytes_to_compute", "link_bytes_to_storage", "storage_cpu_seconds",
             "client_cpu_seconds")  # fmt: skip

@@ -27,7 +27,7 @@ Samples = Annotated[
     list[str] | None,
     typer.Option(
         metavar="[MODEL=]N",
-        help="Photographs; MODEL=N for one network, may be repeated. (default: 144 with --quick, else per network so "
+        help="Photographs; MODEL=N for one network, may be repeated. (default: 192 with --quick, else per network so "
         "many that plain computes for about 12 s, 48 to 512)",
     ),
 ]
@@ -67,7 +67,7 @@ def e2e(
         list[str] | None, typer.Option(help="Further option of `hapi serve`, like --serve-option=--workers=2.")
     ] = None,
     repeats: Annotated[
-        int, typer.Option(min=1, help="Runs of a system whose epochs take less than 4 s; the middle one counts.")
+        int, typer.Option(min=1, help="Runs of a system whose epochs take less than 3 s; the middle one counts.")
     ] = 3,
     upload: Annotated[bool, typer.Option("--upload", help="Send the network anew in every system's start-up.")] = False,
     compiled: Annotated[
