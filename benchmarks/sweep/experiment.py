@@ -31,7 +31,7 @@ from profiler.measuring import CPU_BATCH
 
 MODELS = ("alexnet", "resnet18", "squeezenet1_1", "mobilenet_v2", "shufflenet_v2_x1_0", "resnet50")
 BANDWIDTHS = ("20mbit", "63mbit", "200mbit", "500mbit", "1gbit", "2gbit")
-QUICK_MODELS, QUICK_BANDWIDTHS, QUICK_ROUNDS = ("alexnet",), ("20mbit", "500mbit"), 1
+QUICK_MODELS, QUICK_BANDWIDTHS, QUICK_ROUNDS = ("alexnet",), ("200mbit",), 1
 POLICIES = ("none", "all", "static", "paper", "paper-v1", "single", "mix")
 PHOTOGRAPHS = 128
 """So many that requests have eight samples, and those of a cut with a third of a mix six: with half of that a server
