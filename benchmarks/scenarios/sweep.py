@@ -48,9 +48,9 @@ def sweep(
     that is certain of a case, 12 times and for 120 s at most; `+-` is the standard error that is left of a ratio, and
     `open` counts what stayed open.
 
-    The whole takes some two hours on two cores, a network about twenty minutes, --quick (one bandwidth) two. An interrupted
-    run keeps its rows; with --resume it goes on, or `--model NAME --resume --report DIR` adds one network at a time to
-    one page.
+    The whole takes some two hours on two cores, a network about twenty minutes, --quick (one bandwidth) two minutes.
+    An interrupted run keeps its rows; with --resume it goes on, or `--model NAME --resume --report DIR` adds one
+    network at a time to one page.
     """
     from benchmarks.sweep.experiment import Settings, run
 
