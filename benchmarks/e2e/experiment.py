@@ -49,7 +49,7 @@ from hapi.units import format_bandwidth, format_bytes, parse_bandwidth
 MODELS = tuple(f"torchvision:{name}" for name in ("mobilenet_v2", "resnet18", "resnet50", "alexnet", "vit_b_16"))
 RHOS = (0.25, 1.0, 4.0, 16.0)
 SYSTEMS = (PLAIN, *PEERS, "none", "all", "static", "paper", "single", "mix")
-QUICK_MODELS, QUICK_BANDWIDTHS, QUICK_SYSTEMS, QUICK_SAMPLES = MODELS[:1], ("15mbit",), (PLAIN, "none", "mix"), 192
+QUICK_MODELS, QUICK_BANDWIDTHS, QUICK_SYSTEMS, QUICK_SAMPLES = MODELS[:1], ("15mbit",), (PLAIN, "none", "mix"), 224
 """A bandwidth, as one that follows from rho scatters as much as the one compute time that it is taken from."""
 CALIBRATION_EPOCHS = 2
 """Of plain without a limit, at least: the first has its workers started and their memory touched for the first time."""

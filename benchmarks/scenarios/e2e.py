@@ -67,8 +67,12 @@ def e2e(
         list[str] | None, typer.Option(help="Further option of `hapi serve`, like --serve-option=--workers=2.")
     ] = None,
     repeats: Annotated[
-        int, typer.Option(min=1, help="Runs of a system whose epochs take less than 3 s; the middle one counts.")
-    ] = 3,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Runs of a system whose epochs take less than 3 s; the middle one counts. Default: 3, with --quick 1.",
+        ),
+    ] = None,
     upload: Annotated[bool, typer.Option("--upload", help="Send the network anew in every system's start-up.")] = False,
     compiled: Annotated[
         bool | None,
@@ -120,7 +124,7 @@ def e2e(
             s3_endpoint=s3_endpoint,
             train_options=tuple(train_option or ()),
             serve_options=tuple(serve_option or ()),
-            repeats=repeats,
+            repeats=repeats or (1 if quick else 3),
             upload=upload,
             compile=not quick if compiled is None else compiled,
             quick=quick,

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from hapi.allocator import kept_bytes
 from storage_server.memory.outofmemory import release_memory
 
-TICK_SECONDS = 2.0
+TICK_SECONDS = 10.0
+"""Long beside the pauses of a job (its client measures, validates, or trains on what it kept): after each release the
+next batches touch their memory anew, at twice their time."""
 WORTH_BYTES = 16 * 2**20
 """Less than this is left where it is."""
 

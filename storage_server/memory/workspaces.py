@@ -1,9 +1,10 @@
 """What prefixes take beyond the tensors of their graphs, learned from the batches that the server runs anyway.
 
-Before a prefix has run, a cautious factor on the tensors alive stands in for it. The first batch of each size that is
-larger than any before is measured, on the device's thread, while it does its work: nothing runs for measuring's sake,
-and a prefix that barely fits is not killed by its own measurement. What was learned is remembered per model, cut,
-device, engine and torch version.
+Before a prefix has run, a cautious factor on the tensors alive stands in for it. The first whole batch (a power of two)
+of each size that is larger than any before is measured, on the device's thread, while it does its work: nothing runs
+for measuring's sake, and a prefix that barely fits is not killed by its own measurement. A measurement has the batch
+touch all of its memory anew, which doubles its time: batches of sizes between, of which there would be many, are left
+to the caution. What was learned is remembered per model, cut, device, engine and torch version.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from profiler.peaks import PeakMeter, peak_meter
 from storage_server.memory.outofmemory import release_kept
 from storage_server.memory.reserve import Reserve
 from storage_server.memory.shortage import SHORTAGE
+from storage_server.scheduling.knee import power_of_two
 
 log = logging.getLogger(__name__)
 
@@ -104,10 +106,11 @@ class Workspaces:
 
     @contextmanager
     def observing(self, prefix: Measurable, samples: int) -> Iterator[None]:
-        """Round one batch, on the device's thread: measures it if it is the largest so far. Errors teach nothing."""
+        """Round one batch, on the device's thread: measures it if it tells of larger ones than are known. Errors teach
+        nothing."""
         SHORTAGE.look()
         self._keep_room(prefix)
-        if samples <= max(self._peaks(prefix), default=0):
+        if not tells_more(samples, max(self._peaks(prefix), default=0)):
             if self._is_short():
                 release_kept(self._device)
                 self.releases += 1
@@ -152,6 +155,11 @@ class Workspaces:
 
     def _name(self, prefix: Measurable) -> str:
         return "/".join(("memory", *prefix.key, self._device, prefix.engine, torch.__version__))
+
+
+def tells_more(samples: int, known: int) -> bool:
+    """Whether a batch is worth measuring where `known` is the largest that was: a larger whole one, or twice as many."""
+    return samples > known and (samples == power_of_two(samples) or samples >= 2 * known)
 
 
 def workspace_of(model: MemoryModel, peaks: Mapping[int, int], unknown: float) -> Workspace:

@@ -65,6 +65,17 @@ def test_only_batches_larger_than_any_before_are_measured() -> None:
     assert meter.started == 2
 
 
+def test_of_sizes_between_whole_batches_only_those_twice_as_large_are_measured() -> None:
+    meter = Meter([100] * 9)
+    part, workspaces = Part(), Workspaces("cpu", meter=meter)
+    run(workspaces, part, 3)
+    assert meter.started == 1, "the first tells, whatever its size"
+    run(workspaces, part, 5)
+    assert meter.started == 1
+    run(workspaces, part, 7, 12, 16, 28)
+    assert meter.started == 3, "7 is twice 3, 16 a whole batch; 12 and 28 are neither"
+
+
 def test_an_error_teaches_nothing() -> None:
     part, workspaces = Part(), Workspaces("cpu", meter=Meter([900]))
     with pytest.raises(MemoryError), workspaces.observing(part, 2):
