@@ -158,7 +158,7 @@ class Workspaces:
 
 
 def tells_more(samples: int, known: int) -> bool:
-    """Whether a batch is worth measuring where `known` is the largest that was: a larger whole one, or twice as many."""
+    """Whether a batch is worth measuring where `known` is the largest that was: a larger whole one, or twice that."""
     return samples > known and (samples == power_of_two(samples) or samples >= 2 * known)
 
 
