@@ -15,6 +15,7 @@ from compute_client.replanning.activity import Activity
 from compute_client.replanning.dealing import Dealing
 from compute_client.replanning.observer import Observer
 from compute_client.replanning.replanner import Replanner
+from hapi.cancel import Cancel, CancelledWork
 from hapi.errors import HapiError
 from hapi.plan import INPUT, Change, Plan, Profile, Share
 from profiler.remote import ServerClient
@@ -101,12 +102,12 @@ class Decision:
             span = finished.span
             self.observer.finished(span.cut, span.way, len(span))
 
-    def reconsider(self) -> None:
+    def reconsider(self, cancel: Cancel) -> None:
         """Changes the plan if the rates have changed, and prepares what new cuts need."""
         if self._replanner is None:
             return
         try:
-            plan = self._replanner.consider()
+            plan = self._replanner.consider(cancel)
             if plan is not None:
                 log.info("the plan has changed: %s", plan.history[-1])
                 self._prepare([share.name for share in plan.cuts])
@@ -129,8 +130,9 @@ class Decision:
             )
 
 
-def probed(server: ServerClient, known: float) -> float | None:
-    """What the link gives beside what is under way, bits per second; None if the server has no time for that.
+def probed(server: ServerClient, known: float, cancel: Cancel) -> float | None:
+    """What the link gives beside what is under way, bits per second; None if the server has no time for that, or once
+    cancelled.
 
     `known` is what it gave so far: as long as it gives no more, the look takes little more of it than PROBE_SECONDS.
     """
@@ -139,7 +141,7 @@ def probed(server: ServerClient, known: float) -> float | None:
     meanwhile = int(HEADROOM * known * PROBE_SECONDS / 8)
     try:
         return probe_link(
-            server.link,
+            partial(server.link, cancel=cancel),
             seconds=PROBE_SECONDS,
             max_bytes=PROBE_BYTES,
             max_seconds=MOST_PROBE_SECONDS,
@@ -147,6 +149,6 @@ def probed(server: ServerClient, known: float) -> float | None:
             first_bytes=max(LEAST_PROBE_BYTES, min(FIRST_BYTES, meanwhile)),
             latency_probes=1,
         ).bandwidth_bits_per_s
-    except HapiError as error:
+    except (HapiError, CancelledWork) as error:
         log.info("the link could not be probed: %s", error)
         return None

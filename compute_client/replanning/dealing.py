@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from compute_client.spans import LEAST_SPAN, Span, first_of
+from hapi.cancel import Cancel
 from hapi.plan import OUTPUT, Plan
 from profiler.pipeline import WORTH
 
@@ -44,7 +45,7 @@ class Dealing:
     def __init__(
         self,
         current: Callable[[], Plan],
-        consider: Callable[[], object],
+        consider: Callable[[Cancel], object],
         default: tuple[str, str],
         sizes: Callable[[Plan], Mapping[str, int]],
         seconds: Callable[[Plan], float | None],
@@ -68,9 +69,9 @@ class Dealing:
         self._begun: dict[int, Span] = {}
         self._due: dict[int, float] = {}
 
-    def consider(self) -> None:
-        """Called before a span is begun, on a thread that may take its time."""
-        self._consider()
+    def consider(self, cancel: Cancel) -> None:
+        """Called before a span is begun, on a thread that may take its time, unless and until cancelled."""
+        self._consider(cancel)
 
     def next(self, waiting: Sequence[Span]) -> Span | None:
         """The span that would be begun now, of the first samples that wait; None if the cuts have enough to do."""

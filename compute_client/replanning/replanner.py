@@ -11,6 +11,7 @@ import numpy as np
 
 from compute_client.replanning.observer import Observer
 from compute_client.replanning.rates import Rates
+from hapi.cancel import Cancel
 from hapi.plan import INPUT, OUTPUT, Change, Plan, Profile, Share, WireCost
 from profiler.pipeline import Pipeline
 
@@ -41,7 +42,7 @@ class Replanner:
         policy: str,
         observer: Observer,
         *,
-        probe: Callable[[float], float | None] = lambda _: None,
+        probe: Callable[[float, Cancel], float | None] = lambda known, cancel: None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -58,16 +59,16 @@ class Replanner:
         self._pause = PROBE_SECONDS
         self._next_probe = clock() + PROBE_SECONDS
 
-    def consider(self) -> Plan | None:
+    def consider(self, cancel: Cancel) -> Plan | None:
         """The new plan, if the rates have changed so that another one is clearly better.
 
         Takes milliseconds; or some tenths of a second, where the link is probed: when it is idle and would be of more
-        use if it were faster.
+        use if it were faster. That is broken off when cancelled.
         """
         if not self._lock.acquire(blocking=False):
             return None
         try:
-            return self._consider()
+            return self._consider(cancel)
         finally:
             self._lock.release()
 
@@ -75,7 +76,7 @@ class Replanner:
         """What a sample of this cut takes of the link, as it was when the plan was made."""
         return 8 * self._profile.bytes_of(share) / self._basis.bits_per_s
 
-    def _consider(self) -> Plan | None:
+    def _consider(self, cancel: Cancel) -> Plan | None:
         now, reports = self._clock(), self._observer.reports
         if reports == self._reports or now < self._next_look:
             return None
@@ -90,7 +91,7 @@ class Replanner:
             self.plan, self._basis, self._pause = made, rates, PROBE_SECONDS
             self._next_probe = now + self._pause
         elif now >= self._next_probe and not self._observer.is_link_full:
-            self._probe_if_useful(rates)
+            self._probe_if_useful(rates, cancel)
         return made
 
     def _better(self, rates: Rates) -> Plan | None:
@@ -147,13 +148,13 @@ class Replanner:
             shares[_column(pipeline, share)] += share.share
         return float(pipeline.busy_seconds(shares).max())
 
-    def _probe_if_useful(self, rates: Rates) -> None:
+    def _probe_if_useful(self, rates: Rates, cancel: Cancel) -> None:
         """Looks whether the link gives more than is known, if that would be of use."""
         faster = replace(rates, bits_per_s=PROBE_FACTOR * rates.bits_per_s)
         if self._pace(rates, self.plan.cuts) < GAIN * self._pace(faster, self._solved(faster).cuts):
             self._next_probe = self._clock() + self._pause
             return
-        found = self._probe(rates.bits_per_s)
+        found = self._probe(rates.bits_per_s, cancel)
         self._pause = min(2 * self._pause, MOST_PROBE_SECONDS)
         self._next_probe = self._clock() + self._pause
         if found is not None:

@@ -160,9 +160,9 @@ class ServerClient:
 
         return self._again(fetched)
 
-    def link(self, count: int) -> Iterator[bytes]:
-        """`count` bytes that say nothing, as they arrive; for `probe_link`."""
-        with self._connection.stream("GET", "/link", params={"bytes": count}) as chunks:
+    def link(self, count: int, *, cancel: Cancel | None = None) -> Iterator[bytes]:
+        """`count` bytes that say nothing, as they arrive; for `probe_link`. Cancelling breaks the connection."""
+        with self._connection.stream("GET", "/link", cancel, params={"bytes": count}) as chunks:
             yield from chunks
 
     def extract(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from compute_client.pipeline import Pipeline
 from compute_client.source import Stage
 from compute_client.spans import Span, first_of
-from hapi.cancel import Cancel
+from hapi.cancel import Cancel, CancelledWork
 
 SPANS = [Span(first, "cut", 0, (first, first + 1, first + 2)) for first in range(0, 36, 3)]
 
@@ -172,7 +173,7 @@ class Pairs:
     def __init__(self) -> None:
         self.under_way: set[int] = set()
 
-    def consider(self) -> None:
+    def consider(self, cancel: Cancel) -> None:
         pass
 
     def next(self, waiting: Sequence[Span]) -> Span | None:
@@ -214,6 +215,34 @@ def test_what_may_be_begun_after_a_while_is_begun_though_nothing_happens() -> No
     pipeline.submit(SPANS[0])
     assert pipeline.take(30).span.indices == (0, 1)
     pipeline.close()
+
+
+def test_a_plan_is_considered_only_while_spans_wait_and_closing_ends_that() -> None:
+    class Slow(Pairs):
+        def __init__(self) -> None:
+            super().__init__()
+            self.looks: list[int] = []
+            self.is_looking = threading.Event()
+
+        def consider(self, cancel: Cancel) -> None:
+            self.looks.append(len(self.under_way))
+            if len(self.looks) == 2:
+                self.is_looking.set()
+                with suppress(CancelledWork):
+                    cancel.wait(30)
+
+    source, deal = Source(), Slow()
+    source.gates = dict.fromkeys(range(36), source.gates[0])
+    pipeline = Pipeline(source, double, len, in_flight=1, budget_bytes=10**6, deal=deal)
+    assert not deal.looks
+    pipeline.submit(Span(0, "cut", 0, (0, 1)))
+    assert pipeline.take(30).span.indices == (0, 1)
+    assert len(deal.looks) == 1
+    pipeline.submit(Span(2, "cut", 0, (2, 3)))
+    assert deal.is_looking.wait(30)
+    pipeline.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("hapi-fetch")]
+    assert len(deal.looks) == 2
 
 
 def test_closing_wakes_what_blocks() -> None:

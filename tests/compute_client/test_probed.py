@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from compute_client.decision import LEAST_PROBE_BYTES, PROBE_SECONDS, PROBE_STREAMS, probed
+from hapi.cancel import Cancel
 from hapi.errors import BusyError
 from profiler.link import FIRST_BYTES, HEADROOM
 
@@ -18,7 +19,8 @@ class Server:
         self.asked: list[int] = []
         self._is_busy = is_busy
 
-    def link(self, count: int) -> Iterator[bytes]:
+    def link(self, count: int, *, cancel: Cancel) -> Iterator[bytes]:
+        cancel.check()
         if self._is_busy:
             raise BusyError("others are looking.", 0.0)
         self.asked.append(count)
@@ -31,11 +33,19 @@ class Server:
 )
 def test_a_look_begins_with_what_the_link_is_known_to_carry_meanwhile(bits_per_s: float, most: float) -> None:
     server = Server()
-    assert probed(server, bits_per_s) is not None  # type: ignore[arg-type]
+    assert probed(server, bits_per_s, Cancel()) is not None  # type: ignore[arg-type]
     latency, *transfers = server.asked
     assert latency == 1
     assert 0 < sum(transfers[:PROBE_STREAMS]) <= most + PROBE_STREAMS
 
 
 def test_what_cannot_be_looked_at_is_not_known() -> None:
-    assert probed(Server(is_busy=True), 1e6) is None  # type: ignore[arg-type]
+    assert probed(Server(is_busy=True), 1e6, Cancel()) is None  # type: ignore[arg-type]
+
+
+def test_a_look_ends_with_the_job() -> None:
+    ended = Cancel()
+    ended.set()
+    server = Server()
+    assert probed(server, 1e6, ended) is None  # type: ignore[arg-type]
+    assert not server.asked

@@ -17,6 +17,7 @@ from compute_client.replanning.dealing import Dealing
 from compute_client.replanning.observer import Answer, Observer
 from compute_client.replanning.replanner import Replanner
 from compute_client.spans import Span, span_size, take_first
+from hapi.cancel import Cancel
 from hapi.plan import Link, Plan, Profile
 from hapi.wire.work import Work
 from profiler.planner import plan
@@ -68,7 +69,7 @@ class SimulatedJob:
         self.replanner = Replanner(
             made, profile, "mix", self.observer, probe=self._probe, clock=self.clock, wall_clock=self.clock
         )
-        consider = self.replanner.consider if replan else lambda: None
+        consider = self.replanner.consider if replan else lambda cancel: None
         way = ("float32", "none")
         self._dealing = Dealing(
             lambda: self.replanner.plan, consider, way, self._sizes, self._seconds, self._link_seconds, self.clock
@@ -120,7 +121,7 @@ class SimulatedJob:
         assert limit is not None
         return 1 / limit
 
-    def _probe(self, known: float) -> float | None:
+    def _probe(self, known: float, cancel: Cancel) -> float | None:
         self.probes += 1
         return self.world.bits_per_s * (0.5 if self._link_busy else 1.0)
 
@@ -153,7 +154,7 @@ class SimulatedJob:
 
     def _begin_spans(self) -> None:
         while self._in_flight < IN_FLIGHT and self._in_flight + self._buffered < BUFFERED:
-            self._dealing.consider()
+            self._dealing.consider(Cancel())
             while len(self._pending) < AHEAD:
                 number = next(self._numbers) * SPAN
                 self._pending.append(Span(number, "", 0, tuple(range(number, number + SPAN))))
