@@ -149,6 +149,9 @@ def probed(server: ServerClient, known: float, cancel: Cancel) -> float | None:
             first_bytes=max(LEAST_PROBE_BYTES, min(FIRST_BYTES, meanwhile)),
             latency_probes=1,
         ).bandwidth_bits_per_s
-    except (HapiError, CancelledWork) as error:
-        log.info("the link could not be probed: %s", error)
+    except CancelledWork:
+        return None
+    except HapiError as error:
+        if not cancel.is_set:  # or it is the connection that was broken off
+            log.info("the link could not be probed: %s", error)
         return None

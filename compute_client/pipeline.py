@@ -56,8 +56,8 @@ class Deal(Protocol):
     """Chooses the cuts of spans, and how long they are, as late as possible."""
 
     def consider(self, cancel: Cancel) -> None:
-        """Called before one of the spans that wait is begun, without any lock; may block for a while, unless and until
-        cancelled. Must not raise."""
+        """Called before a span is begun, without any lock; may block for a while, unless and until cancelled. Must not
+        raise."""
         ...
 
     def next(self, waiting: Sequence[Span]) -> Span | None:
@@ -184,8 +184,6 @@ class Pipeline:
 
     def _begin(self) -> Span | None:
         """Waits for a span that may be begun; None when the pipeline is closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._cancel.is_set or self._waiting)
         if self._deal is not None and not self._cancel.is_set:
             self._deal.consider(self._cancel)
         with self._changed:

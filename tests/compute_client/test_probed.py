@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -10,6 +12,7 @@ from compute_client.decision import LEAST_PROBE_BYTES, PROBE_SECONDS, PROBE_STRE
 from hapi.cancel import Cancel
 from hapi.errors import BusyError
 from profiler.link import FIRST_BYTES, HEADROOM
+from profiler.remote import ServerClient, Timeouts
 
 
 class Server:
@@ -43,9 +46,27 @@ def test_what_cannot_be_looked_at_is_not_known() -> None:
     assert probed(Server(is_busy=True), 1e6, Cancel()) is None  # type: ignore[arg-type]
 
 
-def test_a_look_ends_with_the_job() -> None:
+def test_no_look_begins_after_the_job() -> None:
     ended = Cancel()
     ended.set()
     server = Server()
     assert probed(server, 1e6, ended) is None  # type: ignore[arg-type]
     assert not server.asked
+
+
+@pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n0"])
+def test_a_look_ends_with_the_job(begun: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a server that does not answer, or stops in its answer: closing wakes the reader, without a word."""
+    caplog.set_level("INFO", "compute_client")
+    cancel = Cancel()
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as pool:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with ServerClient(url, timeouts=Timeouts(read=60)) as client:
+            found = pool.submit(probed, client, 1e6, cancel)
+            connection, _ = listening.accept()
+            with connection:
+                assert connection.recv(10)
+                connection.sendall(begun)
+                cancel.set()
+                assert found.result(20) is None
+    assert not caplog.messages
