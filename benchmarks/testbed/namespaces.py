@@ -29,6 +29,9 @@ QUEUED_PACKETS, QUEUED_EACH = 64, 2
 all, none is lost, and connections that have something to send take turns, as in routers that queue fairly. Without
 that, one of four over a slow link was given a fifth of its part for seconds (by BBR most, by Reno too), and as samples
 are handed out in order, the other three waited for it."""
+PACKET_SECONDS, LEAST_PACKET = 0.01, 2048
+"""What a super-packet takes of a slow link at most, and bytes of one that has room for a frame and its headers. With 16
+KiB, 0.6 Mbit/s would have packets of 0.2 s, which stand in the way of all others as no network's do."""
 HEADERS_PART = 0.06
 """Headers over contents, of the segments of a super-packet: tbf counts 66 bytes or more for 1,448."""
 START_SECONDS = 10.0
@@ -131,8 +134,11 @@ def waiting_bytes(bits_per_s: float | None) -> list[str]:
 
 
 def super_packet(bits_per_s: float | None) -> int:
-    """Bytes: 64 KiB at high rates, where each costs processor time; a quarter at low ones, where each is a burst."""
-    return 65536 if bits_per_s is None or bits_per_s >= 5e8 else 16384
+    """Bytes: 64 KiB at high rates, where each costs processor time; a quarter at low ones, where each is a burst, and
+    what takes PACKET_SECONDS where that is less, though a frame at least."""
+    if bits_per_s is None or bits_per_s >= 5e8:
+        return 65536
+    return int(min(max(bits_per_s / 8 * PACKET_SECONDS, LEAST_PACKET), 16384))
 
 
 def run_tool(command: Sequence[str]) -> str:
