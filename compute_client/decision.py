@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -73,8 +74,10 @@ class Decision:
 
     def follow(self, plan: Plan, profile: Profile, pushdown: str, activity: Activity, server: ServerClient) -> None:
         """Begins to watch the rates that a plan was made from."""
+        assert profile.link is not None
         self.observer = Observer(profile, activity)
-        self._replanner = Replanner(plan, profile, policy_of(pushdown), self.observer, probe=partial(probed, server))
+        probe = partial(probed, server, profile.link.latency_seconds)
+        self._replanner = Replanner(plan, profile, policy_of(pushdown), self.observer, probe=probe)
 
     def dealing(
         self,
@@ -130,11 +133,12 @@ class Decision:
             )
 
 
-def probed(server: ServerClient, known: float, cancel: Cancel) -> float | None:
+def probed(server: ServerClient, latency: float, known: float, cancel: Cancel) -> float | None:
     """What the link gives beside what is under way, bits per second; None if the server has no time for that, or once
     cancelled.
 
-    `known` is what it gave so far: as long as it gives no more, the look takes little more of it than PROBE_SECONDS.
+    `latency` is what it had with nothing else on it, seconds, 0 if that was not measured; `known` is what it gave so
+    far: as long as it gives no more, the look takes little more of it than PROBE_SECONDS.
     """
     from profiler.link import FIRST_BYTES, HEADROOM, probe_link
 
@@ -148,6 +152,7 @@ def probed(server: ServerClient, known: float, cancel: Cancel) -> float | None:
             streams=PROBE_STREAMS,
             first_bytes=max(LEAST_PROBE_BYTES, min(FIRST_BYTES, meanwhile)),
             latency_probes=1,
+            most_latency=latency or math.inf,
         ).bandwidth_bits_per_s
     except CancelledWork:
         return None

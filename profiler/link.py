@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -36,14 +37,16 @@ def probe_link(
     streams: int = STREAMS,
     first_bytes: int = FIRST_BYTES,
     latency_probes: int = LATENCY_PROBES,
+    most_latency: float = math.inf,
     clock: Callable[[], float] = perf_counter,
 ) -> Link:
     """Measures a link through `fetch`.
 
     Latency is the median of a few one-byte requests. Then transfers grow, from `first_bytes`, until one lasts `seconds`
     longer than that (long enough to outlast a traffic shaper's burst), or `max_bytes` are spent in all; that last one
-    gives the bandwidth. Nothing is read any more after `max_seconds`. Raises ServerUnreachableError if nothing arrives,
-    and whatever `fetch` raises.
+    gives the bandwidth. Nothing is read any more after `max_seconds`. Latency counts as `most_latency` at most: beside
+    other traffic what is more is time behind that, of which the link would seem faster than it is. Raises
+    ServerUnreachableError if nothing arrives, and whatever `fetch` raises.
     """
     began = clock()
     deadline = began + max_seconds
@@ -52,7 +55,7 @@ def probe_link(
         started = clock()
         _drain(fetch, 1, deadline, clock)
         latencies.append(clock() - started)
-    latency = median(latencies)
+    latency = min(median(latencies), most_latency)
     size, spent, rate = min(first_bytes, max_bytes), 0, 0.0
     while not rate or clock() < deadline:
         started = clock()

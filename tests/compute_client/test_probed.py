@@ -36,21 +36,21 @@ class Server:
 )
 def test_a_look_begins_with_what_the_link_is_known_to_carry_meanwhile(bits_per_s: float, most: float) -> None:
     server = Server()
-    assert probed(server, bits_per_s, Cancel()) is not None  # type: ignore[arg-type]
+    assert probed(server, 0.0, bits_per_s, Cancel()) is not None  # type: ignore[arg-type]
     latency, *transfers = server.asked
     assert latency == 1
     assert 0 < sum(transfers[:PROBE_STREAMS]) <= most + PROBE_STREAMS
 
 
 def test_what_cannot_be_looked_at_is_not_known() -> None:
-    assert probed(Server(is_busy=True), 1e6, Cancel()) is None  # type: ignore[arg-type]
+    assert probed(Server(is_busy=True), 0.0, 1e6, Cancel()) is None  # type: ignore[arg-type]
 
 
 def test_no_look_begins_after_the_job() -> None:
     ended = Cancel()
     ended.set()
     server = Server()
-    assert probed(server, 1e6, ended) is None  # type: ignore[arg-type]
+    assert probed(server, 0.0, 1e6, ended) is None  # type: ignore[arg-type]
     assert not server.asked
 
 
@@ -62,7 +62,7 @@ def test_a_look_ends_with_the_job(begun: bytes, caplog: pytest.LogCaptureFixture
     with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as pool:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         with ServerClient(url, timeouts=Timeouts(read=60)) as client:
-            found = pool.submit(probed, client, 1e6, cancel)
+            found = pool.submit(probed, client, 0.0, 1e6, cancel)
             connection, _ = listening.accept()
             with connection:
                 assert connection.recv(10)

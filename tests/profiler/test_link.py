@@ -64,6 +64,15 @@ def test_a_look_at_a_link_that_is_busy_takes_little_of_it() -> None:
     assert found.bandwidth_bits_per_s == pytest.approx(160_000, rel=0.01)
 
 
+def test_what_a_look_waits_behind_other_traffic_does_not_count_as_latency() -> None:
+    link = FakeLink(20_000.0, latency=0.1)
+    found = probe_link(
+        link.fetch, seconds=0.1, streams=1, first_bytes=2_500, latency_probes=1, most_latency=0.001, clock=link.clock
+    )
+    assert link.asked == [1, 2_500]
+    assert found.bandwidth_bits_per_s < 160_000
+
+
 def test_a_short_look_finds_a_far_link_that_became_fast() -> None:
     link = FakeLink(1.25e7, latency=0.06)
     found = probe_link(
