@@ -62,12 +62,16 @@ class Dealer:
 
 
 class SpanCutter:
-    """Cuts a stream of an epoch's sample indices into spans, of the sizes and cuts that a dealer gives."""
+    """Cuts a stream of an epoch's sample indices into spans, of the sizes and cuts that a dealer gives.
+
+    The first are shorter (FIRST_SPAN, GROWTH): requests that are under way share the link, and all of the same length
+    would arrive at about the same time, before which there is nothing to do here.
+    """
 
     def __init__(self, dealer: Dealer, epoch: int) -> None:
         self._dealer, self._epoch = dealer, epoch
         self._number = 0
-        self._cut, self._size = dealer.next()
+        self._begin()
         self._current: dict[int, None] = {}
 
     def add(self, index: int) -> Span | None:
@@ -86,9 +90,13 @@ class SpanCutter:
         span = Span(self._number, self._cut, self._epoch, tuple(self._current))
         self._dealer.dealt(self._cut, len(span))
         self._number += len(span)
-        self._cut, self._size = self._dealer.next()
+        self._begin()
         self._current = {}
         return span
+
+    def _begin(self) -> None:
+        self._cut, size = self._dealer.next()
+        self._size = min(size, max(FIRST_SPAN, self._number // GROWTH))
 
 
 def first_of(spans: Iterable[Span], most: int) -> Span:
@@ -138,6 +146,9 @@ def span_size(
     return max(1, min(by_bytes, max(math.ceil(share * most), least)))
 
 
+FIRST_SPAN, GROWTH = 1, 8
+"""Samples of the first spans; a later one has at most a GROWTH-th of those before it: what is under way in six requests
+is then no more than about what has arrived, in whatever time that was."""
 SPANS_EACH = 4
 """Of a small dataset, for each request in flight, where all take the same cut."""
 MIN_SPAN = 8

@@ -18,6 +18,12 @@ PER_CLASS = 11
 SAMPLES = len(CLASSES) * PER_CLASS
 
 
+@pytest.fixture(autouse=True)
+def spans_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first spans as long as others: of so few pictures, all would have only one."""
+    monkeypatch.setattr("compute_client.spans.FIRST_SPAN", 64)
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """33 JPEG files of 40 x 30 pixels in three class folders, each different."""

@@ -56,6 +56,18 @@ def test_dealing_is_deterministic() -> None:
     assert {span.cut for span in first} == {"a", "b", "input"}
 
 
+def test_the_first_spans_are_short_and_those_in_flight_about_what_came_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("compute_client.spans.FIRST_SPAN", 1)
+    lengths = [len(span) for span in spans(range(2000), Dealer([Share("a", 1.0)], {"a": 64}), 0)][:-1]
+    assert lengths[:12] == [1] * 12
+    assert lengths == sorted(lengths)
+    assert lengths[-1] == 64
+    for last in range(12, len(lengths)):
+        assert sum(lengths[last - 6 : last]) <= 1.05 * sum(lengths[: last - 6])
+
+
 def test_spans_are_made_lazily() -> None:
     found = list(itertools.islice(spans(itertools.cycle(range(7)), Dealer([Share("a", 1.0)], {"a": 100}), 0), 3))
     assert [span.indices for span in found] == [tuple(range(7))] * 3
