@@ -72,8 +72,8 @@ class Deal(Protocol):
         """The span, as last answered, is begun. Called under the pipeline's lock."""
         ...
 
-    def arrived(self, span: Span) -> None:
-        """It is here, and waits to be finished. Called under the pipeline's lock."""
+    def arrived(self, span: Span, way_seconds: float) -> None:
+        """It is here, after so long on its way, and waits to be finished. Called under the pipeline's lock."""
         ...
 
     def ended(self, span: Span) -> None:
@@ -178,7 +178,7 @@ class Pipeline:
                     span = replace(span, cut=stage.cut, way=None)
                     self._held[span.number] = self._span_bytes(span)
                 if self._deal is not None:
-                    self._deal.arrived(span)
+                    self._deal.arrived(span, stage.way_seconds)
                 self._fetched.append((span, stage))
                 self._changed.notify_all()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -159,6 +160,7 @@ class RemoteSource:
 
     def _ask(self, span: Span, indices: list[int], answer: _Answer, backoff: Backoff, cancel: Cancel) -> None:
         self._stats.add(requests=1)
+        began, elapsed = time.monotonic(), 0.0
         request = self._job.request(span, indices)
         arriving = None if self._observer is None else self._observer.answer(span.cut, span.way)
 
@@ -172,6 +174,9 @@ class RemoteSource:
                 cancel.check()
                 if arriving is not None:
                     arriving.completed(batch.work)
+                if batch.work is not None:
+                    elapsed += batch.work.elapsed
+                    answer.way_seconds = max(0.0, time.monotonic() - began - elapsed)
                 answer.add(batch)
                 if len(batch):  # a server that sends messages, but no samples, is not waited for without end
                     backoff.progress()
@@ -198,6 +203,7 @@ class _Answer:
         self.span = span
         self.labels = np.full(len(span), -1, np.int64)
         self.errors: dict[int, str] = {}
+        self.way_seconds = 0.0
         self._missing = {index: row for row, index in enumerate(span.indices)}
 
     def missing(self) -> list[int]:
@@ -256,7 +262,7 @@ class _Tensors(_Answer):
         tensors = self._tensors
         if self.errors:
             tensors = tuple(tensor[torch.from_numpy(rows)] for tensor in tensors)
-        return Stage(self.labels, rows, tensors, self.errors)
+        return Stage(self.labels, rows, tensors, self.errors, way_seconds=self.way_seconds)
 
 
 class _Objects(_Answer):

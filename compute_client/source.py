@@ -22,6 +22,7 @@ class Stage:
         tensors: per tensor of the cut, (g, *shape) in host memory; empty when no row succeeded.
         errors: row -> reason, for the n - g others.
         cut: at which they are, if that is not the span's.
+        way_seconds: that the request and its answer were on their way, where the server says what it took of the rest.
     """
 
     labels: np.ndarray
@@ -29,6 +30,7 @@ class Stage:
     tensors: tuple[torch.Tensor, ...]
     errors: dict[int, str] = field(default_factory=dict)
     cut: str | None = None
+    way_seconds: float = 0.0
 
 
 class SpanSource(Protocol):

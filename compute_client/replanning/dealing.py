@@ -21,6 +21,8 @@ ABOUT_FIRST = 1.5
 AHEAD_SECONDS = 1.0
 """Work under way with which a cut gets no more, unless it is one span: what is not begun can still go where it is done
 first."""
+MOST_WAY_SECONDS, WAY_WEIGHT = 2.0, 0.5
+"""The most that the way to a cut and back counts, which is on top of that, and the weight of the last span in it."""
 SPAN_SECONDS, LEAST_SECONDS = 0.5, 0.15
 """Work of the longest span, and of the first and the last ones: a few samples of a network that takes long for each are
 many seconds. The first are short, so that nobody waits long for something to do."""
@@ -39,7 +41,9 @@ class Dealing:
     done with all samples that are left, each with its part. The next span goes where it would be done about first, if
     it would be by that moment: so each cut has work under way at any time, and with it server, link and client, and one
     that is faster or slower than the plan says is given more or less at once, before anything was measured. Where that
-    says little, the cut that is furthest behind its share is next. While all have enough to do, nothing is begun.
+    says little, the cut that is furthest behind its share is next. A cut has enough to do with AHEAD_SECONDS of work and,
+    if the link is not what it needs, with what it does while a request and its answer are on their way. Then one that has
+    nothing at all is next, and if there is none, nothing is begun.
     """
 
     def __init__(
@@ -62,12 +66,14 @@ class Dealing:
         self._seconds: dict[str, float] = {}
         self._sizes: dict[str, int] = {}
         self._shares: dict[str, float] = {}
+        self._link_seconds: dict[str, float] = {}
         self._heavy = frozenset[str]()
         self._dealt: Counter[str] = Counter()
         self._spans: Counter[str] = Counter()
         self._under_way: Counter[str] = Counter()
         self._begun: dict[int, Span] = {}
         self._due: dict[int, float] = {}
+        self._way_seconds: dict[str, float] = {}
 
     def consider(self, cancel: Cancel) -> None:
         """Called before a span is begun, on a thread that may take its time, unless and until cancelled."""
@@ -83,8 +89,11 @@ class Dealing:
         first = min(done.values())
         soon = (cut for cut in done if done[cut] <= max(first, min(ABOUT_FIRST * first, end)))
         cut = min(soon, key=lambda cut: (self._dealt[cut] + lengths[cut]) * self._seconds[cut])
-        if busy[cut] > max(AHEAD_SECONDS, self._least(cut) * self._seconds[cut]):
-            return None
+        if busy[cut] > self._enough(cut):
+            idle = [cut for cut in done if not self._under_way[cut] and done[cut] <= end]
+            if not idle:
+                return None
+            cut = min(idle, key=done.__getitem__)
         return replace(first_of(waiting, lengths[cut]), cut=cut, way=self._ways[cut])
 
     def begun(self, span: Span) -> None:
@@ -97,9 +106,14 @@ class Dealing:
             work = self._under_way[span.cut] * self._seconds[span.cut]
             self._due[span.number] = self._clock() + LATE * max(AHEAD_SECONDS, work)
 
-    def arrived(self, span: Span) -> None:
-        """A span that was begun is here. Its cut has no more to do with it if nothing is left to compute: it only waits
-        for the client, which may be busy with others."""
+    def arrived(self, span: Span, way_seconds: float = 0.0) -> None:
+        """A span that was begun is here, after so long on its way. Its cut has no more to do with it if nothing is left
+        to compute: it only waits for the client, which may be busy with others."""
+        if span.cut in self._link_seconds and span.cut not in self._heavy:
+            own = self._under_way[span.cut] * self._link_seconds[span.cut]
+            known = self._way_seconds.get(span.cut, 0.0)
+            longer = min(max(way_seconds - own, 0.0), MOST_WAY_SECONDS)
+            self._way_seconds[span.cut] = known + WAY_WEIGHT * (longer - known)
         if span.cut == OUTPUT:
             self.ended(span)
 
@@ -121,6 +135,10 @@ class Dealing:
         """Samples of its shortest span."""
         return min(LEAST_SPAN, max(1, round(LEAST_SECONDS / self._seconds[cut])))
 
+    def _enough(self, cut: str) -> float:
+        """Seconds of work under way with which it gets no more."""
+        return max(AHEAD_SECONDS, self._least(cut) * self._seconds[cut]) + self._way_seconds.get(cut, 0.0)
+
     def _has_its_share(self, cut: str) -> bool:
         """Whether it takes much of the link and is ahead of its share, while the others are in time."""
         if cut not in self._heavy or self._dealt[cut] <= self._shares[cut] * self._dealt.total():
@@ -140,7 +158,7 @@ class Dealing:
         each = self._seconds_of(plan) or UNTOLD_SECONDS
         self._shares = {share.name: share.share / total for share in plan.cuts if share.share > 0}
         self._seconds = {name: each / share for name, share in self._shares.items()}
-        link = self._link_seconds_of(plan)
+        link = self._link_seconds = dict(self._link_seconds_of(plan))
         self._heavy = frozenset(name for name in self._shares if link.get(name, 0.0) >= WORTH * each)
         self._dealt.clear()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -13,6 +14,7 @@ from torchvision.transforms import v2
 
 from compute_client import DataLoader, HeadTrainer
 from compute_client.replanning import observer, pace, replanner
+from compute_client.replanning.dealing import Dealing
 from hapi.model import Graph
 from hapi.plan import Plan, Profile, Share
 from hapi.wire.work import Work
@@ -55,6 +57,24 @@ def open_loader(
         loader = DataLoader(server.manifest.uri, backbone=graph, transform=transform, server=server.client(), **values)
         loader.warm_up()
     return loader
+
+
+@pytest.mark.parametrize("elapsed", [0.0, 100.0])
+def test_what_a_server_does_not_account_for_was_the_way(
+    server: FakeServer, graph: Graph, transform: v2.Compose, monkeypatch: pytest.MonkeyPatch, elapsed: float
+) -> None:
+    ways = list[float]()
+    arrived = Dealing.arrived
+    monkeypatch.setattr(Dealing, "arrived", lambda self, span, way: (ways.append(way), arrived(self, span, way))[1])
+
+    def delayed(number: int) -> None:
+        time.sleep(0.02)
+
+    server.trouble = delayed
+    server.work = lambda samples: Work(samples, 0.001, elapsed)
+    assert list(open_loader(server, graph, transform, profile_of_graph(graph)))
+    assert ways
+    assert all(way == 0.0 for way in ways) if elapsed else all(way >= 0.02 for way in ways)
 
 
 @pytest.mark.usefixtures("eager")

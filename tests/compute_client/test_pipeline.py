@@ -181,7 +181,7 @@ class Pairs:
     def begun(self, span: Span) -> None:
         self.under_way.add(span.number)
 
-    def arrived(self, span: Span) -> None:
+    def arrived(self, span: Span, way_seconds: float) -> None:
         assert span.number in self.under_way
 
     def ended(self, span: Span) -> None:

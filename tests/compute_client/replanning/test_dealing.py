@@ -123,6 +123,45 @@ def test_more_is_begun_once_a_span_has_ended() -> None:
     assert dealing.next(waiting) is not None
 
 
+@pytest.mark.parametrize(
+    ("cut", "link", "way", "more"),
+    [
+        ("layer", 0.1, 2.2, 1),
+        ("layer", 0.1, 50.0, 1),
+        ("layer", 1.0, 2.0, 0),  # on its way behind others of its own
+        ("layer", 3.0, 50.0, 0),  # it takes much of the link
+        ("layer", None, 50.0, 0),
+    ],
+)
+def test_a_cut_has_more_under_way_where_the_way_is_long(cut: str, link: float | None, way: float, more: int) -> None:
+    plan = plan_of(**{cut: 1.0})
+    links: dict[str, float] = {} if link is None else {cut: link}
+    dealing = Dealing(
+        lambda: plan, lambda: None, DEFAULT, lambda plan: sizes_of(plan, 512), lambda _: 1.0, lambda _: links
+    )
+    waiting = spans_of(plan, 512)
+    first, second = begin(dealing, waiting), begin(dealing, waiting)
+    assert first is not None
+    assert second is not None
+    assert begin(dealing, waiting) is None
+    dealing.arrived(first, way)
+    dealing.ended(first)
+    assert len(list(iter(lambda: begin(dealing, waiting), None))) == 1 + more
+
+
+def test_a_cut_that_has_nothing_to_do_begins_while_the_others_have_enough() -> None:
+    plan = plan_of(input=0.1, layer=0.9)
+    dealing, waiting = dealing_of(plan, 512, 1.0), spans_of(plan, 512)
+    begun = [span.cut for span in iter(lambda: begin(dealing, waiting), None)]
+    assert begun == ["layer", "layer", "input"]
+
+
+def test_the_last_samples_are_not_begun_where_they_would_end_late() -> None:
+    plan = plan_of(input=0.1, layer=0.9)
+    dealing, waiting = dealing_of(plan, 5, 1.0), spans_of(plan, 5)
+    assert [span.cut for span in iter(lambda: begin(dealing, waiting), None)] == ["layer", "layer"]
+
+
 @pytest.mark.parametrize(("cut", "is_done"), [("layer", False), (OUTPUT, True)])
 def test_what_only_waits_for_the_client_is_done(cut: str, is_done: bool) -> None:
     plan = plan_of(**{cut: 1.0})
