@@ -41,9 +41,9 @@ class Dealing:
     done with all samples that are left, each with its part. The next span goes where it would be done about first, if
     it would be by that moment: so each cut has work under way at any time, and with it server, link and client, and one
     that is faster or slower than the plan says is given more or less at once, before anything was measured. Where that
-    says little, the cut that is furthest behind its share is next. A cut has enough to do with AHEAD_SECONDS of work and,
-    if the link is not what it needs, with what it does while a request and its answer are on their way. Then one that has
-    nothing at all is next, and if there is none, nothing is begun.
+    says little, the cut that is furthest behind its share is next. A cut has enough to do with AHEAD_SECONDS of work
+    and, where the link is not what it mostly needs, with what it does while a request and its answer are on their way.
+    When it has, one that has nothing at all is next, and if there is none, nothing is begun.
     """
 
     def __init__(
