@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import cycle, islice
 
 START = 4
-"""Where exploring begins; smaller batches are tried later, as neighbours."""
+"""Where exploring begins; smaller batches are for networks of which this many samples take long."""
 MEASURED = 3
 """Batches of a size before it is judged."""
 RECENT = 8
@@ -16,6 +17,9 @@ GAIN = 1.05
 """Exploring goes on while one of two further doublings gains more than 5 %."""
 NEARLY = 1.02
 """What is within 2 % of the fastest is as good: batches of 2 that were 4 % slower on their own cost a job 8 %."""
+LONG_SECONDS, ROUGHLY = 0.4, 1.05
+"""No size is tried of which a batch would take longer. Where one does, half the size is taken if that is at most 5 %
+slower: the rows of a batch leave together, and until then the link has nothing to do."""
 FIRST_PROBE_AFTER, PROBE_EVERY = 8, 64
 """Batches after which another size is tried again: few after the size changed, twice as many each time up to the most.
 
@@ -98,9 +102,11 @@ class Curve:
             return
         self._probe_after = FIRST_PROBE_AFTER if settled != self._settled else min(PROBE_EVERY, 2 * self._probe_after)
         self._settled = settled
-        most = 1.0 if self._hushed else max(PROBES)
+        seconds = self.best[settled]
+        most = settled if self._hushed else max(settled, LONG_SECONDS / seconds)
+        least = 1 if _is_long(settled, seconds) else START
         tried = (settled * factor for factor in islice(self._factors, len(PROBES)))
-        size = next((size for size in tried if 1 <= size <= settled * most), None)
+        size = next((size for size in tried if least <= size <= most), None)
         self._probe, self._hits, self._misses = None if size is None else int(size), 0, 0
         if size is None:
             self._batches = 0
@@ -113,7 +119,13 @@ class Curve:
             if size not in best:
                 return size if len(seen) < 3 or min(seen[:-2]) > GAIN * min(seen[-2:]) else None
             seen.append(best[size])
+            if _is_long(2 * size, best[size]):
+                return None
         raise AssertionError("unreachable: doublings do not end")
+
+
+def _is_long(size: int, seconds_each: float) -> bool:
+    return size * seconds_each > LONG_SECONDS
 
 
 def _doublings() -> Iterator[int]:
@@ -124,8 +136,12 @@ def _doublings() -> Iterator[int]:
 
 
 def _knee(best: Mapping[int, float]) -> int | None:
-    """The smallest size that is nearly as fast as the fastest."""
+    """The smallest size from START on that is nearly as fast as the fastest, smaller ones where batches are long."""
     if not best:
         return None
     fastest = min(best.values())
-    return next(size for size, seconds in sorted(best.items()) if seconds <= NEARLY * fastest)
+    sizes = [size for size, seconds in sorted(best.items()) if seconds <= NEARLY * fastest]
+    size = next((size for size in sizes if size >= START), sizes[-1])
+    while _is_long(size, best[size]) and best.get(size // 2, math.inf) <= ROUGHLY * fastest:
+        size //= 2
+    return size
