@@ -18,26 +18,32 @@ class LinkPace:
         self.bits_per_s = bits_per_s
         self.is_full = False
         """Whether the link set the pace when it was last looked at."""
+        self._is_least = False
         self._ratio = Ratio()
         self._more: float | None = None
 
     def measured(self, count: int, seconds: float, *, is_full: bool = True) -> None:
         """So many bytes came in so long, and nothing but the link held them back; `is_full` if always."""
-        self.is_full, self._more = is_full, None
+        self.is_full, self._is_least, self._more = is_full, False, None
         self._ratio.add(8.0 * count, seconds)
         if self._ratio.count >= LEAST_WINDOWS:
             self.bits_per_s = self._ratio.value
 
-    def seen(self, count: int, seconds: float) -> None:
-        """So many bytes came in so long, and there may have been room for more. Twice in a row it is believed."""
-        self.is_full = False
+    def seen(self, count: int, seconds: float, *, is_full: bool = False) -> None:
+        """So many bytes came in so long, and there may have been room for more. Twice in a row it is believed.
+
+        `is_full` if always: if it gave no less than it is known to give, and not only to give at least, it is full.
+        """
         rate = 8.0 * count / seconds
         if rate > CLEARLY_MORE * self.bits_per_s and self._more is not None:
             self.at_least(min(rate, self._more))
+            self._is_least = True
+        self.is_full = is_full and not self._is_least and CLEARLY_MORE * rate > self.bits_per_s
         self._more = rate if rate > CLEARLY_MORE * self.bits_per_s else None
 
     def at_least(self, bits_per_s: float) -> None:
-        """It was seen to give so much."""
+        """It was seen to give so much, when there was more than enough to send."""
+        self._is_least = False
         if bits_per_s > CLEARLY_MORE * self.bits_per_s:
             self.bits_per_s = bits_per_s
             self._ratio.forget()

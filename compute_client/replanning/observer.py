@@ -186,7 +186,7 @@ class Observer:
             if max(server, client) < SATURATED:
                 self._link.measured(self._bytes, self._flowing, is_full=is_full)
             else:
-                self._link.seen(self._bytes, self._flowing)
+                self._link.seen(self._bytes, self._flowing, is_full=is_full)
         self._begin_window()
 
     def _begin_computing(self) -> None:
