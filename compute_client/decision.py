@@ -13,7 +13,7 @@ from functools import partial
 from compute_client.pipeline import Finished
 from compute_client.planning import policy_of
 from compute_client.replanning.activity import Activity
-from compute_client.replanning.dealing import Dealing
+from compute_client.replanning.dealing import Dealing, Need
 from compute_client.replanning.observer import Observer
 from compute_client.replanning.replanner import Replanner
 from hapi.cancel import Cancel, CancelledWork
@@ -88,16 +88,12 @@ class Decision:
         """What deals spans of such sizes by the plan of the moment, which predicts so many seconds for each sample;
         None where they are dealt beforehand."""
         is_late = self.is_followed or self._is_dealt_late
-        return (
-            Dealing(lambda: self.plan, self.reconsider, default, sizes, seconds, self._link_seconds)
-            if is_late
-            else None
-        )
+        return Dealing(lambda: self.plan, self.reconsider, default, sizes, seconds, self._needs) if is_late else None
 
-    def _link_seconds(self, plan: Plan) -> dict[str, float]:
-        """What a sample of each of the plan's cuts takes of the link; empty if that was not measured."""
+    def _needs(self, plan: Plan) -> dict[str, Need]:
+        """What a sample of each of the plan's cuts takes; empty if that was not measured."""
         replanner = self._replanner
-        return {} if replanner is None else {share.name: replanner.link_seconds(share) for share in plan.cuts}
+        return {} if replanner is None else {share.name: replanner.need(share) for share in plan.cuts}
 
     def finished(self, finished: Finished) -> None:
         """A span is done."""

@@ -116,12 +116,6 @@ class Profile:
             f"profile of {self.model!r} has no cut {name!r}. It has: {', '.join(c.name for c in self.cuts)}."
         )
 
-    def bytes_of(self, share: Share) -> float:
-        """What a sample of this cut ships, in the way that the share says; as the cut's own if it says none."""
-        cut = self.cut(share.name)
-        ways = (way.out_bytes for way in cut.wire if (way.codec, way.compression) == (share.codec, share.compression))
-        return next(ways, cut.out_bytes)
-
     def to_json(self) -> dict[str, Any]:
         """The document that `hapi profile --json` prints and `hapi plan` reads."""
         document = {**asdict(self), "cuts": [cut.to_json() for cut in self.cuts]}

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from compute_client.spans import LEAST_SPAN, Span, first_of
 from hapi.cancel import Cancel
@@ -23,14 +24,22 @@ AHEAD_SECONDS = 1.0
 first."""
 MOST_WAY_SECONDS, WAY_WEIGHT = 2.0, 0.5
 """The most that the way to a cut and back counts, which is on top of that, and the weight of the last span in it."""
-SPAN_SECONDS, LEAST_SECONDS = 0.5, 0.15
-"""Work of the longest span, and of the first and the last ones: a few samples of a network that takes long for each are
-many seconds. The first are short, so that nobody waits long for something to do."""
+SPAN_PART, LEAST_SECONDS = 0.5, 0.15
+"""Of the work with which a cut has enough, the most of one span; and the seconds of the first and the last ones: a few
+samples of a network that takes long for each are many seconds. The first are short, so that nobody waits long for
+something to do."""
 MOST_DOUBLINGS = 16
 UNTOLD_SECONDS = 0.01
 """Per sample, of a plan that does not predict any."""
 LATE = 2.0
 """A span is late that takes so many times as long as its cut had work for when it was begun, or AHEAD_SECONDS."""
+
+
+class Need(NamedTuple):
+    """What a sample of a cut takes of the server's time and of the link's, seconds."""
+
+    server: float
+    link: float
 
 
 class Dealing:
@@ -41,8 +50,9 @@ class Dealing:
     done with all samples that are left, each with its part. The next span goes where it would be done about first, if
     it would be by that moment: so each cut has work under way at any time, and with it server, link and client, and one
     that is faster or slower than the plan says is given more or less at once, before anything was measured. Where that
-    says little, the cut that is furthest behind its share is next. A cut has enough to do with AHEAD_SECONDS of work
-    and, where the link is not what it mostly needs, with what it does while a request and its answer are on their way.
+    says little, the cut that is furthest behind its share is next. A cut has enough to do with AHEAD_SECONDS of work,
+    with up to twice as much where it keeps both the server and the link busy, and, where the link is not what it mostly
+    needs, with what it does while a request and its answer are on their way.
     When it has, one that has nothing at all is next, and if there is none, nothing is begun.
     """
 
@@ -53,20 +63,20 @@ class Dealing:
         default: tuple[str, str],
         sizes: Callable[[Plan], Mapping[str, int]],
         seconds: Callable[[Plan], float | None],
-        link_seconds: Callable[[Plan], Mapping[str, float]] = lambda _: {},
+        needs: Callable[[Plan], Mapping[str, Need]] = lambda _: {},
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`current` tells the plan, `consider` may change it; `default` is how features travel if it does not say,
         `sizes` are the most samples in a span of each of its cuts, `seconds` what it predicts for each sample,
-        `link_seconds` what a sample of each cut takes of the link, where that is known."""
+        `needs` what a sample of each cut takes, where that is known."""
         self._current, self._consider, self._default = current, consider, default
-        self._sizes_of, self._seconds_of, self._link_seconds_of, self._clock = sizes, seconds, link_seconds, clock
+        self._sizes_of, self._seconds_of, self._needs_of, self._clock = sizes, seconds, needs, clock
         self._plan: Plan | None = None
         self._ways: dict[str, tuple[str, str]] = {}
         self._seconds: dict[str, float] = {}
         self._sizes: dict[str, int] = {}
         self._shares: dict[str, float] = {}
-        self._link_seconds: dict[str, float] = {}
+        self._needs: dict[str, Need] = {}
         self._heavy = frozenset[str]()
         self._dealt: Counter[str] = Counter()
         self._spans: Counter[str] = Counter()
@@ -109,8 +119,8 @@ class Dealing:
     def arrived(self, span: Span, way_seconds: float = 0.0) -> None:
         """A span that was begun is here, after so long on its way. Its cut has no more to do with it if nothing is left
         to compute: it only waits for the client, which may be busy with others."""
-        if span.cut in self._link_seconds and span.cut not in self._heavy:
-            own = self._under_way[span.cut] * self._link_seconds[span.cut]
+        if span.cut in self._needs and span.cut not in self._heavy:
+            own = self._under_way[span.cut] * self._needs[span.cut].link
             known = self._way_seconds.get(span.cut, 0.0)
             longer = min(max(way_seconds - own, 0.0), MOST_WAY_SECONDS)
             self._way_seconds[span.cut] = known + WAY_WEIGHT * (longer - known)
@@ -127,7 +137,7 @@ class Dealing:
     def _length(self, cut: str, left: float) -> int:
         """Samples of its next span, while it is to be given work for so many seconds until the end."""
         seconds, least = self._seconds[cut], self._least(cut)
-        most = min(self._sizes[cut], max(least, int(SPAN_SECONDS / seconds)))
+        most = min(self._sizes[cut], max(least, int(SPAN_PART * self._work(cut) / seconds)))
         beginning = least << min(self._spans[cut], MOST_DOUBLINGS)
         return min(most, beginning, max(least, math.ceil(LAST_PART * left / seconds)))
 
@@ -137,7 +147,11 @@ class Dealing:
 
     def _enough(self, cut: str) -> float:
         """Seconds of work under way with which it gets no more."""
-        return max(AHEAD_SECONDS, self._least(cut) * self._seconds[cut]) + self._way_seconds.get(cut, 0.0)
+        return max(self._work(cut), self._least(cut) * self._seconds[cut]) + self._way_seconds.get(cut, 0.0)
+
+    def _work(self, cut: str) -> float:
+        """The same, but for very long samples and the way: for twice as long where server and link are always busy."""
+        return AHEAD_SECONDS * min(max(1.0, sum(self._needs.get(cut, ())) / self._seconds[cut]), 2.0)
 
     def _has_its_share(self, cut: str) -> bool:
         """Whether it takes much of the link and is ahead of its share, while the others are in time."""
@@ -158,8 +172,8 @@ class Dealing:
         each = self._seconds_of(plan) or UNTOLD_SECONDS
         self._shares = {share.name: share.share / total for share in plan.cuts if share.share > 0}
         self._seconds = {name: each / share for name, share in self._shares.items()}
-        link = self._link_seconds = dict(self._link_seconds_of(plan))
-        self._heavy = frozenset(name for name in self._shares if link.get(name, 0.0) >= WORTH * each)
+        needs = self._needs = dict(self._needs_of(plan))
+        self._heavy = frozenset(name for name in self._shares if name in needs and needs[name].link >= WORTH * each)
         self._dealt.clear()
 
 

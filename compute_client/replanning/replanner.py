@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from compute_client.replanning.dealing import Need
 from compute_client.replanning.observer import Observer
 from compute_client.replanning.rates import Rates
 from hapi.cancel import Cancel
@@ -72,9 +73,11 @@ class Replanner:
         finally:
             self._lock.release()
 
-    def link_seconds(self, share: Share) -> float:
-        """What a sample of this cut takes of the link, as it was when the plan was made."""
-        return 8 * self._profile.bytes_of(share) / self._basis.bits_per_s
+    def need(self, share: Share) -> Need:
+        """What a sample of this cut takes, at the rates that the plan was made from."""
+        pipeline = Pipeline.of(self._basis.applied(self._profile), server_share=self._basis.server_share)
+        server, link, _ = pipeline.costs[:, _column(pipeline, share)]
+        return Need(float(server), float(link))
 
     def _consider(self, cancel: Cancel) -> Plan | None:
         now, reports = self._clock(), self._observer.reports

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from hapi.errors import ProfileError
-from hapi.plan import CutCost, Link, Plan, Profile, Share, WireCost
+from hapi.plan import CutCost, Link, Plan, Profile, Share
 
 DOCUMENT: dict[str, Any] = {
     "model": "resnet50",
@@ -126,16 +125,6 @@ def test_what_is_no_profile(text: str | bytes) -> None:
 def test_an_unknown_cut_lists_those_there_are() -> None:
     with pytest.raises(ProfileError, match=r"no cut 'layer9'.*input, layer3\.5, output"):
         Profile.from_json(DOCUMENT).cut("layer9")
-
-
-def test_what_a_share_ships_is_told_for_the_way_that_it_takes() -> None:
-    packed = WireCost("float32", "packed", 5000.0, 0.003, 0.0001)
-    profile = Profile.from_json(DOCUMENT)
-    cut = replace(profile.cut("output"), wire=(WireCost("float32", "none", 8192.0, 0.003, 0.0001), packed))
-    profile = replace(profile, cuts=(*profile.cuts[:-1], cut))
-    assert profile.bytes_of(Share("output", 1.0)) == 8192.0
-    assert profile.bytes_of(Share("output", 1.0, "float32", "packed")) == 5000.0
-    assert profile.bytes_of(Share("input", 1.0, "float32", "packed")) == 110000.0
 
 
 def test_a_plan_is_json_and_text() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from compute_client.replanning.activity import Activity
-from compute_client.replanning.dealing import Dealing
+from compute_client.replanning.dealing import Dealing, Need
 from compute_client.replanning.observer import Answer, Observer
 from compute_client.replanning.replanner import Replanner
 from compute_client.spans import Span, span_size, take_first
@@ -72,7 +72,7 @@ class SimulatedJob:
         consider = self.replanner.consider if replan else lambda cancel: None
         way = ("float32", "none")
         self._dealing = Dealing(
-            lambda: self.replanner.plan, consider, way, self._sizes, self._seconds, self._link_seconds, self.clock
+            lambda: self.replanner.plan, consider, way, self._sizes, self._seconds, self._needs, self.clock
         )
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
@@ -135,8 +135,8 @@ class SimulatedJob:
         assert made.predicted_seconds is not None
         return made.predicted_seconds / (self.profile.samples or 1)
 
-    def _link_seconds(self, made: Plan) -> dict[str, float]:
-        return {share.name: self.replanner.link_seconds(share) for share in made.cuts}
+    def _needs(self, made: Plan) -> dict[str, Need]:
+        return {share.name: self.replanner.need(share) for share in made.cuts}
 
     def _sizes(self, made: Plan) -> dict[str, int]:
         """As a loader has them."""

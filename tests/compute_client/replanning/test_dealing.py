@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import pytest
 
-from compute_client.replanning.dealing import AHEAD_SECONDS, SPAN_SECONDS, Dealing, together
+from compute_client.replanning.dealing import AHEAD_SECONDS, SPAN_PART, Dealing, Need, together
 from compute_client.spans import Dealer, Span, SpanCutter, span_size, take_first
 from hapi.plan import OUTPUT, Plan, Share
 
@@ -71,7 +71,7 @@ def epoch(
         DEFAULT,
         lambda plan: sizes_of(plan, samples),
         lambda plan: seconds,
-        lambda plan: link_seconds,
+        lambda plan: {cut: Need(0.0, link) for cut, link in link_seconds.items()},
         lambda: seconds * now,
     )
     waiting, done = spans_of(plan, samples), Counter[str]()
@@ -108,7 +108,7 @@ def test_the_first_spans_are_short_and_nobody_has_much_ahead(seconds: float, len
     dealing, waiting = dealing_of(plan, 512, seconds), spans_of(plan, 512)
     begun = [len(span) for span in iter(lambda: begin(dealing, waiting), None)]
     assert begun[: len(lengths)] == lengths
-    most = max(AHEAD_SECONDS, seconds) + max(SPAN_SECONDS, seconds)
+    most = max(AHEAD_SECONDS, seconds) + max(SPAN_PART * AHEAD_SECONDS, seconds)
     assert AHEAD_SECONDS < seconds * sum(begun) <= most
 
 
@@ -135,18 +135,32 @@ def test_more_is_begun_once_a_span_has_ended() -> None:
 )
 def test_a_cut_has_more_under_way_where_the_way_is_long(cut: str, link: float | None, way: float, more: int) -> None:
     plan = plan_of(**{cut: 1.0})
-    links: dict[str, float] = {} if link is None else {cut: link}
+    needs = {} if link is None else {cut: Need(0.0, link)}
     dealing = Dealing(
-        lambda: plan, lambda: None, DEFAULT, lambda plan: sizes_of(plan, 512), lambda _: 1.0, lambda _: links
+        lambda: plan, lambda: None, DEFAULT, lambda plan: sizes_of(plan, 512), lambda _: 1.0, lambda _: needs
     )
     waiting = spans_of(plan, 512)
-    first, second = begin(dealing, waiting), begin(dealing, waiting)
-    assert first is not None
-    assert second is not None
-    assert begin(dealing, waiting) is None
-    dealing.arrived(first, way)
-    dealing.ended(first)
+    begun = list(iter(lambda: begin(dealing, waiting), None))
+    assert {len(span) for span in begun} == {1}
+    dealing.arrived(begun[0], way)
+    dealing.ended(begun[0])
     assert len(list(iter(lambda: begin(dealing, waiting), None))) == 1 + more
+
+
+@pytest.mark.parametrize(
+    ("server", "link", "times"), [(0.1, 1.0, 1.1), (1.0, 0.0, 1.0), (0.8, 1.0, 1.8), (1.0, 1.0, 2.0), (1.0, 9.0, 2.0)]
+)
+def test_up_to_twice_as_much_is_under_way_where_server_and_link_are_busy(
+    server: float, link: float, times: float
+) -> None:
+    plan, needs = plan_of(output=1.0), {"output": Need(server * SECONDS, link * SECONDS)}
+    dealing = Dealing(
+        lambda: plan, lambda: None, DEFAULT, lambda _: {"output": 10**6}, lambda _: SECONDS, lambda _: needs
+    )
+    waiting = spans_of(plan, 4096)
+    begun = [len(span) for span in iter(lambda: begin(dealing, waiting), None)]
+    assert times * AHEAD_SECONDS <= sum(begun) * SECONDS <= times * (1 + SPAN_PART) * AHEAD_SECONDS
+    assert max(begun) * SECONDS == pytest.approx(times * SPAN_PART * AHEAD_SECONDS, rel=0.1)
 
 
 def test_a_cut_that_has_nothing_to_do_begins_while_the_others_have_enough() -> None:
@@ -246,7 +260,7 @@ def test_a_way_that_takes_much_of_the_link_gets_no_more_than_its_share(
     plan, paces = plan_of(input=share, output=1 - share), {"input": factor * share, "output": 1 - share}
     seconds, done = epoch(plan, 2000, paces, link_seconds=LINK_SECONDS, latency=latency / SECONDS)
     assert seconds <= 1.05 * 2000 + 6 + 6 * latency / SECONDS  # few are in flight here
-    assert done["input"] == pytest.approx(2000 * share, rel=0.05, abs=SPAN_SECONDS / SECONDS * share + 4)
+    assert done["input"] == pytest.approx(2000 * share, rel=0.05, abs=SPAN_PART * AHEAD_SECONDS / SECONDS * share + 4)
 
 
 @pytest.mark.parametrize("latency", [0.2, 0.4, 0.8, 1.5])
