@@ -15,7 +15,7 @@ from storage_server.extraction.patience import attempt
 from storage_server.extraction.sizing import curve_name, seconds_by_size
 from storage_server.memory.workspaces import Workspaces
 from storage_server.scheduling.fair import Flow
-from storage_server.scheduling.knee import START, power_of_two
+from storage_server.scheduling.knee import LONG_SECONDS, START, power_of_two
 from storage_server.scheduling.rates import Rates
 from storage_server.scheduling.remembered import Remembered
 
@@ -67,7 +67,8 @@ class Rehearsals:
                 if not tried.has_value:
                     break
                 found[size] = min(tried.get(), found.get(size, math.inf))
-                if not turn and self._clock() > deadline:  # of a slow network the job itself tries larger ones
+                is_last = self._clock() > deadline or 2 * size * found[size] > LONG_SECONDS
+                if not turn and is_last:  # of a slow network jobs try no larger ones
                     break
             if turn and self._clock() > deadline:  # in the first, memory was touched for the first time
                 break

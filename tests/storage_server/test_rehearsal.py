@@ -16,6 +16,7 @@ from storage_server.extraction.sizing import KneePolicy, Waiting, curve_name
 from storage_server.memory.budget import MemoryBudget
 from storage_server.memory.workspaces import Workspaces
 from storage_server.scheduling.fair import Flow
+from storage_server.scheduling.knee import LONG_SECONDS
 from storage_server.scheduling.rates import Rates
 from storage_server.scheduling.remembered import Remembered
 
@@ -101,7 +102,7 @@ def test_a_job_need_not_measure_the_memory_of_what_was_rehearsed(archive: Archiv
 
 
 def test_where_larger_batches_gain_they_are_explored_further(archive: Archive, remembered: Remembered) -> None:
-    engine = FakeEngine(overhead=10.0)
+    engine = FakeEngine(overhead=10.0, unit=ENOUGH_SECONDS / 200)
     prefix = prefix_of(archive, engine)
     rehearsed(engine, prefix, remembered)
     policy = KneePolicy(MemoryBudget("cpu", 10**9, free=lambda device: 10**12), 64, remembered)
@@ -117,11 +118,14 @@ def test_what_is_known_is_not_timed_again(archive: Archive, remembered: Remember
     assert (engine.sizes, engine.prepared) == ([*2 * [4, 8, 16], 32], 1)
 
 
-def test_a_slow_network_leaves_larger_batches_to_its_job(archive: Archive, remembered: Remembered) -> None:
-    engine = FakeEngine(unit=ENOUGH_SECONDS)
+@pytest.mark.parametrize(("unit", "sizes"), [(1.0, [4, 4]), (0.9 * LONG_SECONDS / 10, [4, 8, 4, 8])])
+def test_of_a_slow_network_no_larger_batches_are_tried_than_in_a_job(
+    archive: Archive, remembered: Remembered, unit: float, sizes: list[int]
+) -> None:
+    engine = FakeEngine(unit=unit)
     prefix = prefix_of(archive, engine)
-    assert rehearsed(engine, prefix, remembered) == pytest.approx(1.25 * engine.unit)
-    assert engine.sizes == [4, 4]
+    assert rehearsed(engine, prefix, remembered) == pytest.approx((1 + 1 / max(sizes)) * engine.unit)
+    assert engine.sizes == sizes
 
 
 def test_code_that_was_refused_is_only_tried(archive: Archive, remembered: Remembered) -> None:
