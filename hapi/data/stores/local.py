@@ -18,6 +18,8 @@ SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """What a system says to whoever has too much open, or too little memory, whichever file is asked for."""
 PATIENCE = RetryPolicy(patience_seconds=5.0, first_seconds=0.05, longest_seconds=0.5)
 """With a shortage, until the others have done and closed what they read."""
+_LINKS_TO_OPEN = "/proc/self/fd" if hasattr(os, "O_PATH") and os.path.isdir("/proc/self/fd") else None
+"""Where Linux tells which file each descriptor is of."""
 
 
 class LocalStore:
@@ -52,7 +54,7 @@ class LocalStore:
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         check_range(offset, length)
-        data = again(partial(self._read, key, self._path(key), offset, length), PATIENCE)
+        data = again(partial(self._read, key, offset, length), PATIENCE)
         if length is not None and len(data) != length:
             raise StoreError(
                 f"{self.uri}/{key}: {length} bytes from {offset} were asked for, the file holds {len(data)} of them. "
@@ -60,11 +62,40 @@ class LocalStore:
             )
         return data
 
-    def _read(self, key: str, path: str, offset: int, length: int | None) -> bytes:
-        with self._errors(key), open(path, "rb") as file:
-            if offset:
-                file.seek(offset)
-            return file.read() if length is None else file.read(length)
+    def _read(self, key: str, offset: int, length: int | None) -> bytes:
+        """In few calls of the system: after each, a thread has to wait for Python's lock again."""
+        with self._errors(key), self._opened(key) as descriptor:
+            left = max(0, os.fstat(descriptor).st_size - offset) if length is None else length
+            parts: list[bytes] = []
+            while left and (part := os.pread(descriptor, left, offset)):
+                parts.append(part)
+                offset, left = offset + len(part), left - len(part)
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    @contextlib.contextmanager
+    def _opened(self, key: str) -> Iterator[int]:
+        """The file, open for reading, once it is known to lie inside: the one that was looked at, whatever links are
+        made meanwhile."""
+        path, place = self._joined(key), None
+        try:
+            if _LINKS_TO_OPEN is not None and not self._follow_links:
+                try:
+                    place = os.open(path, os.O_PATH | os.O_CLOEXEC)  # which does nothing to what is there
+                except OSError:
+                    self._check_inside(path, key)  # of what lies outside not even that it is missing is told
+                    raise
+                path = f"{_LINKS_TO_OPEN}/{place}"
+                self._check_below(os.readlink(path), key)
+            else:
+                self._check_inside(path, key)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            if place is not None:
+                os.close(place)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
@@ -88,14 +119,18 @@ class LocalStore:
         """Nothing is kept open between calls."""
 
     def _path(self, key: str) -> str:
-        path = os.path.join(self._root, check_key(key, self.uri))
+        path = self._joined(key)
         self._check_inside(path, key)
         return path
 
+    def _joined(self, key: str) -> str:
+        return os.path.join(self._root, check_key(key, self.uri))
+
     def _check_inside(self, path: str, key: str) -> None:
-        if self._follow_links:
-            return
-        real = os.path.realpath(path)
+        if not self._follow_links:
+            self._check_below(os.path.realpath(path), key)
+
+    def _check_below(self, real: str, key: str) -> None:
         if _is_below(real, self._real_root):
             return
         self._real_root = os.path.realpath(self._root)  # the root may be a link, which now leads elsewhere

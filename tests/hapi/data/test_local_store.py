@@ -6,7 +6,7 @@ import errno
 import os
 import pickle
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
@@ -114,6 +114,41 @@ def test_links_are_followed_inside_of_the_root_only(root: Path) -> None:
     assert trusting.get("out/s.txt") == b"secret"
 
 
+@pytest.mark.parametrize("is_linux", [True, False])
+def test_nothing_is_told_of_what_lies_outside(root: Path, monkeypatch: pytest.MonkeyPatch, is_linux: bool) -> None:
+    if not is_linux:
+        monkeypatch.setattr(local, "_LINKS_TO_OPEN", None)
+    outside = root.parent / "outside"
+    outside.mkdir()
+    os.mkfifo(outside / "pipe")  # opening it would wait for who writes
+    (outside / "file").write_text("secret")
+    for name in ("pipe", "file", "missing"):
+        (root / name).symlink_to(outside / name)
+        with pytest.raises(AccessDeniedError, match="leads out of the folder"):
+            open_store(root).get(name)
+    assert open_store(root).get("a.txt", 2, 3) == b"txt"
+    assert open_store(root).get("a.txt", 2) == b"txt"
+    assert open_store(root).get("a.txt", 50) == b""
+
+
+def test_a_file_that_a_link_replaces_while_it_is_opened_is_not_read(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if local._LINKS_TO_OPEN is None:
+        pytest.skip("needs /proc")
+    secret, really = root.parent / "secret.txt", os.readlink
+    secret.write_text("secret")
+
+    def replaced(path: str) -> str:
+        found = really(path)
+        (root / "a.txt").unlink(missing_ok=True)
+        (root / "a.txt").symlink_to(secret)
+        return found
+
+    monkeypatch.setattr(os, "readlink", replaced)
+    assert open_store(root).get("a.txt") == b"a.txt"
+
+
 def test_a_root_beside_one_with_the_same_beginning_is_outside(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data2").mkdir()
@@ -144,7 +179,7 @@ def test_what_is_missing_is_not_found_and_what_is_forbidden_is_denied(
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("builtins.open", refuse)  # the tests may run as root, who may read everything
+    monkeypatch.setattr(os, "open", refuse)  # the tests may run as root, who may read everything
     with pytest.raises(AccessDeniedError, match="permission denied"):
         store.get("a.txt")
 
@@ -223,18 +258,18 @@ def test_a_root_that_is_a_link_may_be_set_anew(root: Path) -> None:
 
 
 class Shortage:
-    """A system that opens no file the first `times` times."""
+    """A system that does not open `a.txt` the first `times` times."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, times: int, number: int = errno.EMFILE) -> None:
-        self.left, self._number = times, number
-        monkeypatch.setattr(local, "open", self._open, raising=False)
+        self.left, self._number, self._really = times, number, os.open
+        monkeypatch.setattr(os, "open", self._open)
         monkeypatch.setattr(local, "PATIENCE", RetryPolicy(attempts=3, first_seconds=0.0))
 
-    def _open(self, *args: Any, **kwargs: Any) -> IO[Any]:
-        if self.left:
+    def _open(self, path: Any, *args: Any, **kwargs: Any) -> int:
+        if self.left and str(path).endswith("a.txt"):
             self.left -= 1
             raise OSError(self._number, os.strerror(self._number))
-        return open(*args, **kwargs)
+        return self._really(path, *args, **kwargs)
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
