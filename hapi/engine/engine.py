@@ -12,7 +12,6 @@ import torch
 
 from hapi.engine.agreement import Run, given, outputs
 from hapi.engine.compiler import Answer, Compiler, Request
-from hapi.engine.folding import weight_versions
 from hapi.engine.precision import Precision, check_precision, rewritten
 from hapi.errors import InputError
 from hapi.model import Program
@@ -70,7 +69,7 @@ class Engine:
 
     def _begin(self) -> None:
         """At first, and again after somebody wrote to the weights, of which folded and compiled ones are copies."""
-        self._versions = weight_versions(self.program.graph)
+        self._versions = self.program.graph.weight_versions
         self._spent_seconds = 0.0
         self._is_asked = self._has_looked = self._is_settled = False
         self._way: _Way | None = None
@@ -117,7 +116,7 @@ class Engine:
 
     def __call__(self, *tensors: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """What the program gives for these tensors (B, ...), in its dtypes, in the usual layout in memory."""
-        if self._versions != weight_versions(self.program.graph):
+        if self._versions != self.program.graph.weight_versions:
             self._begin()
         while (way := self._way) is None:
             self.prepare()

@@ -31,15 +31,10 @@ class Kept:
         with self._lock:
             versions, made = self._made.get(graph, (None, None))
             found = made() if made is not None else None
-            if found is None or versions != weight_versions(graph):
-                versions, found = weight_versions(graph), self._make(graph)
+            if found is None or versions != graph.weight_versions:
+                versions, found = graph.weight_versions, self._make(graph)
                 self._made[graph] = (versions, ref(found))
             return found
-
-
-def weight_versions(graph: Graph) -> tuple[int, ...]:
-    """Changes whenever somebody writes to a weight."""
-    return tuple(0 if weight.is_inference() else weight._version for weight in graph.weights.values())
 
 
 def folded(graph: Graph) -> Graph:

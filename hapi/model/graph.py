@@ -148,9 +148,14 @@ class Graph:
             return {name: placed[name][1] for name in names}
 
     @property
+    def weight_versions(self) -> tuple[int, ...]:
+        """Changes whenever somebody writes to a weight."""
+        return tuple(map(_version, self.weights.values()))
+
+    @property
     def digest(self) -> str:
         """SHA-256 (hex) of the graph's archive; computed when first asked for, and again after a weight was changed."""
-        versions = tuple(_version(weight) for weight in self.weights.values())
+        versions = self.weight_versions
         if self._digest is None or self._digest[0] != versions:
             from hapi.model.archive import digest_of  # the archive knows graphs; a graph only asks for its address
 
@@ -160,15 +165,18 @@ class Graph:
     @property
     def is_named(self) -> bool:
         """Whether `digest` costs nothing: it is known for the weights as they are."""
-        return self._digest is not None and self._digest[0] == tuple(map(_version, self.weights.values()))
+        return self._digest is not None and self._digest[0] == self.weight_versions
 
     def digest_is(self, digest: str) -> None:
         """Notes the digest of the file the graph was just read from."""
-        self._digest = (tuple(_version(weight) for weight in self.weights.values()), digest)
+        self._digest = (self.weight_versions, digest)
 
     def __repr__(self) -> str:
         return f"<Graph {self.name}: {len(self.nodes)} nodes, {len(self.weights)} weights, {len(self.cuts)} cuts>"
 
 
 def _version(weight: torch.Tensor) -> int:
-    return 0 if weight.is_inference() else weight._version
+    try:  # no operation, as `is_inference` would be one: this is asked of every weight for each batch
+        return weight._version
+    except RuntimeError:  # of a tensor made in inference mode, of which nothing is counted
+        return 0
