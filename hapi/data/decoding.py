@@ -75,9 +75,11 @@ def get_ready(load: Load, seconds: float = 60.0) -> None:
 
 @cache
 def _shared() -> Processes:
-    """For all of this process: what each needs to begin with is there once."""
+    """For all of this process: what each needs to begin with is there once. It takes some seconds to start, so that is
+    begun at once."""
     shared = Processes()
     atexit.register(shared.close)
+    shared.start()
     return shared
 
 
@@ -129,9 +131,16 @@ class Processes:
             "survive, or this machine has too little memory."
         )
 
+    def start(self) -> None:
+        """Begins to start them, on a thread of its own."""
+        with self._lock:
+            if self._starting is None and not self._is_closed:
+                self._starting = threading.Thread(target=self._prepare, name="hapi-processes", daemon=True)
+                self._starting.start()
+
     def wait(self, seconds: float) -> bool:
         """Starts them, and waits; whether they are ready."""
-        self._start()
+        self.start()
         if (starting := self._starting) is not None:
             starting.join(seconds)
         return self._server is not None
@@ -156,7 +165,7 @@ class Processes:
         """One that has nothing to do, or one more. After one that had ended, others may have, too: then a new one."""
         if self._owner != os.getpid():
             return None  # a fork of the process that they belong to
-        self._start()
+        self.start()
         with self._lock:
             if self._idle and not is_new:
                 return self._idle.pop()
@@ -200,12 +209,6 @@ class Processes:
         ours.close()
         return None
 
-    def _start(self) -> None:
-        with self._lock:
-            if self._starting is None and not self._is_closed:
-                self._starting = threading.Thread(target=self._prepare, name="hapi-processes", daemon=True)
-                self._starting.start()
-
     def _prepare(self) -> None:
         try:
             ours, theirs = socket.socketpair()
@@ -243,9 +246,14 @@ def _spec(text: str) -> TransformSpec:
 
 
 def _send(to: socket.socket, head: dict[str, Any], body: bytes | memoryview) -> None:
+    """In one call where there is room for all of it: after each, a thread has to wait for Python's lock again."""
     text = json.dumps(head).encode()
-    to.sendall(_LENGTHS.pack(len(text), len(body)) + text)
-    to.sendall(body)
+    front = _LENGTHS.pack(len(text), len(body)) + text
+    sent = to.sendmsg([front, body])
+    if sent < len(front):
+        to.sendall(front[sent:])
+    if (rest := max(0, sent - len(front))) < len(body):
+        to.sendall(memoryview(body)[rest:])
 
 
 def _receive_head(process: socket.socket) -> tuple[dict[str, Any], int]:
@@ -273,9 +281,9 @@ def _receive_tensor(process: socket.socket, said: dict[str, Any], length: int) -
 
 
 def _fill(source: socket.socket, view: memoryview) -> None:
-    """ConnectionError if it ends before."""
+    """All of it in one call, see `_send`, unless a signal comes. ConnectionError if it ends before."""
     while view:
-        if (count := source.recv_into(view)) == 0:
+        if (count := source.recv_into(view, flags=socket.MSG_WAITALL)) == 0:
             raise ConnectionResetError("the other process has ended")
         view = view[count:]
 
