@@ -150,7 +150,7 @@ class Dealing:
         return max(self._work(cut), self._least(cut) * self._seconds[cut]) + self._way_seconds.get(cut, 0.0)
 
     def _work(self, cut: str) -> float:
-        """The same, but for very long samples and the way: for twice as long where server and link are always busy."""
+        """Of those, without what the way adds: twice AHEAD_SECONDS where it keeps both server and link busy."""
         return AHEAD_SECONDS * min(max(1.0, sum(self._needs.get(cut, ())) / self._seconds[cut]), 2.0)
 
     def _has_its_share(self, cut: str) -> bool:
