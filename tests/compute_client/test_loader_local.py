@@ -324,11 +324,15 @@ def test_broken_pictures_can_be_skipped(
 def test_a_process_that_can_open_no_file_leaves_no_sample_out(
     pictures: Path, backbone: nn.Module, transform: v2.Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*args: object) -> None:
-        raise OSError(errno.EMFILE, "Too many open files")
+    really = os.open
+
+    def refuse(path: object, *args: Any, **kwargs: Any) -> int:
+        if str(path).endswith(".jpg"):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return really(path, *args, **kwargs)  # type: ignore[arg-type]
 
     loader = DataLoader(pictures, backbone=backbone, transform=transform, batch_size=4, on_error="skip")
-    monkeypatch.setattr(local, "open", refuse, raising=False)
+    monkeypatch.setattr(os, "open", refuse)
     monkeypatch.setattr(local, "PATIENCE", RetryPolicy(attempts=2, first_seconds=0.0))
     with pytest.raises(StoreUnavailableError, match=r"Too many open files.*ulimit"):
         list(loader)
