@@ -19,6 +19,7 @@ class LinkPace:
         self.is_full = False
         """Whether the link set the pace when it was last looked at."""
         self._is_least = False
+        """Whether it is known only to give so much at least, from what came while a tier was busy."""
         self._ratio = Ratio()
         self._more: float | None = None
 
@@ -32,7 +33,7 @@ class LinkPace:
     def seen(self, count: int, seconds: float, *, is_full: bool = False) -> None:
         """So many bytes came in so long, and there may have been room for more. Twice in a row it is believed.
 
-        `is_full` if always: if it gave no less than it is known to give, and not only to give at least, it is full.
+        `is_full` if always: then it sets the pace if that is what it gives, not only what it gives at least.
         """
         rate = 8.0 * count / seconds
         if rate > CLEARLY_MORE * self.bits_per_s and self._more is not None:
