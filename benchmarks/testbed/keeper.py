@@ -13,21 +13,37 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 
 import psutil
 
 MARK = "HAPI_TESTBED"
 GRACE_SECONDS = 5.0
+BECOMING_SECONDS = 0.01
 
 
 def marked(mark: str) -> list[psutil.Process]:
     """The living processes of a testbed, except this one."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get(MARK) == mark:
-                found.append(process)
+    found, unclear = _of(mark, psutil.process_iter())
+    if unclear:  # a process that is becoming another program shows no environment for a moment
+        time.sleep(BECOMING_SECONDS)
+        found += _of(mark, unclear)[0]
     return found
+
+
+def _of(mark: str, processes: Iterable[psutil.Process]) -> tuple[list[psutil.Process], list[psutil.Process]]:
+    """Which of the processes carry the mark, and which show no environment at all."""
+    found, unclear = [], []
+    for process in processes:
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid == os.getpid():
+                continue
+            environment = process.environ()
+            if environment.get(MARK) == mark:
+                found.append(process)
+            elif not environment:
+                unclear.append(process)
+    return found, unclear
 
 
 def end(mark: str) -> int:

@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
+import pytest
 
 from benchmarks.testbed.keeper import end, marked
 
@@ -44,6 +46,13 @@ def test_what_a_killed_testbed_left_is_ended() -> None:
     keeper.wait(60)
     assert not marked(mark)
     assert not folder.exists()
+
+
+def test_a_process_that_is_becoming_another_program_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    environments = iter([{}, {"HAPI_TESTBED": "mine"}])
+    becoming = SimpleNamespace(pid=os.getpid() + 1, environ=lambda: next(environments))
+    monkeypatch.setattr(psutil, "process_iter", lambda: [becoming])
+    assert marked("mine") == [becoming]
 
 
 def test_an_interrupted_testbed_ends_what_it_started() -> None:
