@@ -36,6 +36,22 @@ def photographs(data: str | None, samples: int, *, seed: int = 0) -> Iterator[Pa
         yield target
 
 
+@contextlib.contextmanager
+def enough(folder: Path, samples: int) -> Iterator[Path]:
+    """As `photographs` of that folder; where it has fewer, all come, again and again under further names."""
+    with photographs(str(folder), samples) as chosen:
+        if count(chosen) >= samples:
+            yield chosen
+            return
+        with multiplied(chosen, samples) as more:
+            yield more
+
+
+def count(folder: Path) -> int:
+    """How many photographs there are in `folder`."""
+    return sum(1 for _ in folder.glob("*/*"))
+
+
 def choose(folder: Path, samples: int) -> list[Path]:
     """Up to `samples` photographs below the class folders of `folder`, evenly from each class; sorted."""
     from hapi.data.folder import IMAGE_EXTENSIONS

@@ -10,7 +10,7 @@ from hapi.errors import InputError
 
 TARGET_SECONDS = 12.0
 """Of plain's computing in an epoch: long beside what a job spends on starting, short beside a bench."""
-LEAST, MOST, STEP = 48, 512, 16
+LEAST, MOST, STEP = 48, 1024, 16
 LEAST_BATCHES, MOST_BATCH = 6, 32
 """Of an epoch, and samples of a batch: a worker of plain's loader makes a whole one, so that of two nothing overlaps,
 and plain would take the sum of its link and its compute time."""
@@ -45,7 +45,7 @@ def sample_counts(
 
 
 def fitting(seconds_per_sample: float) -> int:
-    """So many photographs that plain computes for `TARGET_SECONDS`; 48 to 512, in steps of 16."""
+    """So many photographs that plain computes for `TARGET_SECONDS`; 48 to 1024, in steps of 16."""
     wanted = round(TARGET_SECONDS / max(seconds_per_sample, 1e-9) / STEP) * STEP
     return min(max(wanted, LEAST), MOST)
 

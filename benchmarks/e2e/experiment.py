@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from benchmarks.baselines.peers import EXTRA
 from benchmarks.baselines.systems import PEERS, PLAIN, Job, command_of, is_installed, needs_server, note_of
 from benchmarks.baselines.systems import SYSTEMS as KNOWN
 from benchmarks.bench.options import check_known
-from benchmarks.bench.photographs import photographs
+from benchmarks.bench.photographs import count, enough, photographs
 from benchmarks.bench.rows import Row
 from benchmarks.bench.run import Bench
 from benchmarks.e2e.companions import UNCOUNTED, Companions
@@ -183,19 +183,26 @@ def hosts(settings: Settings, say: Callable[[str], None]) -> Iterator[tuple[Test
 
         default = QUICK_SAMPLES if settings.quick else None
         counts = sample_counts(models, settings.samples, default, pace)
-        say(f"putting {max(counts.values())} photographs into an S3 server ...")
-        with photographs(settings.data, max(counts.values()), seed=settings.seed) as folder:
+        most = max(counts.values())
+        say(f"putting {most} photographs into an S3 server ...")
+        with photographs(settings.data, most, seed=settings.seed) as folder:
             yield bed, _stores(bed, folder, counts)
 
 
 def _stores(bed: Testbed, folder: Path, counts: Mapping[str, int]) -> dict[str, Store]:
     """A bucket for every count, the largest first: model -> store."""
-    store = start_store(bed, folder)
-    by_count = {max(counts.values()): store}
-    for count in sorted(set(counts.values()) - set(by_count)):
-        with photographs(str(folder), count) as part:
-            by_count[count] = put_photographs(bed, store, part, f"{BUCKET}-{count}")
-    return {model: by_count[count] for model, count in counts.items()}
+    by_count: dict[int, Store] = {}
+    for wanted in sorted(set(counts.values()), reverse=True):
+        with enough(folder, wanted) as part:
+            if not by_count:
+                store = by_count[wanted] = start_store(bed, part)
+            else:
+                by_count[wanted] = put_photographs(bed, store, part, f"{BUCKET}-{wanted}")
+    has = count(folder)
+    if max(by_count) > has:
+        repeated = f"of the {has} photographs, samples beyond that many are the same ones under further names"
+        by_count = {wanted: replace(one, remarks=(*one.remarks, repeated)) for wanted, one in by_count.items()}
+    return {model: by_count[wanted] for model, wanted in counts.items()}
 
 
 def counted(settings: Settings, models: Sequence[str], stores: Mapping[str, Store]) -> list[str]:

@@ -27,8 +27,9 @@ Samples = Annotated[
     list[str] | None,
     typer.Option(
         metavar="[MODEL=]N",
-        help="Photographs; MODEL=N for one network, may be repeated. (default: 192 with --quick, else per network so "
-        "many that plain computes for about 12 s, 48 to 512)",
+        help="Photographs; MODEL=N for one network, may be repeated. Of a folder with fewer, some come again under "
+        "further names. (default: 224 with --quick, else per network so many that plain computes for about 12 s, 48 to "
+        "1024)",
     ),
 ]
 BatchSize = Annotated[

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bench.photographs import choose, mean_bytes, photographs
+from benchmarks.bench.photographs import choose, count, enough, mean_bytes, photographs
 from hapi.data.folder import IMAGE_EXTENSIONS
 from hapi.errors import InputError
 
 
 def make(folder: Path, **counts: int) -> Path:
-    for name, count in counts.items():
+    for name, amount in counts.items():
         (folder / name).mkdir(parents=True)
-        for number in range(count):
+        for number in range(amount):
             (folder / name / f"{number:03d}.JPG").write_bytes(name.encode() * (number + 1))
     return folder
 
@@ -42,6 +42,16 @@ def test_they_lie_in_a_folder_of_their_own_and_are_gone_afterwards(tmp_path: Pat
         assert mean_bytes(place) == (4 + 12 + 5 + 15) / 4
     assert not place.exists()
     assert len(list(folder.glob("*/*"))) == 8
+
+
+def test_where_there_are_too_few_all_come_again_under_further_names(tmp_path: Path) -> None:
+    folder = make(tmp_path, rose=2, tulip=1)
+    with enough(folder, 7) as place:
+        assert count(place) == 7
+        contents = sorted(path.read_bytes() for path in place.glob("*/*"))
+        assert contents == sorted([b"rose"] * 3 + [b"roserose"] * 2 + [b"tulip"] * 2)
+    with enough(folder, 2) as place:
+        assert count(place) == 2
 
 
 def test_synthetic_ones_are_about_100_kb() -> None:

@@ -34,7 +34,7 @@ def test_without_a_number_the_pace_decides() -> None:
 
 
 def test_no_job_is_too_short_or_too_long() -> None:
-    assert fitting(0.0) == 512
+    assert fitting(0.0) == 1024
     assert fitting(0.1) == 128
     assert fitting(float("inf")) == 48
 
