@@ -152,14 +152,13 @@ class Processes:
         with self._lock:
             self._is_closed = True
             sockets, self._idle = self._idle, []
+            is_serving = self._server is not None
             if self._server is not None:
                 sockets.append(self._server)
             self._server = None
         for one in sockets:
             one.close()
-        if self._process is not None:
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(END_SECONDS)
+        self._end(END_SECONDS if is_serving else 0.0)  # one that only starts would not notice for seconds
 
     def _take(self, *, is_new: bool) -> socket.socket | None:
         """One that has nothing to do, or one more. After one that had ended, others may have, too: then a new one."""
@@ -225,14 +224,27 @@ class Processes:
         except OSError as error:
             log.warning("threads decode, as no fork server could be started: %s", error)
             ours.close()
+            self._end(END_SECONDS)
             return
         with self._lock:
             if is_ready and not self._is_closed:
                 self._server = ours
                 return
-        if not is_ready:
+        if not self._is_closed:
             log.warning("threads decode, as the fork server ended at once")
         ours.close()
+        self._end(END_SECONDS)
+
+    def _end(self, seconds: float) -> None:
+        """Waits for a fork server that nobody can ask any more, and ends it after so many seconds."""
+        if self._process is None:
+            return
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_SECONDS)
 
 
 @lru_cache(maxsize=64)

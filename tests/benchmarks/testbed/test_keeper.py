@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -34,7 +35,12 @@ def begin() -> tuple[subprocess.Popen[str], str, Path]:
 
 
 def keepers(mark: str) -> list[psutil.Process]:
-    return [process for process in psutil.process_iter() if mark in " ".join(process.cmdline())]
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # others end meanwhile
+            if mark in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def test_what_a_killed_testbed_left_is_ended() -> None:

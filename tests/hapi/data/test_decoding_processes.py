@@ -146,6 +146,18 @@ def test_none_is_left_after_the_end(picture: bytes, spec: TransformSpec) -> None
     assert torch.equal(ended(picture, spec), load_sample(picture, spec))
 
 
+def test_none_is_left_where_they_were_ended_before_they_were_ready() -> None:
+    begun = Processes()
+    begun.start()
+    begun.close()
+    assert begun._starting is not None
+    begun._starting.join(60)
+    assert not begun._starting.is_alive()
+    assert begun._process is not None
+    assert begun._process.returncode is not None
+    assert begun._server is None
+
+
 def test_a_fork_of_their_owner_decodes_by_itself(processes: Processes, picture: bytes, spec: TransformSpec) -> None:
     processes._owner = os.getppid()  # as it is seen there
     try:
