@@ -20,6 +20,7 @@ import psutil
 MARK = "HAPI_TESTBED"
 GRACE_SECONDS = 5.0
 BECOMING_SECONDS = 0.01
+"""Much longer than the kernel takes to give a process its new program's environment."""
 
 
 def marked(mark: str) -> list[psutil.Process]:
