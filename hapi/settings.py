@@ -65,6 +65,15 @@ class StoreSettings(BaseSettings):
             name = field if field.startswith("HAPI_") else f"HAPI_S3_{field.upper()}"
             raise InputError(f"object store settings, {name}: {said(first)}. Correct or unset it.") from None
 
+    def to_json(self) -> dict[str, Any]:
+        """What `load` takes to give the same, whatever the environment: with the secrets, so for no other machine."""
+        values = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            value = value.get_secret_value() if isinstance(value, SecretStr) else value
+            values[str(field.validation_alias or name)] = str(value) if isinstance(value, Path) else value
+        return values
+
     @field_validator("endpoint")
     @classmethod
     def _plain_address(cls, value: str | None) -> str | None:

@@ -110,11 +110,12 @@ class DeviceExecutor:
             self._lanes.expect(prefix, count)
             self._wake()
 
-    def submit(self, row: Row) -> None:
-        """An expected row is here."""
+    def submit(self, *rows: Row) -> None:
+        """Expected rows are here."""
         with self._changed:
-            self._lanes.add(row)
-            self._lanes.expect(row.prefix, -1)
+            for row in rows:
+                self._lanes.add(row)
+                self._lanes.expect(row.prefix, -1)
             self._wake()
 
     def share(self, row: Row, flow: Flow) -> None:

@@ -10,7 +10,7 @@ from storage_server.extraction.engine import Prefix
 from storage_server.extraction.loading import Source
 from storage_server.extraction.mail import Ticket
 from storage_server.extraction.rows import Row
-from storage_server.extraction.threads import Work
+from storage_server.extraction.threads import Pieces, WorkerThreads
 from storage_server.features.beginnings import Beginning
 from storage_server.scheduling.fair import Flow, Place
 
@@ -40,8 +40,9 @@ class Flight:
     flows: Counter[Flow] = field(default_factory=Counter)
     """Those of its tickets, and how many each has."""
     stage: Stage = Stage.ORDERED
-    place: Place[Work] | None = None
-    """Where its reading or decoding waits for a turn."""
+    threads: WorkerThreads | None = None
+    place: Place[Pieces] | None = None
+    """Where its reading or decoding waits for a turn, and of which threads."""
     data: bytes | None = None
     row: Row | None = None
     read_seconds: float = 0.0

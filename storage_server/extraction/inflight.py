@@ -8,6 +8,7 @@ it goes on as long as one ticket is left, so that no follower has to begin anew 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -25,11 +26,17 @@ from storage_server.extraction.loading import SampleLoader, SampleTrouble, Sourc
 from storage_server.extraction.mail import Arrival, Letter, Tensors, Ticket, post
 from storage_server.extraction.patience import attempt
 from storage_server.extraction.rows import Row
-from storage_server.extraction.threads import WorkerThreads
 from storage_server.features.beginnings import Beginnings, Kept
 from storage_server.features.starts import Start
 from storage_server.metrics import Metrics
 from storage_server.scheduling.fair import Flow
+
+log = logging.getLogger(__name__)
+
+MOST_TOGETHER = 8
+"""Samples that a process fetches at once."""
+TURNS = 2
+"""Each process is to have so many turns of what waits: all end at about the same time."""
 
 
 class Flights:
@@ -44,6 +51,7 @@ class Flights:
         self._beginnings = beginnings
         self._metrics = metrics
         self._by_key: dict[bytes, Flight] = {}
+        self._to_fetch = 0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -83,6 +91,7 @@ class Flights:
                         departed.append(flight)
                     self._board(ticket, flight)
                 self._expect(departed)
+                self._begin(departed, source, prefix)
             waiting = []
             for ticket, near_key in near:
                 tried = attempt(partial(self._kept.get, near_key))  # no memory for it: the other way has patience
@@ -132,32 +141,75 @@ class Flights:
             self._device.expect(known[key], count * change)
 
     def _board(self, ticket: Ticket, flight: Flight) -> None:
-        """Adds the ticket, and puts the work into its flow's line as well."""
+        """Adds the ticket, and puts work that waits for its turn into its flow's line as well."""
         is_known = ticket.flow in flight.flows
         ticket.flight = flight
         flight.tickets[ticket] = None
         flight.flows[ticket.flow] += 1
         if is_known:
             return
-        if flight.stage is Stage.ORDERED and flight.place is None:
-            self._line_up(flight)
-        elif flight.stage is Stage.ORDERED and flight.place is not None:
-            self._readers(flight).share(flight.place, ticket.flow)
-        elif flight.stage is Stage.READ and flight.place is not None:
-            self._loader.decoders.share(flight.place, ticket.flow)
+        if flight.threads is not None and flight.place is not None:
+            flight.threads.share(flight.place, ticket.flow)
         elif flight.stage is Stage.READY and flight.row is not None:
             self._device.share(flight.row, ticket.flow)
+
+    def _begin(self, flights: Sequence[Flight], source: Source, prefix: Prefix | None) -> None:
+        """Lines up what one request has just asked for: several together where processes fetch them."""
+        is_fetched = bool(flights) and prefix is not None and self._loader.fetches(source, prefix)
+        together = [flight for flight in flights if is_fetched and flight.beginning is None]
+        for flight in flights:
+            if not is_fetched or flight.beginning is not None:
+                self._line_up(flight)
+        self._to_fetch += len(together)
+        threads = self._loader.decoders
+        size = min(MOST_TOGETHER, max(1, self._to_fetch // (TURNS * threads.count)))
+        for first in range(0, len(together), size):
+            group = together[first : first + size]
+            flow, *others = group[0].flows
+            place = threads.submit(flow, partial(self._fetch, group), others, count=len(group))
+            for flight in group:
+                flight.threads, flight.place = threads, place
 
     def _line_up(self, flight: Flight) -> None:
         """Reading or decoding waits for its turn, in the lines of all who wait for it."""
         flow, *others = flight.flows
-        if flight.stage is Stage.ORDERED:
-            flight.place = self._readers(flight).submit(flow, partial(self._read, flight), others)
+        if flight.stage is Stage.READ:
+            flight.threads, work = self._loader.decoders, partial(self._decode, flight)
         else:
-            flight.place = self._loader.decoders.submit(flow, partial(self._decode, flight), others)
+            flight.threads = self._loader.senders if flight.prefix is None else self._loader.readers
+            work = partial(self._read, flight)
+        flight.place = flight.threads.submit(flow, work, others)
 
-    def _readers(self, flight: Flight) -> WorkerThreads:
-        return self._loader.senders if flight.prefix is None else self._loader.readers
+    def _fetch(self, flights: Sequence[Flight]) -> bool:
+        """On a decoder's thread: has a process read and decode them. What is not to be had so goes the usual way, on
+        which it is told why."""
+        with self._lock:
+            self._to_fetch -= len(flights)
+            flights = [flight for flight in flights if self._claimed(flight, Stage.ORDERED, Stage.DECODING)]
+        if not flights:
+            return False
+        source, prefix = flights[0].source, flights[0].prefix
+        assert prefix is not None
+        try:
+            with self._loader.occupancy.working(self._payers(flights)):
+                fetched = self._loader.fetch(source, [flight.index for flight in flights], prefix)
+        except Exception:
+            log.exception("%d samples could not be fetched together, and are read one by one", len(flights))
+            fetched = [None] * len(flights)
+        with self._lock:
+            rows: list[Row] = []
+            for flight, one in zip(flights, fetched, strict=True):
+                if not flight.tickets:
+                    continue
+                if one is None:
+                    flight.stage = Stage.ORDERED
+                    self._line_up(flight)
+                    continue
+                flight.read_seconds = one.read_seconds / self._loader.decode_threads
+                flight.work_seconds = one.decode_seconds / self._loader.decode_threads
+                rows.append(self._row(flight, prefix, one.tensor))
+            self._device.submit(*rows)
+        return True
 
     def _read(self, flight: Flight) -> bool:
         """On a reader's thread. False if there was nothing to do: nobody waits."""
@@ -189,7 +241,7 @@ class Flights:
             return self._land(flight, data=data)
         began = time.perf_counter()
         try:
-            with self._loader.occupancy.working(self._payers(flight)):
+            with self._loader.occupancy.working(self._payers([flight])):
                 data, window = self._loader.trim(flight.source, flight.index, data, flight.is_wanted)
         except BaseException as error:
             return self._land_failed(flight, error)
@@ -216,13 +268,14 @@ class Flights:
         self._metrics.continued.inc()
         with self._lock:
             if flight.tickets:
-                self._make_ready(flight, beginning.part, tensors[0])
+                self._device.submit(self._row(flight, beginning.part, tensors[0]))
         return True
 
-    def _make_ready(self, flight: Flight, prefix: Prefix, tensor: torch.Tensor) -> None:
+    def _row(self, flight: Flight, prefix: Prefix, tensor: torch.Tensor) -> Row:
+        """For the device, for which the flight is ready with it."""
         flight.row = Row(prefix, tensor, set(flight.flows), flight.is_wanted, partial(self._computed, flight))
         flight.stage = Stage.READY
-        self._device.submit(flight.row)
+        return flight.row
 
     def _decode(self, flight: Flight) -> bool:
         """On a decoder's thread; see `_read`."""
@@ -234,7 +287,7 @@ class Flights:
         assert flight.prefix is not None
         began = time.perf_counter()
         try:
-            with self._loader.occupancy.working(self._payers(flight)):
+            with self._loader.occupancy.working(self._payers([flight])):
                 tensor = self._loader.decode(flight.source, flight.index, data, flight.prefix, flight.is_wanted)
         except BaseException as error:
             post(self._land_failed(flight, error))
@@ -243,13 +296,18 @@ class Flights:
         del data
         with self._lock:
             if flight.tickets:
-                self._make_ready(flight, flight.prefix, tensor)
+                self._device.submit(self._row(flight, flight.prefix, tensor))
         return True
 
-    def _payers(self, flight: Flight) -> dict[Flow, float]:
-        """Each flow that waits for it, and its part of one of the threads that decode."""
-        flows = tuple(flight.flows)
-        return {flow: 1 / self._loader.decode_threads / len(flows) for flow in flows}
+    def _payers(self, flights: Sequence[Flight]) -> dict[Flow, float]:
+        """Each flow that waits for them, and its part of one of the threads that decode."""
+        parts: Counter[Flow] = Counter()
+        for flight in flights:
+            flows = tuple(flight.flows)
+            for flow in flows:
+                parts[flow] += 1 / len(flows)  # type: ignore[assignment]  # counts may be fractions
+        whole = len(flights) * self._loader.decode_threads
+        return {flow: part / whole for flow, part in parts.items()}
 
     def _computed(self, flight: Flight, outcome: Tensors | BaseException) -> list[Letter]:
         """The row has left the device. Answers whom to tell, so that those of a whole batch can be told at once."""
@@ -262,10 +320,14 @@ class Flights:
 
     def _claim(self, flight: Flight, before: Stage, after: Stage) -> bool:
         with self._lock:
-            if flight.stage is not before or not flight.tickets:
-                return False
-            flight.stage = after
-            return True
+            return self._claimed(flight, before, after)
+
+    def _claimed(self, flight: Flight, before: Stage, after: Stage) -> bool:
+        """With the lock. Whether it is now in the hands of who asks."""
+        if flight.stage is not before or not flight.tickets:
+            return False
+        flight.stage, flight.place, flight.threads = after, None, None
+        return True
 
     def _land_failed(self, flight: Flight, error: BaseException) -> list[Letter]:
         if isinstance(error, CancelledWork):
@@ -317,6 +379,6 @@ class Flights:
         if flight.row is None and flight.stage is not Stage.DONE:
             self._expect([flight], -1)
         flight.stage = Stage.DONE
-        flight.data = flight.row = flight.place = None
+        flight.data = flight.row = flight.place = flight.threads = None
         flight.tickets.clear()
         flight.flows.clear()

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from hapi.cancel import CancelledWork
 from hapi.data import Manifest, ObjectStore, TransformSpec, load_sample, read_sample
-from hapi.data.decoding import Load
+from hapi.data.decoding import Fetched, Load, Processes
 from hapi.data.images import Window, picture_bytes
+from hapi.data.stores import described
 from hapi.data.trimming import trim
 from hapi.errors import HapiError, InputError, StoreUnavailableError
 from storage_server.extraction.engine import Prefix
 from storage_server.extraction.patience import Patience
 from storage_server.extraction.threads import WorkerThreads
-from storage_server.memory.pictures import LargePictures
+from storage_server.memory.pictures import ORDINARY_BYTES, LargePictures
 from storage_server.metrics import Metrics
 from storage_server.scheduling.occupancy import Occupancy
 
@@ -99,6 +100,38 @@ class SampleLoader:
             raise self._trouble(sample.key, "read", error) from None
         self._metrics.received_bytes.inc(len(data))
         return data
+
+    def fetches(self, source: Source, prefix: Prefix) -> bool:
+        """Whether there are processes that read such samples and decode them, several at once."""
+        is_usual = prefix.input.dtype == torch.float32 and source.transform is not None
+        has_processes = isinstance(self.load, Processes) and self.load.is_ready
+        return is_usual and has_processes and described(source.store) is not None
+
+    def fetch(self, source: Source, indices: Sequence[int], prefix: Prefix) -> list[Fetched | None]:
+        """Samples by way of one process; None for those that are to be read and decoded here, see `Processes.fetch`."""
+        store = described(source.store)
+        assert isinstance(self.load, Processes)
+        assert source.transform is not None
+        assert store is not None
+        fetched = self.load.fetch(
+            store,
+            list(zip(indices, source.manifest.samples(indices), strict=True)),
+            source.transform,
+            seed=source.seed,
+            epoch=source.epoch,
+            shape=prefix.input.shape,
+            most_bytes=ORDINARY_BYTES,
+            keep=self._copied_ready,
+        )
+        found = [one for one in fetched if one is not None]
+        self._metrics.stage_seconds.labels("read").inc(sum(one.read_seconds for one in found))
+        self._metrics.stage_seconds.labels("decode").inc(sum(one.decode_seconds for one in found))
+        self._metrics.received_bytes.inc(sum(one.stored_bytes for one in found))
+        return fetched
+
+    def _copied_ready(self, samples: torch.Tensor) -> torch.Tensor:
+        copied = self._lay_ready(samples)
+        return samples.clone() if copied is samples else copied
 
     def decode(self, source: Source, index: int, data: bytes, prefix: Prefix, is_wanted: Wanted) -> torch.Tensor:
         """The input tensor of a sample. SampleTrouble; InputError if the transform is not the model's."""

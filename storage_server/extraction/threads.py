@@ -14,6 +14,8 @@ from storage_server.scheduling.rates import Mean
 log = logging.getLogger(__name__)
 
 Work = Callable[[], Any]
+Pieces = tuple[Work, int]
+"""Work, and how many pieces it is."""
 
 
 class WorkerThreads:
@@ -28,7 +30,7 @@ class WorkerThreads:
         self.seconds = Mean()
         """What one piece of work takes. Pieces that had nothing to do (nobody waits any longer) do not count."""
         self._prepare = prepare
-        self._queue: FairQueue[Work] = FairQueue()
+        self._queue: FairQueue[Pieces] = FairQueue()
         self._changed = threading.Condition()
         self._closed = False
         self._threads = [
@@ -37,21 +39,22 @@ class WorkerThreads:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, flow: Flow, work: Work, others: Iterable[Flow] = ()) -> Place[Work]:
+    def submit(self, flow: Flow, work: Work, others: Iterable[Flow] = (), *, count: int = 1) -> Place[Pieces]:
         """Adds work at the end of the flow's line; after `close` it is dropped. Work that answers False did nothing.
 
-        It stands in the lines of the `others` as well, and is done once: when the first of them has its turn.
+        It stands in the lines of the `others` as well, and is done once: when the first of them has its turn. It may
+        be `count` pieces at once.
         """
         with self._changed:
             if self._closed:
-                return Place(work, 0.0, [], is_taken=True)
-            place = self._queue.push(flow, work, self.seconds.value)
+                return Place((work, count), 0.0, [], is_taken=True)
+            place = self._queue.push(flow, (work, count), count * self.seconds.value)
             for other in others:
                 self._queue.share(place, other)
             self._changed.notify()
         return place
 
-    def share(self, place: Place[Work], flow: Flow) -> None:
+    def share(self, place: Place[Pieces], flow: Flow) -> None:
         """Puts submitted work into another flow's line as well, unless its turn has come. Nobody is woken for it."""
         with self._changed:
             self._queue.share(place, flow)
@@ -80,7 +83,7 @@ class WorkerThreads:
             predicted = self.seconds.value
         if popped is None:
             return False
-        flow, work = popped
+        flow, (work, count) = popped
         started = time.perf_counter()
         idle = False
         try:
@@ -90,6 +93,6 @@ class WorkerThreads:
         seconds = 0.0 if idle else time.perf_counter() - started
         with self._changed:
             if not idle:
-                self.seconds.add(seconds)
-            self._queue.correct(flow, seconds - predicted)
+                self.seconds.add(seconds / count, count)
+            self._queue.correct(flow, seconds - count * predicted)
         return True

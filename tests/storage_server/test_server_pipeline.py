@@ -372,3 +372,49 @@ def test_random_transforms_follow_seed_epoch_and_index_only(
         assert processes.wait(120)
         expected, one.loader.load = features(one, 1, 2), processes
         assert np.allclose(features(one, 1, 2), expected, rtol=1e-4, atol=1e-5), "rows that come later batch otherwise"
+
+
+def test_processes_fetch_several_samples_at_once(
+    make_service: Callable[..., Service], manifest: Manifest, archive: Archive, transform: TransformSpec
+) -> None:
+    service = make_service(workers=2)
+    prefix = Prefix.of(archive.graph, "output", "cpu", archive.digest)
+
+    def found() -> dict[int, tuple]:
+        source = Source(manifest, open_store(manifest.uri), transform)
+        work = Extraction(Job(source, range(len(manifest)), prefix), service._stages)
+        return rows(list(read_stream(work.chunks())))
+
+    expected = found()
+    with closing(Processes()) as processes:
+        assert processes.wait(120)
+        service.loader.load = processes
+        fetched: list[int] = []
+        fetch = service.loader.fetch
+        service.loader.fetch = lambda source, indices, prefix: (  # type: ignore[method-assign]
+            fetched.append(len(indices)) or fetch(source, indices, prefix)  # type: ignore[func-returns-value]
+        )
+        together = found()
+        assert sum(fetched) == len(manifest)
+        assert max(fetched) == len(manifest) // 4, "each thread is to have two turns"
+    for index in range(GOOD):
+        assert together[index][2] is None
+        assert torch.allclose(together[index][1][0], expected[index][1][0], rtol=1e-4, atol=1e-5)
+    assert together[BROKEN][2] == expected[BROKEN][2]
+    value = service.metrics.registry.get_sample_value
+    assert value("hapi_stage_errors_total", {"stage": "decode", "kind": "bad-image"}) == 2
+    assert service.queue.used_bytes == 0
+    assert not service._stages.flights._to_fetch
+
+
+def test_what_fetching_fails_on_is_read_one_by_one(
+    make_service: Callable[..., Service], manifest: Manifest, archive: Archive, transform: TransformSpec
+) -> None:
+    service = make_service()
+
+    def failing(*_: object) -> list[None]:
+        raise RuntimeError("no luck")
+
+    service.loader.fetches, service.loader.fetch = (lambda *_: True), failing  # type: ignore[method-assign]
+    found = rows(list(read_stream(extraction(service, manifest, gated(manifest), archive, transform).chunks())))
+    assert [index for index in found if found[index][2]] == [BROKEN]

@@ -282,7 +282,7 @@ def test_running_out_of_memory_in_any_stage_costs_only_time(
     """The first three tries of each stage fail."""
     places = {
         "read": "storage_server.extraction.loading.read_sample",
-        "decode": "hapi.data.decoding.load_sample",
+        "decode": "hapi.data.decoding.processes.load_sample",
         "prefix": "storage_server.extraction.engine.Prefix.run",
         "encode": "hapi.wire.stream.StreamEncoder.encode_parts",
     }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from hapi.data.stores.base import ErasableStore, ObjectInfo, ObjectStore
@@ -13,7 +15,17 @@ from hapi.data.stores.s3 import S3Store
 from hapi.errors import InputError
 from hapi.settings import StoreSettings
 
-__all__ = ["ErasableStore", "LocalStore", "ObjectInfo", "ObjectStore", "S3Store", "normalize_uri", "open_store"]
+__all__ = [
+    "ErasableStore",
+    "LocalStore",
+    "ObjectInfo",
+    "ObjectStore",
+    "S3Store",
+    "described",
+    "normalize_uri",
+    "open_store",
+    "opened_again",
+]
 
 
 def open_store(uri: str | os.PathLike[str], settings: StoreSettings | None = None) -> ErasableStore:
@@ -27,6 +39,24 @@ def open_store(uri: str | os.PathLike[str], settings: StoreSettings | None = Non
         bucket, _, prefix = place.partition("/")
         return S3Store(bucket, prefix, settings)
     return LocalStore(place, follow_links=settings.follow_links)
+
+
+def described(store: ObjectStore) -> str | None:
+    """JSON from which another process of this machine opens the same store, secrets included; None: it cannot."""
+    values: dict[str, Any]
+    if type(store) is LocalStore:  # and nothing that is made from one
+        values = {"HAPI_FILE_FOLLOW_LINKS": store.follows_links}
+    elif type(store) is S3Store:
+        values = store.settings.to_json()
+    else:
+        return None
+    return json.dumps({"uri": store.uri, "settings": values})
+
+
+def opened_again(description: str) -> ErasableStore:
+    """The store that `described` told of."""
+    told = json.loads(description)
+    return open_store(told["uri"], StoreSettings.load(**told["settings"]))
 
 
 def normalize_uri(uri: str | os.PathLike[str]) -> str:

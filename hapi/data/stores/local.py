@@ -34,6 +34,11 @@ class LocalStore:
     def uri(self) -> str:
         return Path(self._root).as_uri()
 
+    @property
+    def follows_links(self) -> bool:
+        """Also those that lead out of the folder."""
+        return self._follow_links
+
     def __repr__(self) -> str:
         return f"LocalStore({self._root!r})"
 

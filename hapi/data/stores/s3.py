@@ -53,6 +53,11 @@ class S3Store:
         return self._bucket
 
     @property
+    def settings(self) -> StoreSettings:
+        """How it is reached."""
+        return self._settings
+
+    @property
     def uri(self) -> str:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
 

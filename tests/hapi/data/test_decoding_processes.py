@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -15,9 +16,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from hapi.data import TransformSpec, describe_transform, load_sample
+from hapi.data import Sample, TransformSpec, describe_transform, load_sample, open_store
 from hapi.data.decoding import MANY, Processes, loader_for
 from hapi.data.images import Window
+from hapi.data.stores import described
 from hapi.errors import ImageError, TransformError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
@@ -77,6 +79,60 @@ def test_errors_are_the_same(processes: Processes, picture: bytes, spec: Transfo
         processes(b"", spec)
 
 
+def stored(folder: Path, pictures: dict[str, bytes]) -> tuple[str, list[tuple[int, Sample]]]:
+    """A folder of them, as processes open it, and its samples."""
+    for name, data in pictures.items():
+        (folder / name).write_bytes(data)
+    place = described(open_store(folder))
+    assert place is not None
+    return place, [(index, Sample(name, 0, len(data), None, "")) for index, (name, data) in enumerate(pictures.items())]
+
+
+HOW = {"seed": 3, "epoch": 1, "shape": (3, 32, 32), "most_bytes": 2**20}
+
+
+def test_several_samples_are_read_and_decoded_to_the_same_bits(
+    processes: Processes, picture: bytes, spec: TransformSpec, tmp_path: Path
+) -> None:
+    place, samples = stored(tmp_path, {str(number): picture for number in range(9)})
+    for few in (samples[:2], samples, samples[3:4]):
+        fetched = processes.fetch(place, few, spec, **HOW)  # type: ignore[arg-type]
+        for (index, _), one in zip(few, fetched, strict=True):
+            assert one is not None
+            assert torch.equal(one.tensor, load_sample(picture, spec, seed=3, epoch=1, index=index))
+            assert one.stored_bytes == len(picture)
+            assert one.decode_seconds > 0
+
+
+def test_what_cannot_be_fetched_leaves_the_others(
+    processes: Processes, picture: bytes, spec: TransformSpec, tmp_path: Path
+) -> None:
+    place, samples = stored(tmp_path, {"good": picture, "gone": b"", "broken": b"no image", "also good": picture})
+    (tmp_path / "gone").unlink()
+
+    def found(**other: object) -> list[bool]:
+        fetched = processes.fetch(place, samples, spec, **{**HOW, **other})  # type: ignore[arg-type]
+        return [one is not None for one in fetched]
+
+    assert found() == [True, False, False, True]
+    assert not any(found(most_bytes=100)), "a larger picture is for who counts memory"
+    assert not any(found(shape=(3, 16, 16)))
+    assert found() == [True, False, False, True]
+
+
+def test_a_process_that_ends_over_several_brings_none_of_them(
+    processes: Processes, picture: bytes, spec: TransformSpec, tmp_path: Path
+) -> None:
+    place, samples = stored(tmp_path, {"0": picture, "1": picture})
+    assert all(processes.fetch(place, samples, spec, **HOW))  # type: ignore[arg-type]
+    for fork in forks(processes):
+        fork.kill()
+    while len(processes._idle) > 1:
+        processes._idle.pop().close()
+    assert processes.fetch(place, samples, spec, **HOW) == [None, None]  # type: ignore[arg-type]
+    assert all(processes.fetch(place, samples, spec, **HOW))  # type: ignore[arg-type]
+
+
 def test_a_process_that_is_ended_costs_nothing_but_another(
     processes: Processes, picture: bytes, spec: TransformSpec
 ) -> None:
@@ -93,7 +149,7 @@ def test_what_ends_each_process_is_the_sample_s_error(picture: bytes, spec: Tran
 
     def stillborn(server):  # type: ignore[no-untyped-def]
         process = fork(server)
-        process.shutdown(2)
+        process.socket.shutdown(2)
         tries.append(process)
         return process
 
@@ -109,7 +165,7 @@ def test_what_ends_each_process_is_the_sample_s_error(picture: bytes, spec: Tran
 def test_where_the_fork_server_does_not_answer_threads_decode(
     picture: bytes, spec: TransformSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hapi.data.decoding.BIRTH_SECONDS", 0.2)
+    monkeypatch.setattr("hapi.data.decoding.processes.BIRTH_SECONDS", 0.2)
     stopped = Processes()
     assert stopped.wait(120)
     assert stopped._process is not None

@@ -12,8 +12,9 @@ import pytest
 
 from hapi.backoff import RetryPolicy
 from hapi.data import ObjectInfo, normalize_uri, open_store
-from hapi.data.stores import LocalStore, S3Store, local
+from hapi.data.stores import LocalStore, S3Store, described, local, opened_again
 from hapi.errors import AccessDeniedError, InputError, ObjectNotFoundError, StoreError, StoreUnavailableError
+from hapi.settings import StoreSettings
 
 
 @pytest.fixture
@@ -283,3 +284,28 @@ def test_a_process_that_has_too_much_open_tries_again_and_blames_no_file(
     with pytest.raises(StoreUnavailableError, match=r"a\.txt: .*nothing of the file.*ulimit -n.*after 3 tries"):
         store.get("a.txt")
     assert shortage.left == 0
+
+
+def test_a_description_opens_the_same_store_whatever_the_environment(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = {"endpoint": "http://127.0.0.1:1", "access_key": "name", "secret_key": "secret", "ca_bundle": "/ca.pem"}
+    bucket = open_store("s3://bucket/some/prefix", StoreSettings.load(**secret, HAPI_FILE_FOLLOW_LINKS=True))
+    folder = open_store(root, StoreSettings.load(HAPI_FILE_FOLLOW_LINKS=True))
+    told = described(bucket), described(folder)
+    monkeypatch.setenv("HAPI_S3_REGION", "elsewhere")
+    again, there = (opened_again(text) for text in told if text is not None)
+    assert isinstance(bucket, S3Store)
+    assert isinstance(again, S3Store)
+    assert (again.uri, again.settings) == (bucket.uri, bucket.settings)
+    assert isinstance(there, LocalStore)
+    assert there.follows_links
+    assert there.get("b/c.txt") == b"b/c.txt"
+
+
+def test_a_store_of_another_kind_is_not_described() -> None:
+    class Other(LocalStore):
+        pass
+
+    assert described(object()) is None  # type: ignore[arg-type]
+    assert described(Other("/")) is None, "it may do anything that the store it is made from does not"

@@ -1,11 +1,4 @@
-"""Decoding in processes, for who keeps a GPU busy with more samples at once than the threads of one process decode.
-
-Threads hold Python's lock for a fifth of the time that a photograph takes, and whoever starts a network's operations on
-a GPU waits for it, too. Here a thread gives its sample to a process and waits without the lock, for a tenth to a third
-of that, and a sixth more of the processors' time. The processes are forks of one, the fork server, that has imported
-all that is needed. It is started afresh, by the name of this module, so nothing of the caller comes along; what goes to
-and fro is JSON and bytes. They end with whoever started them, however that ends.
-"""
+"""The processes as their owner has them: begun when they are wanted, given samples, replaced when they end."""
 
 from __future__ import annotations
 
@@ -13,20 +6,21 @@ import atexit
 import json
 import logging
 import os
-import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from hapi.data.decoding.messages import READY, SharedMemory, fill, receive_head, send
 from hapi.data.images import Window
+from hapi.data.manifest import Sample
 from hapi.data.transforms import TransformSpec, load_sample
 from hapi.errors import ImageError, TransformError
 
@@ -36,17 +30,13 @@ MANY = 4
 """So many threads leave most of the lock to others."""
 TRIES = 2
 """Processes that may end over one sample: the first could have been ended by somebody else."""
-READY = b"!"
 BIRTH_SECONDS, END_SECONDS = 10.0, 2.0
 """For which a fork is waited for when it begins, and all of them at the end, when each has the sample that it works
 on to finish."""
 ALONE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """What is forked from must have no threads, which a fork would not have; and samples are parallel already."""
-_LENGTHS = struct.Struct("!IQ")
-"""Before each message: the bytes of its JSON, and of what follows that."""
-_MOST_HEAD = 2**24
+FORK_SERVER = "hapi.data.decoding.served"
 _ERRORS: dict[str, type[Exception]] = {error.__name__: error for error in (ImageError, TransformError, MemoryError)}
-_SCORE = Path("/proc/self/oom_score_adj")
 
 
 class Load(Protocol):
@@ -83,18 +73,46 @@ def _shared() -> Processes:
     return shared
 
 
+@dataclass(frozen=True)
+class Fetched:
+    """One sample that a process read and decoded: its tensor, and what that took."""
+
+    tensor: torch.Tensor
+    read_seconds: float
+    decode_seconds: float
+    stored_bytes: int
+
+
+@dataclass(eq=False)
+class Fork:
+    """One process: where it is asked, and the memory in which it leaves several samples."""
+
+    socket: socket.socket
+    memory: SharedMemory
+
+    def close(self) -> None:
+        """It ends once it notices."""
+        self.socket.close()
+        self.memory.close()
+
+
 class Processes:
     """As many processes as threads call this at once. Until the first is ready, and where none can be had, the calling
     thread decodes by itself. Thread-safe; `close` ends them, as does the end of this process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle: list[socket.socket] = []
+        self._idle: list[Fork] = []
         self._server: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._starting: threading.Thread | None = None
         self._is_closed = False
         self._owner = os.getpid()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is what processes are forked from."""
+        return self._server is not None
 
     def __call__(
         self,
@@ -112,24 +130,58 @@ class Processes:
         for tried in range(TRIES):
             if (process := self._take(is_new=tried > 0)) is None:
                 return load_sample(data, spec, seed=seed, epoch=epoch, index=index, window=window)
-            try:
-                _send(process, asked, data)
-                said, length = _receive_head(process)
-                answer = _receive_tensor(process, said, length)
-            except OSError:
-                process.close()
-                continue
-            except BaseException:
-                process.close()  # it may be in the middle of an answer
-                raise
-            self._give_back(process)
-            if isinstance(answer, Exception):
-                raise answer
-            return answer
-        raise ImageError(
-            f"decoding it ended the process that did, {TRIES} times: it is damaged in a way that decoders do not "
-            "survive, or this machine has too little memory."
-        )
+            with suppress(OSError), self._lent(process):
+                send(process.socket, asked, data)
+                said, length = receive_head(process.socket)
+                answer = _receive_tensor(process.socket, said, length)
+                break
+        else:
+            raise ImageError(
+                f"decoding it ended the process that did, {TRIES} times: it is damaged in a way that decoders do not "
+                "survive, or this machine has too little memory."
+            )
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def fetch(
+        self,
+        store: str,
+        samples: Sequence[tuple[int, Sample]],
+        spec: TransformSpec,
+        *,
+        seed: int,
+        epoch: int,
+        shape: Sequence[int],
+        most_bytes: int,
+        keep: Callable[[torch.Tensor], torch.Tensor] = torch.clone,
+    ) -> list[Fetched | None]:
+        """Has one process read samples, given with their indices, and decode them: far less of Python's lock for each.
+
+        None for each that was not to be had this way, whatever the reason: it did not come whole from the store, is no
+        picture, has more than `most_bytes` of pixels, or other than `shape` (C, H, W) as its tensor; or the process
+        ended. `store` is what `hapi.data.stores.described` says of it. `keep` copies tensors (n, C, H, W) out of memory
+        that is used again.
+        """
+        asked = {
+            "store": store,
+            "samples": [(sample.key, sample.offset, sample.length, int(index)) for index, sample in samples],
+            "transform": _text(spec),
+            "seed": int(seed),
+            "epoch": int(epoch),
+            "shape": list(shape),
+            "most_bytes": most_bytes,
+        }
+        none: list[Fetched | None] = [None] * len(samples)
+        if (process := self._take()) is None:
+            return none
+        with suppress(OSError), self._lent(process):
+            room = process.memory.floats(len(samples), torch.Size(shape).numel()).view(-1, *shape)
+            send(process.socket, asked)
+            told = receive_head(process.socket)[0]["fetched"]
+            tensors = keep(room).unbind()
+            return [said and Fetched(tensor, *said) for tensor, said in zip(tensors, told, strict=True)]
+        return none
 
     def start(self) -> None:
         """Begins to start them, on a thread of its own."""
@@ -151,16 +203,29 @@ class Processes:
             return
         with self._lock:
             self._is_closed = True
-            sockets, self._idle = self._idle, []
-            is_serving = self._server is not None
-            if self._server is not None:
-                sockets.append(self._server)
-            self._server = None
-        for one in sockets:
-            one.close()
-        self._end(END_SECONDS if is_serving else 0.0)  # one that only starts would not notice for seconds
+            forks, self._idle = self._idle, []
+            server, self._server = self._server, None
+        for fork in forks:
+            fork.close()
+        if server is not None:
+            server.close()
+        self._end(END_SECONDS if server is not None else 0.0)  # one that only starts would not notice for seconds
 
-    def _take(self, *, is_new: bool) -> socket.socket | None:
+    @contextmanager
+    def _lent(self, process: Fork) -> Iterator[None]:
+        """It can be asked again after the block, unless that fails: it may be in the middle of an answer."""
+        try:
+            yield
+        except BaseException:
+            process.close()
+            raise
+        with self._lock:
+            if not self._is_closed:
+                self._idle.append(process)
+                return
+        process.close()
+
+    def _take(self, *, is_new: bool = False) -> Fork | None:
         """One that has nothing to do, or one more. After one that had ended, others may have, too: then a new one."""
         if self._owner != os.getpid():
             return None  # a fork of the process that they belong to
@@ -170,43 +235,43 @@ class Processes:
                 return self._idle.pop()
             return None if self._server is None else self._fork(self._server)
 
-    def _give_back(self, process: socket.socket) -> None:
-        with self._lock:
-            if not self._is_closed:
-                self._idle.append(process)
-                return
-        process.close()
-
-    def _fork(self, server: socket.socket) -> socket.socket | None:
+    def _fork(self, server: socket.socket) -> Fork | None:
         """One more, which has said that it is there; None if there cannot be one now."""
         try:
-            ours, theirs = socket.socketpair()
-        except OSError:  # too many open files
+            memory = SharedMemory.create()
+        except OSError:  # too many open files, as below
             return None
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError:
+            memory.close()
+            return None
+        process = Fork(ours, memory)
         with theirs:
             try:
-                socket.send_fds(server, [READY], [theirs.fileno()])
+                socket.send_fds(server, [READY], [theirs.fileno(), memory.descriptor])
             except OSError:
-                log.warning("the fork server of the processes that decode has ended: threads decode from now on")
-                server.close()
-                ours.close()
-                self._server = None
+                self._give_up(server, "has ended")
+                process.close()
                 return None
         ours.settimeout(BIRTH_SECONDS)
         try:
             is_there = ours.recv(1) == READY
         except TimeoutError:
-            log.warning("the fork server of the processes that decode does not answer: threads decode from now on")
-            self._server = None
-            server.close()
+            self._give_up(server, "does not answer")
             is_there = False
         except OSError:
             is_there = False
         if is_there:
             ours.settimeout(None)
-            return ours
-        ours.close()
+            return process
+        process.close()
         return None
+
+    def _give_up(self, server: socket.socket, why: str) -> None:
+        log.warning("the fork server of the processes that decode %s: threads decode from now on", why)
+        self._server = None
+        server.close()
 
     def _prepare(self) -> None:
         try:
@@ -216,7 +281,8 @@ class Processes:
             return
         try:
             with theirs:
-                command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno())]  # -P: no code from the directory
+                # -P: no code from the directory that this happens to be in
+                command = [sys.executable, "-P", "-m", FORK_SERVER, str(theirs.fileno())]
                 self._process = subprocess.Popen(
                     command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={**os.environ, **ALONE}
                 )
@@ -252,34 +318,6 @@ def _text(spec: TransformSpec) -> str:
     return json.dumps(spec.to_json(), allow_nan=False)
 
 
-@lru_cache(maxsize=64)
-def _spec(text: str) -> TransformSpec:
-    return TransformSpec.from_json(json.loads(text))
-
-
-def _send(to: socket.socket, head: dict[str, Any], body: bytes | memoryview) -> None:
-    """In one call where there is room for all of it: after each, a thread has to wait for Python's lock again."""
-    text = json.dumps(head).encode()
-    front = _LENGTHS.pack(len(text), len(body)) + text
-    sent = to.sendmsg([front, body])
-    if sent < len(front):
-        to.sendall(front[sent:])
-    if (rest := max(0, sent - len(front))) < len(body):
-        to.sendall(memoryview(body)[rest:])
-
-
-def _receive_head(process: socket.socket) -> tuple[dict[str, Any], int]:
-    """The JSON of a message, and how many bytes follow. ConnectionError if there is no more."""
-    lengths = bytearray(_LENGTHS.size)
-    _fill(process, memoryview(lengths))
-    head, body = _LENGTHS.unpack(lengths)
-    if head > _MOST_HEAD:
-        raise ConnectionError(f"a message of {head} bytes")
-    text = bytearray(head)
-    _fill(process, memoryview(text))
-    return json.loads(text), body
-
-
 def _receive_tensor(process: socket.socket, said: dict[str, Any], length: int) -> torch.Tensor | Exception:
     if "error" in said:
         name, message = said["error"], said["message"]
@@ -288,58 +326,5 @@ def _receive_tensor(process: socket.socket, said: dict[str, Any], length: int) -
     if tensor.nbytes != length:
         raise ConnectionError(f"{length} bytes for a tensor of {tensor.nbytes}")
     if length:
-        _fill(process, memoryview(tensor.numpy()).cast("B"))  # type: ignore[arg-type]  # mypy knows no such buffer
+        fill(process, memoryview(tensor.numpy()).cast("B"))  # type: ignore[arg-type]  # mypy knows no such buffer
     return tensor
-
-
-def _fill(source: socket.socket, view: memoryview) -> None:
-    """All of it in one call, see `_send`, unless a signal comes. ConnectionError if it ends before."""
-    while view:
-        if (count := source.recv_into(view, flags=socket.MSG_WAITALL)) == 0:
-            raise ConnectionResetError("the other process has ended")
-        view = view[count:]
-
-
-def _serve(asker: socket.socket) -> None:
-    """A process: decodes one sample after the other until nobody can ask any more."""
-    with suppress(OSError):  # it ended, whether in the middle of something or not
-        asker.sendall(READY)
-        while True:
-            asked, length = _receive_head(asker)
-            data = bytearray(length)
-            _fill(asker, memoryview(data))
-            try:
-                window = None if asked["window"] is None else Window(*asked["window"])
-                spec = _spec(asked["transform"])
-                numbers = {name: asked[name] for name in ("seed", "epoch", "index")}
-                tensor = load_sample(bytes(data), spec, window=window, **numbers)
-                values = memoryview(tensor.numpy()) if tensor.numel() else b""  # type: ignore[arg-type]
-            except Exception as error:
-                _send(asker, {"error": type(error).__name__, "message": str(error)}, b"")
-            else:
-                _send(asker, {"shape": list(tensor.shape)}, memoryview(values).cast("B"))
-
-
-def _fork_server(control: socket.socket) -> None:
-    """The process that the others are forked from, each to serve a socket that it is sent."""
-    import torchvision.transforms.v2  # noqa: F401  # once for all
-
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started this, and ends this with it
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    with suppress(OSError):
-        _SCORE.write_text("500")  # where memory runs out these are the first to end, and their samples not lost
-    control.sendall(READY)
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
-        if not message:
-            return
-        with socket.socket(fileno=descriptors[0]) as served, suppress(OSError):  # no room for one more: that is seen
-            if os.fork() == 0:
-                control.close()
-                _serve(served)
-                os._exit(0)
-
-
-if __name__ == "__main__":
-    _fork_server(socket.socket(fileno=int(sys.argv[1])))
