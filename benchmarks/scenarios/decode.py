@@ -17,6 +17,8 @@ from benchmarks.bench.run import Bench, Plot
 from benchmarks.bench.table import BYTES, MODEL, SAMPLES, SECONDS, SYSTEM, Column, number, times
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 COLUMNS = (
@@ -34,7 +36,7 @@ PLOTS = (Plot("rates", "Photographs per second", bars("images_per_s", "images pe
 QUICK_SAMPLES, SAMPLES_USED = 64, 400
 PILLOW = "pillow"
 DEFAULT_MODELS = ["torchvision:resnet18"]
-BATCH = 32
+BATCH, TOGETHER = 32, 8
 READY_SECONDS, ALONE_SECONDS = 120.0, 1.0
 
 
@@ -58,7 +60,8 @@ def decode(
 
     `pillow` is what a torchvision user runs (Pillow, then the preset of the weights; with more `workers` than one in a
     DataLoader's processes, in batches of 32), `hapi` the portable transform that both tiers run, on threads; and with
-    several workers `processes` the same in processes, as both tiers do it for more than four beside a GPU. `seconds` is
+    several workers `processes` the same in processes, as a client does it with more than four beside a GPU, and
+    `fetched` as a server does: processes that read the files as well, eight at a time. `seconds` is
     the best of the repeats. The difference is the largest of any value to pillow's. `operations beside`, with several
     workers: how many small operations another thread of the process starts meanwhile, of what it starts with nothing
     beside it; a thread that starts a network's operations on a GPU is like that one.
@@ -72,12 +75,13 @@ def decode(
         alone = operations_alone() if workers > 1 else None
         count = samples or (QUICK_SAMPLES if quick else SAMPLES_USED)
         with photographs(data, count, seed=seed) as folder:
-            pictures = [path.read_bytes() for path in sorted(folder.glob("*/*"))]
+            paths = sorted(folder.glob("*/*"))
+            pictures = [path.read_bytes() for path in paths]
             for spec in model or DEFAULT_MODELS:
                 expected: list[Tensor] = []
                 called = spec.removeprefix("torchvision:")
                 with bench.step(system="hapi", model=called), contextlib.ExitStack() as at_end:
-                    for name, system in systems(spec, pictures, workers, at_end).items():
+                    for name, system in systems(spec, paths, pictures, workers, at_end).items():
                         with bench.trial(system=name, model=called) as trial:
                             seconds, started, tensors = best_of(repeats, system, is_beside=alone is not None)
                             if name == PILLOW:
@@ -94,15 +98,17 @@ def decode(
 
 
 def systems(
-    spec: str, pictures: Sequence[bytes], workers: int, at_end: contextlib.ExitStack
+    spec: str, paths: Sequence[Path], pictures: Sequence[bytes], workers: int, at_end: contextlib.ExitStack
 ) -> dict[str, Callable[[], list[Tensor]]]:
     """By name, from the stored photographs to the input tensors of a model."""
     import io
 
     from PIL import Image
 
-    from hapi.data import describe_transform, load_sample
+    from hapi.data import Sample, describe_transform, load_sample, open_store
     from hapi.data.decoding import Load, Processes
+    from hapi.data.images import MAX_PIXELS
+    from hapi.data.stores import described
     from hapi.errors import HapiError
     from hapi.model.zoo import load_model
 
@@ -143,14 +149,44 @@ def systems(
         )
         return lambda: [tensor for batch in loader for tensor in batch]
 
-    def forked() -> Callable[[], list[Tensor]]:
+    def started() -> Processes:
         processes = Processes()
         at_end.callback(processes.close)
         if not processes.wait(READY_SECONDS):
             raise HapiError("no processes could be started; the log says why.")
+        return processes
+
+    def forked() -> Callable[[], list[Tensor]]:
+        processes = started()
         return lambda: together(processes)
 
-    return {PILLOW: once(loaded), "hapi": lambda: together(load_sample), "processes": once(forked)}
+    def fetched() -> Callable[[], list[Tensor]]:
+        processes, store = started(), described(open_store(paths[0].parent.parent))
+        shape = load_sample(pictures[0], portable).shape
+        samples = [
+            (index, Sample(f"{path.parent.name}/{path.name}", 0, len(data), None, ""))
+            for index, (path, data) in enumerate(zip(paths, pictures, strict=True))
+        ]
+        assert store is not None
+        how: dict[str, Any] = {"seed": 0, "epoch": 0, "shape": shape, "most_bytes": MAX_PIXELS * 3}
+
+        def fetch(first: int) -> list[Tensor]:
+            found = processes.fetch(store, samples[first : first + TOGETHER], portable, **how)
+            return [one.tensor if one else load_sample(pictures[first + n], portable) for n, one in enumerate(found)]
+
+        def work() -> list[Tensor]:
+            with ThreadPoolExecutor(workers) as threads:
+                groups = threads.map(fetch, range(0, len(samples), TOGETHER))
+                return [tensor for group in groups for tensor in group]
+
+        return work
+
+    return {
+        PILLOW: once(loaded),
+        "hapi": lambda: together(load_sample),
+        "processes": once(forked),
+        "fetched": once(fetched),
+    }
 
 
 def once(make: Callable[[], Callable[[], list[Tensor]]]) -> Callable[[], list[Tensor]]:

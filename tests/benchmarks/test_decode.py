@@ -24,6 +24,6 @@ def test_processes_and_threads_make_what_torchvision_makes() -> None:
     found = CliRunner().invoke(build_app(), ["bench", "decode", *options])
     assert found.exit_code == 0, found.output
     rows = json.loads(found.stdout)["rows"]
-    assert [row["system"] for row in rows] == ["pillow", "hapi", "processes"]
+    assert [row["system"] for row in rows] == ["pillow", "hapi", "processes", "fetched"]
     assert all(row["largest_difference"] == 0 and row["samples"] == 12 for row in rows)
     assert all(row["operations_ratio"] > 0 for row in rows)

@@ -9,16 +9,21 @@ import pickle
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import stamina
+import torch
 from botocore.exceptions import ClientError, ReadTimeoutError, SSLError
 from botocore.response import StreamingBody
+from PIL import Image
+from torchvision.transforms import v2
 
-from hapi.data import StoreSettings, open_store
-from hapi.data.stores import S3Store
+from hapi.data import Sample, StoreSettings, describe_transform, load_sample, open_store
+from hapi.data.decoding import Processes
+from hapi.data.stores import S3Store, described
 from hapi.data.stores.s3 import make_client
 from hapi.errors import (
     AccessDeniedError,
@@ -76,6 +81,24 @@ def test_reads_exact_ranges(store: S3Store) -> None:
         store.get("x", 3, 9)
     with pytest.raises(StoreError, match="shorter than when it was listed"):
         store.get("x", 11, 1)
+
+
+@pytest.mark.s3
+def test_processes_open_it_again_and_decode_what_lies_in_it(store: S3Store) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (40, 30), "teal").save(picture, "JPEG")
+    for number in range(5):
+        store.put(f"{number}.jpg", picture.getvalue())
+    spec = describe_transform(v2.Compose([v2.ToImage(), v2.Resize((8, 8)), v2.ToDtype(torch.float32, scale=True)]))
+    samples = [(n, Sample(f"{n}.jpg", 0, len(picture.getvalue()), None, "")) for n in (3, 0, 7, 4)]
+    place = described(store)
+    assert place is not None
+    with closing(Processes()) as processes:
+        assert processes.wait(120)
+        found = processes.fetch(place, samples, spec, seed=0, epoch=0, shape=(3, 8, 8), most_bytes=2**20)
+    assert [one is not None for one in found] == [True, True, False, True]
+    assert found[0] is not None
+    assert torch.equal(found[0].tensor, load_sample(picture.getvalue(), spec))
 
 
 @pytest.mark.s3
