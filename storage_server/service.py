@@ -97,11 +97,11 @@ class Service:
         check_precision(settings.precision, settings.device)
         self.metrics = Metrics()
         kept_bytes = CACHE_BYTES if settings.feature_cache_bytes is None else settings.feature_cache_bytes
-        buffers = settings.queue_bytes + kept_bytes
+        buffers = settings.queue_limit + kept_bytes
         free = Lately(free_bytes)
         self.budget = budget or MemoryBudget(settings.device, settings.memory_budget, buffers, free)
         self.metrics.budget_bytes.set(self.budget.total_bytes)
-        self.queue = QueueBytes(self.budget.queue_bytes * settings.queue_bytes // buffers)
+        self.queue = QueueBytes(self.budget.queue_bytes * settings.queue_limit // buffers)
         check_folder(settings.cache_dir)
         kept_here = self.budget.queue_bytes - self.queue.total_bytes
         self.kept = open_features(settings, kept_here, self.store_settings, self.roots)

@@ -73,9 +73,10 @@ class ServerSettings(BaseSettings):
     """Most samples in one pass through a prefix; None is 32 on a CPU and 128 on a GPU. Memory may allow fewer."""
     memory_budget: Bytes | None = Field(default=None, ge=1)
     """Most bytes that weights, batches and (on a CPU) queues may take; free memory and cgroup limits hold as well."""
-    queue_bytes: Bytes = Field(default=256 * MIB, ge=MIB)
-    """Most bytes of samples and features of all requests between reading and sending; at most an eighth of the
-    memory budget is taken for it when the device is the CPU."""
+    queue_bytes: Bytes | None = Field(default=None, ge=MIB)
+    """Most bytes of samples and features of all requests between reading and sending. None is 256 MiB on a CPU, where
+    at most an eighth of the memory budget is taken for it, and 1 GiB of the host's memory beside a GPU, which computes
+    larger batches and has more samples decoded meanwhile."""
 
     feature_cache_bytes: Bytes | None = Field(default=None, ge=0)
     """Most bytes of finished features that are kept in memory for whoever asks for the same; 0 keeps none. None is an
@@ -126,6 +127,11 @@ class ServerSettings(BaseSettings):
             if any(fault["loc"] == ("roots",) for fault in error.errors()):
                 remedy = "Say what to serve: --root FOLDER or --root s3://bucket, or HAPI_SERVER_ROOTS."
             raise InputError(f"server settings, {'; '.join(faults)}. {remedy}") from None
+
+    @property
+    def queue_limit(self) -> int:
+        """`queue_bytes`, or the default for the device."""
+        return self.queue_bytes or (256 * MIB if self.device == "cpu" else 1024 * MIB)
 
     @property
     def batch_limit(self) -> int:

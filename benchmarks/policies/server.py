@@ -46,7 +46,7 @@ def make(name: str) -> Any:
 
     def service(settings: ServerSettings) -> Service:
         budget = MemoryBudget(
-            settings.device, ENDLESS, settings.queue_bytes, lambda device: ENDLESS, lambda device: 0, lambda: 0
+            settings.device, ENDLESS, settings.queue_limit, lambda device: ENDLESS, lambda device: 0, lambda: 0
         )
         return Service(settings, policy=policy_of(name, settings.device), budget=budget, rates=PatientRates())
 

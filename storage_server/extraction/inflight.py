@@ -33,11 +33,6 @@ from storage_server.scheduling.fair import Flow
 
 log = logging.getLogger(__name__)
 
-MOST_TOGETHER = 8
-"""Samples that a process fetches at once."""
-TURNS = 2
-"""Each process is to have so many turns of what waits: all end at about the same time."""
-
 
 class Flights:
     """The table of what is on its way. Thread-safe."""
@@ -162,7 +157,7 @@ class Flights:
                 self._line_up(flight)
         self._to_fetch += len(together)
         threads = self._loader.decoders
-        size = min(MOST_TOGETHER, max(1, self._to_fetch // (TURNS * threads.count)))
+        size = self._loader.together(self._to_fetch)
         for first in range(0, len(together), size):
             group = together[first : first + size]
             flow, *others = group[0].flows

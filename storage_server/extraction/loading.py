@@ -25,6 +25,10 @@ from storage_server.scheduling.occupancy import Occupancy
 log = logging.getLogger(__name__)
 
 Wanted = Callable[[], bool]
+MOST_TOGETHER = 8
+"""Samples that a process fetches at once."""
+TURNS = 2
+"""Of what waits, for each process that fetches."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,15 @@ class SampleLoader:
     @property
     def decode_threads(self) -> int:
         return self.decoders.count
+
+    @property
+    def fetching_ahead(self) -> int:
+        """Samples that keep all processes busy that fetch, if any do."""
+        return TURNS * MOST_TOGETHER * self.decoders.count if isinstance(self.load, Processes) else 0
+
+    def together(self, count: int) -> int:
+        """So many of `count` samples that wait are one process's to fetch at once: all are to end at the same time."""
+        return min(MOST_TOGETHER, max(1, count // (TURNS * self.decoders.count)))
 
     def close(self) -> None:
         """Ends the threads; work that has not begun is dropped."""

@@ -197,7 +197,8 @@ class Extraction:
         prefix, part = self.job.prefix, self._stages.reading_ahead
         if prefix is None or self._unsent <= part:  # all that is left: no batch needs to be decided
             return part
-        return max(part, BATCHES_AHEAD * self._stages.device.decision(prefix).samples)
+        waiting = BATCHES_AHEAD * self._stages.device.decision(prefix).samples
+        return max(part, waiting + self._stages.fetching_ahead)
 
     def _begin(self, tickets: Sequence[Ticket]) -> None:
         self.cancel.check()

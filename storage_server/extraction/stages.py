@@ -109,6 +109,11 @@ class Stages:
         return max(LEAST_READING, 2 * self.loader.read_threads // max(1, self.running.different))
 
     @property
+    def fetching_ahead(self) -> int:
+        """Samples that each may have on its way besides, where processes fetch several at a time: their turns."""
+        return self.loader.fetching_ahead // max(1, self.running.different)
+
+    @property
     def frame_bytes(self) -> int:
         """Of the frames of one more request."""
         part = self.queue.total_bytes // (FRAMES_PART * max(FEW_REQUESTS, len(self.running) + 1))

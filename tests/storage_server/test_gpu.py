@@ -59,7 +59,7 @@ def unsuspecting(pictures: Path, tmp_path: Path) -> Iterator[Service]:
     settings = ServerSettings.load(
         roots=(str(pictures),), cache_dir=tmp_path, device="cuda", engine="eager", workers=2, feature_cache_bytes=0
     )
-    budget = MemoryBudget("cuda", None, settings.queue_bytes, free=lambda device: 2**40)
+    budget = MemoryBudget("cuda", None, settings.queue_limit, free=lambda device: 2**40)
     service = Service(settings, StoreSettings(), budget=budget)
     yield service
     service.close()
