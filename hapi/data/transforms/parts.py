@@ -58,7 +58,7 @@ def part_read(steps: Sequence[Step], width: int, height: int, draws: AbstractCon
         for step in steps:
             if step.name.removeprefix("classic.") in _BY_PIXEL:
                 continue
-            known = _resized(step, size) or _cropped(step, size, draws)
+            known = known_resize(step, size) or known_crop(step, size, draws)
             if known is None:
                 break
             size, read = known
@@ -75,7 +75,8 @@ Known = tuple[tuple[int, int], Callable[[Box], Box]]
 """What a step makes of an image: height and width, and which box it reads for a box of its result."""
 
 
-def _resized(step: Step, size: tuple[int, int]) -> Known | None:
+def known_resize(step: Step, size: tuple[int, int]) -> Known | None:
+    """Of a step that resizes an image of this height and width; None of any other step."""
     name, args = step.name.removeprefix("classic."), step.args
     if name == "Resize":
         height, width = _compute_resized_output_size(size, args["size"], args["max_size"], allow_size_none=True)
@@ -102,8 +103,11 @@ def _reached(first: int, end: int, size: int, resized: int, reach: float) -> tup
     return max(0, low), min(size, high)
 
 
-def _cropped(step: Step, size: tuple[int, int], draws: AbstractContextManager[Any]) -> Known | None:
-    """For a crop that stays within the image. What a crop takes shows where it is a view of a tensor without values."""
+def known_crop(step: Step, size: tuple[int, int], draws: AbstractContextManager[Any]) -> Known | None:
+    """Of a crop that stays within the image; None of any other step.
+
+    What a crop takes shows where it is a view of a tensor without values.
+    """
     name = step.name.removeprefix("classic.")
     image = torch.empty((1, *size), dtype=torch.uint8, device="meta")
     if name == "RandomResizedCrop":

@@ -15,6 +15,7 @@ from PIL import Image
 
 from hapi.data.images import MAX_PIXELS, Window, decode_image
 from hapi.data.transforms.bounds import check_pixels
+from hapi.data.transforms.cropping import cropped_resize
 from hapi.data.transforms.draws import SeededDraws, sample_seed
 from hapi.data.transforms.levels import level_table, levels_begin, look_up
 from hapi.data.transforms.parts import Box, part_read
@@ -33,6 +34,7 @@ class TransformSpec:
         self.steps = tuple(steps)
         if not 1 <= len(self.steps) <= MAX_STEPS:
             raise TransformError(f"transform: {len(self.steps)} steps. Give 1 to {MAX_STEPS}.")
+        self._cropped_resize = cropped_resize(self.steps)
         self._levels_begin = levels_begin(self.steps)
         self._tables: dict[str, np.ndarray | None] = {}
 
@@ -78,10 +80,16 @@ class TransformSpec:
 
     def _run(self, image: Image.Image, draws: AbstractContextManager[Any]) -> Any:
         value: Any = image
+        pair, done = self._cropped_resize, -1
         for position, step in enumerate(self.steps):
+            if position == done:
+                continue
             if position == self._levels_begin and (table := self._table(value)) is not None:
                 return look_up(value, table)
             check_pixels(step, value, MAX_PIXELS)
+            if pair and position == pair.resize_at and (cropped := pair(value)) is not None:
+                value, done = cropped, pair.crop_at
+                continue
             try:
                 with draws if step.is_random else nullcontext():
                     value = step.transform(value)
