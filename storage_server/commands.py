@@ -18,6 +18,11 @@ Roots = Annotated[
     typer.Option("--root", help="Folder or s3://bucket/prefix below which datasets may lie; may be repeated."),
 ]
 
+SWITCH_SECONDS = 0.0005
+"""After which a thread that runs Python lets another go on, beside a GPU. With Python's own 0.005 the thread that tells
+the GPU what to do waits so long whenever another has much to do: of resnet50, eager, a server gave 1,400 to 2,000
+photographs/s instead of 1,900 to 2,200 (one H200, 16 processors)."""
+
 
 def make_service(settings: ServerSettings) -> Service:
     """The service that is run; benchmarks put one with another policy in its place."""
@@ -105,6 +110,8 @@ def serve(
         level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     allow_files()
+    if settings.device != "cpu":
+        sys.setswitchinterval(SWITCH_SECONDS)
     service = make_service(settings)
     try:
         service.check_roots()
