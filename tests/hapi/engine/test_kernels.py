@@ -140,19 +140,20 @@ def test_attention_is_left_to_pytorch_where_there_is_no_kernel(monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("capability", "flags", "dtypes"),
+    ("name", "capability", "flags", "dtypes"),
     [
-        ("AVX512", {"avx512f", "avx512_bf16"}, {torch.float32, torch.bfloat16}),
-        ("AVX512", {"avx512f", "avx512_bf16", "amx_bf16"}, {torch.float32}),
-        ("AVX512", {"avx512f"}, {torch.float32}),
-        ("AVX2", {"avx512f", "avx512_bf16"}, set()),
+        ("AMD EPYC", "AVX512", {"avx512f", "avx512_bf16"}, {torch.float32, torch.bfloat16}),
+        ("AMD EPYC", "AVX512", {"avx512f"}, {torch.float32}),
+        ("AMD EPYC", "AVX2", {"avx512f", "avx512_bf16"}, set()),
+        ("Intel(R) Xeon(R)", "AVX512", {"avx512f", "avx512_bf16"}, set()),
     ],
 )
 def test_there_is_a_kernel_where_it_was_measured(
-    capability: str, flags: set[str], dtypes: set[torch.dtype], monkeypatch: pytest.MonkeyPatch
+    name: str, capability: str, flags: set[str], dtypes: set[torch.dtype], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("hapi.engine.attention.cpu_name", lambda: name)
     monkeypatch.setattr("hapi.engine.attention.processor_flags", lambda: frozenset(flags))
     assert {dtype for dtype in (torch.float32, torch.bfloat16, torch.float16) if has_kernel(dtype)} == dtypes
 
