@@ -19,6 +19,8 @@ import torch
 
 from hapi.allocator import keep_freed_memory
 from hapi.engine.agreement import allowed, compare, gain, given, probe
+from hapi.engine.attention import PLAIN
+from hapi.engine.fused import FuseAttention, shims
 from hapi.engine.library import Library
 from hapi.engine.module import LARGEST_BATCH, as_module
 from hapi.engine.packing import PackWeights
@@ -83,6 +85,9 @@ def compile_to(program: Program, target: Path) -> Path:
     }
     if program.device.type == "cpu":
         options["post_grad_custom_pre_pass"] = PackWeights(EXAMPLE_BATCH)
+        if any(node.op in PLAIN for node in program.nodes):
+            options["post_grad_custom_post_pass"] = FuseAttention()
+            options["aot_inductor.custom_ops_to_c_shims"] = shims(torch.get_num_threads())
     if program.device.type == "cuda":
         options["aot_inductor.embed_kernel_binary"] = True  # else they are files beside it, and only it is kept
     with torch.no_grad():  # freezing is for inference only
