@@ -151,13 +151,18 @@ class Flights:
     def _begin(self, flights: Sequence[Flight], source: Source, prefix: Prefix | None) -> None:
         """Lines up what one request has just asked for: several together where processes fetch them."""
         is_fetched = bool(flights) and prefix is not None and self._loader.fetches(source, prefix)
-        together = [flight for flight in flights if is_fetched and flight.beginning is None]
+        together: list[Flight] = []
         for flight in flights:
-            if not is_fetched or flight.beginning is not None:
+            if is_fetched and flight.beginning is None:
+                together.append(flight)
+            else:
                 self._line_up(flight)
+        if not together:
+            return
+        assert prefix is not None
         self._to_fetch += len(together)
         threads = self._loader.decoders
-        size = self._loader.together(self._to_fetch)
+        size = self._loader.together(self._to_fetch, prefix.input.bytes)
         for first in range(0, len(together), size):
             group = together[first : first + size]
             flow, *others = group[0].flows

@@ -25,8 +25,8 @@ from storage_server.scheduling.occupancy import Occupancy
 log = logging.getLogger(__name__)
 
 Wanted = Callable[[], bool]
-MOST_TOGETHER = 8
-"""Samples that a process fetches at once."""
+MOST_TOGETHER, TOGETHER_BYTES = 8, 8 * 2**20
+"""Samples that a process fetches at once, and bytes of their tensors, unless one alone has more: each keeps as much."""
 TURNS = 2
 """Of what waits, for each process that fetches."""
 
@@ -91,9 +91,10 @@ class SampleLoader:
         """Samples that keep all processes busy that fetch, if any do."""
         return TURNS * MOST_TOGETHER * self.decoders.count if isinstance(self.load, Processes) else 0
 
-    def together(self, count: int) -> int:
-        """So many of `count` samples that wait are one process's to fetch at once: all are to end at the same time."""
-        return min(MOST_TOGETHER, max(1, count // (TURNS * self.decoders.count)))
+    def together(self, count: int, each: int) -> int:
+        """So many of `count` samples that wait, of so many bytes each as tensors, are one process's to fetch at once:
+        all are to end at the same time."""
+        return max(1, min(MOST_TOGETHER, TOGETHER_BYTES // max(1, each), count // (TURNS * self.decoders.count)))
 
     def close(self) -> None:
         """Ends the threads; work that has not begun is dropped."""

@@ -418,3 +418,9 @@ def test_what_fetching_fails_on_is_read_one_by_one(
     service.loader.fetches, service.loader.fetch = (lambda *_: True), failing  # type: ignore[method-assign]
     found = rows(list(read_stream(extraction(service, manifest, gated(manifest), archive, transform).chunks())))
     assert [index for index in found if found[index][2]] == [BROKEN]
+
+
+def test_large_samples_are_fetched_few_at_a_time(make_service: Callable[..., Service]) -> None:
+    loader = make_service(workers=2).loader
+    assert [loader.together(count, 600_000) for count in (1, 4, 15, 16, 1000)] == [1, 1, 3, 4, 8]
+    assert [loader.together(1000, each) for each in (2**20, 3 * 2**20, 2**30)] == [8, 2, 1]
