@@ -23,9 +23,12 @@ from storage_server.extraction.engine import Prefix
 from storage_server.extraction.rows import Batch, Call, Lane, Row
 from storage_server.extraction.sizing import BatchPolicy, Decision, Waiting, few_wanted
 from storage_server.scheduling.fair import Flow, Ledger
+from storage_server.scheduling.knee import START, power_of_two
 from storage_server.scheduling.rates import Rates
 
 Key = tuple[str, ...]
+LAST_SECONDS = 0.02
+"""Batches that take less are not halved at the end: sending their rows takes no time that would be worth it."""
 
 
 class Lanes:
@@ -123,7 +126,7 @@ class Lanes:
         flow, lane = self._turn()
         if flow is None:
             return None
-        return self._take_call(flow) if lane is None else self._form(lane, flow, self._decided(lane).samples)
+        return self._take_call(flow) if lane is None else self._form(lane, flow, self._size(lane))
 
     def next_small(self, seconds: float, fits: Callable[[Prefix, int], bool]) -> Batch | None:
         """What is next, if it is a batch that takes at most so long and that `fits` so many samples of."""
@@ -165,6 +168,14 @@ class Lanes:
     def settle_call(self, call: Call, seconds: float) -> None:
         """The call took so long."""
         self._ledger.charge(call.flow, seconds)
+
+    def _size(self, lane: Lane) -> int:
+        """Of its next batch: of the last rows about half, if that takes long, to be sent while the rest is computed."""
+        decision, rows = self._decided(lane), len(lane.rows)
+        if lane.expected or not 2 * START <= rows <= decision.samples or decision.reason == "exploring":
+            return decision.samples
+        half = power_of_two(3 * rows // 4)
+        return half if half * self._rates.seconds(lane.prefix.key) >= LAST_SECONDS else decision.samples
 
     def _form(self, lane: Lane, first: Flow, size: int) -> Batch:
         """A batch of rows that are wanted: those of `first`, then of others, the least served first."""
