@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 from collections.abc import Callable, Sequence
 
@@ -34,6 +35,12 @@ class Fixed:
 
     def succeeded(self, prefix: Prefix, samples: int, seconds: float) -> None:
         pass
+
+
+@pytest.fixture(autouse=True)
+def whole_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rows of a host are one batch, though no more are on their way."""
+    monkeypatch.setattr("storage_server.extraction.lanes.LAST_SECONDS", math.inf)
 
 
 @pytest.fixture(scope="module")

@@ -136,6 +136,37 @@ def test_a_whole_batch_does_not_wait_and_neither_do_the_last_rows(prefixes: Sequ
     assert lanes.due() is None
 
 
+def test_the_last_rows_are_computed_in_halves_where_that_takes_long(
+    prefixes: Sequence[Prefix], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sizes(rows: int, expected: int = 0) -> list[int]:
+        lanes = lanes_of(prefixes, 16)
+        lanes.expect(prefixes[0], expected)
+        for _ in range(rows):
+            lanes.add(row(prefixes[0], A))
+        found: list[int] = []
+        while isinstance(formed := lanes.next(), Batch):
+            found.append(len(formed.rows))
+        return found
+
+    assert sizes(16) == [8, 4, 4]
+    assert sizes(40) == [16, 16, 4, 4]
+    assert sizes(15) == [8, 7]
+    assert sizes(9) == [4, 5]
+    assert sizes(7) == [7]
+    assert sizes(16, expected=1) == [16]
+    monkeypatch.setattr("storage_server.extraction.lanes.LAST_SECONDS", 16 * ROW_SECONDS)
+    assert sizes(16) == [16]
+
+
+def test_a_size_that_is_tried_is_tried_to_the_end(prefixes: Sequence[Prefix]) -> None:
+    lanes = lanes_of(prefixes, 16)
+    lanes._policy = type("Exploring", (), {"decide": lambda *_: Decision(16, "exploring")})()
+    for _ in range(16):
+        lanes.add(row(prefixes[0], A))
+    assert len(batch(lanes).rows) == 16
+
+
 def test_the_tenants_rows_come_first_and_others_fill_the_batch(prefixes: Sequence[Prefix]) -> None:
     lanes = lanes_of(prefixes, 4)
     for _ in range(10):
