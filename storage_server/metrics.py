@@ -32,6 +32,7 @@ class Metrics:
         self.memory_releases = self._gauge("memory_releases", "Batches before which kept memory was given back")
         self.cache_hits = self._gauge("feature_cache_hits", "Samples found in the cache of features")
         self.cache_bytes = self._gauge("feature_cache_bytes", "Bytes of features that are kept")
+        self.not_fetched = self._counter("not_fetched", "Samples read and decoded here as no process could fetch them")
         self.continued = self._counter("feature_cache_continued", "Samples that began at a kept shallower cut")
         self.bucket_hits = self._gauge("feature_bucket_hits", "Samples found in the bucket of features")
         self.bucket_bytes = self._gauge("feature_bucket_bytes", "Bytes in the bucket of features, as last listed")

@@ -36,7 +36,7 @@ PLOTS = (Plot("rates", "Photographs per second", bars("images_per_s", "images pe
 QUICK_SAMPLES, SAMPLES_USED = 64, 400
 PILLOW = "pillow"
 DEFAULT_MODELS = ["torchvision:resnet18"]
-BATCH, TOGETHER = 32, 8
+BATCH = 32
 READY_SECONDS, ALONE_SECONDS = 120.0, 1.0
 
 
@@ -61,8 +61,8 @@ def decode(
     `pillow` is what a torchvision user runs (Pillow, then the preset of the weights; with more `workers` than one in a
     DataLoader's processes, in batches of 32), `hapi` the portable transform that both tiers run, on threads; and with
     several workers `processes` the same in processes, as a client does it with more than four beside a GPU, and
-    `fetched` as a server does: processes that read the files as well, eight at a time. `seconds` is
-    the best of the repeats. The difference is the largest of any value to pillow's. `operations beside`, with several
+    `fetched` as a server does: processes that read the files as well, eight at a time. `seconds` is the best of the
+    repeats. The difference is the largest of any value to pillow's. `operations beside`, with several
     workers: how many small operations another thread of the process starts meanwhile, of what it starts with nothing
     beside it; a thread that starts a network's operations on a GPU is like that one.
     """
@@ -111,6 +111,7 @@ def systems(
     from hapi.data.stores import described
     from hapi.errors import HapiError
     from hapi.model.zoo import load_model
+    from storage_server.extraction.loading import MOST_TOGETHER
 
     preset: Any = load_model(spec, "none").transform
     portable = describe_transform(preset)
@@ -171,12 +172,15 @@ def systems(
         how: dict[str, Any] = {"seed": 0, "epoch": 0, "shape": shape, "most_bytes": MAX_PIXELS * 3}
 
         def fetch(first: int) -> list[Tensor]:
-            found = processes.fetch(store, samples[first : first + TOGETHER], portable, **how)
-            return [one.tensor if one else load_sample(pictures[first + n], portable) for n, one in enumerate(found)]
+            found = processes.fetch(store, samples[first : first + MOST_TOGETHER], portable, **how)
+            tensors = [one.tensor for one in found if one is not None]
+            if len(tensors) < len(found):
+                raise HapiError(f"{len(found) - len(tensors)} of {len(found)} photographs were not fetched.")
+            return tensors
 
         def work() -> list[Tensor]:
             with ThreadPoolExecutor(workers) as threads:
-                groups = threads.map(fetch, range(0, len(samples), TOGETHER))
+                groups = threads.map(fetch, range(0, len(samples), MOST_TOGETHER))
                 return [tensor for group in groups for tensor in group]
 
         return work

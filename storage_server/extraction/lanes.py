@@ -8,7 +8,8 @@ takes time in proportion to what it asked for.
 
 A lane is ripe when it has a whole batch, when no further rows are on their way to it, when all rows of somebody who
 wants few are there, or when its oldest row has waited as long as a batch takes; if nothing is ripe, the device sleeps
-until something is.
+until something is. The last rows are computed in halves, where that takes long, so that
+some are sent meanwhile.
 """
 
 from __future__ import annotations

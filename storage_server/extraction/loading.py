@@ -141,6 +141,7 @@ class SampleLoader:
         self._metrics.stage_seconds.labels("read").inc(sum(one.read_seconds for one in found))
         self._metrics.stage_seconds.labels("decode").inc(sum(one.decode_seconds for one in found))
         self._metrics.received_bytes.inc(sum(one.stored_bytes for one in found))
+        self._metrics.not_fetched.inc(len(fetched) - len(found))
         return fetched
 
     def _copied_ready(self, samples: torch.Tensor) -> torch.Tensor:

@@ -403,6 +403,7 @@ def test_processes_fetch_several_samples_at_once(
     assert together[BROKEN][2] == expected[BROKEN][2]
     value = service.metrics.registry.get_sample_value
     assert value("hapi_stage_errors_total", {"stage": "decode", "kind": "bad-image"}) == 2
+    assert value("hapi_not_fetched_total") == 1, "the one that is no image"
     assert service.queue.used_bytes == 0
     assert not service._stages.flights._to_fetch
 
