@@ -12,14 +12,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from hapi.engine.precision import processor_flags
-from hapi.machine import cpu_name
+from hapi.engine.kernels.processor import has_kernels
 
 NATIVE_ATTENTION = "aten._native_multi_head_attention.default"
 DOT_PRODUCT = "aten.scaled_dot_product_attention.default"
 ENCODER_LAYER = "aten._transformer_encoder_layer_fwd.default"
-MOST_KEYS = 1024
-"""For which our kernel holds the scores of a block of rows."""
 
 
 def self_attention(
@@ -104,18 +101,6 @@ def encoder_layer(
     return second(src + feed(src))
 
 
-def has_kernel(dtype: torch.dtype) -> bool:
-    """Whether compiled programs for this processor have a kernel of ours for attention, see `fused`.
-
-    On AMD's processors with AVX-512, which MKL does not use there. Measured on family 26 (Zen 5) alone.
-    """
-    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    is_wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    if not (has_onednn and is_wide and cpu_name().startswith("AMD ")):
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and "avx512_bf16" in processor_flags())
-
-
 def attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -137,7 +122,7 @@ def attention(
     is_slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.dim() == 4
     is_plain = attn_mask is None and not dropout_p and not is_causal and not enable_gqa
     heads, tokens, width = query.shape[-3], query.shape[-2], query.shape[-1]
-    if not (is_slow and is_plain and key.shape[-2] <= 4 * width) or has_kernel(query.dtype):
+    if not (is_slow and is_plain and key.shape[-2] <= 4 * width) or has_kernels(query.dtype):
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import fx
+from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from hapi.allocator import keep_freed_memory
 from hapi.engine.agreement import allowed, compare, gain, given, probe
-from hapi.engine.attention import PLAIN
-from hapi.engine.fused import FuseAttention, shims
+from hapi.engine.kernels.attention import FuseAttention
+from hapi.engine.kernels.convolution import FuseConvolutions
+from hapi.engine.kernels.shims import shims
 from hapi.engine.library import Library
 from hapi.engine.module import LARGEST_BATCH, as_module
 from hapi.engine.packing import PackWeights
@@ -84,10 +87,9 @@ def compile_to(program: Program, target: Path) -> Path:
         "aot_inductor.precompile_headers": False,  # they lie in a folder of a known name below /tmp, whatever is set
     }
     if program.device.type == "cpu":
-        options["post_grad_custom_pre_pass"] = PackWeights(EXAMPLE_BATCH)
-        if any(node.op in PLAIN for node in program.nodes):
-            options["post_grad_custom_post_pass"] = FuseAttention()
-            options["aot_inductor.custom_ops_to_c_shims"] = shims(torch.get_num_threads())
+        options["post_grad_custom_pre_pass"] = InOrder(FuseConvolutions(), PackWeights(EXAMPLE_BATCH))
+        options["post_grad_custom_post_pass"] = FuseAttention()
+        options["aot_inductor.custom_ops_to_c_shims"] = shims(torch.get_num_threads())
     if program.device.type == "cuda":
         options["aot_inductor.embed_kernel_binary"] = True  # else they are files beside it, and only it is kept
     with torch.no_grad():  # freezing is for inference only
@@ -96,6 +98,20 @@ def compile_to(program: Program, target: Path) -> Path:
     if any(_has_nodes(path) for path in target.parent.glob("*.json")):
         raise NotImplementedError("an operation of it cannot be called from compiled code")
     return Path(str(made))
+
+
+class InOrder(CustomGraphPass):
+    """Several passes as one."""
+
+    def __init__(self, *passes: CustomGraphPass) -> None:
+        self._passes = passes
+
+    def __call__(self, graph: fx.Graph) -> None:
+        for each in self._passes:
+            each(graph)
+
+    def uuid(self) -> Any:
+        return [each.uuid() for each in self._passes]
 
 
 def _has_nodes(path: Path) -> bool:

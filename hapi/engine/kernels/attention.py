@@ -1,4 +1,4 @@
-"""Attention of compiled programs in a kernel of ours, see `attention.h`.
+"""Attention of compiled programs, see `attention.h`.
 
 PyTorch's own kernel multiplies with MKL in float32, which uses half of what AVX-512 can do on processors of other
 makers, and in bfloat16 it is slower than oneDNN's products.
@@ -6,7 +6,6 @@ makers, and in bfloat16 it is slower than oneDNN's products.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +13,11 @@ from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.nn import functional
 
-from hapi.engine.attention import MOST_KEYS, has_kernel
+from hapi.engine.kernels.processor import has_kernels
 
 VERSION = "1"
-SOURCE = Path(__file__).with_name("attention.h")
+MOST_KEYS = 1024
+"""For which the kernel holds the scores of a block of rows."""
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
 torch.library.define(
@@ -42,17 +42,8 @@ FUSED = torch.ops.hapi.fused_attention.default
 """(B, H, T, D) tensors to one of (B, H, T, E) that lies in memory as (B, T, H, E)."""
 
 
-def shims(threads: int) -> dict[torch._ops.OpOverload, list[str]]:
-    """What compiled code calls for the operation, for PyTorch's setting `aot_inductor.custom_ops_to_c_shims`.
-
-    Each text is meant to be a declaration and is written after `extern`. This one is the definition, so that the
-    library is one file that needs no other.
-    """
-    return {FUSED: [f'"C++" {{\n#define HAPI_THREADS {threads}\n{SOURCE.read_text(encoding="utf-8")}\n}}']}
-
-
 class FuseAttention(CustomGraphPass):
-    """A pass of PyTorch's compiler over a graph for the CPU, in place: attention by our kernel where it can do it."""
+    """A pass of PyTorch's compiler over a graph for the CPU, in place: attention by the kernel where it can do it."""
 
     def __call__(self, graph: fx.Graph) -> None:
         for node in list(graph.nodes):
@@ -85,7 +76,7 @@ def _fits(node: fx.Node) -> bool:
     return (
         is_plain
         and (scale is None or scale > 0)  # the largest product has the largest exponential
-        and has_kernel(query.dtype)
+        and has_kernels(query.dtype)
         and all(isinstance(length, int) and length > 0 for length in lengths)
         and query.shape[1] == key.shape[1] == value.shape[1]
         and key.shape[2] <= MOST_KEYS

@@ -1,57 +1,9 @@
 // Attention of compiled programs: softmax(scale * query * key^T) * value for each sample and head, in blocks of rows that
-// stay in the cache. Included by the code that PyTorch's compiler writes, see fused.py; HAPI_THREADS is defined there.
-//
-// The products are oneDNN's, through at::native::cpublas::brgemm: in float32 the library that PyTorch's own fused kernel
-// calls is MKL, which uses no AVX-512 on processors of other makers.
-
-#include <ATen/cpu/vec/functional.h>
-#include <ATen/cpu/vec/vec.h>
-#include <ATen/native/CPUBlas.h>
-
-#include <algorithm>
-#include <atomic>
-#include <limits>
-#include <type_traits>
-#include <vector>
-
-// This is compiled with the wrapper, which the compiler does not optimize: it is long, and runs once.
-#if defined(__GNUC__) && !defined(__clang__)
-#define HAPI_HOT __attribute__((flatten, optimize("O3")))
-#else
-#define HAPI_HOT __attribute__((flatten))
-#endif
+// stay in the cache.
 
 namespace hapi {
 
-using Vec = at::vec::Vectorized<float>;
-constexpr int64_t LANES = Vec::size();
 constexpr int64_t MOST_ROWS = 64;
-
-inline int64_t rounded_up(int64_t count, int64_t step) {
-  return (count + step - 1) / step * step;
-}
-
-// A tensor (B, H, T, D) whose last dimension is contiguous.
-template <typename Number>
-struct Heads {
-  const Number* data;
-  int64_t sizes[4], strides[4];
-
-  explicit Heads(AtenTensorHandle tensor) {
-    void* pointer;
-    int64_t *size, *stride;
-    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &pointer));
-    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor, &size));
-    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor, &stride));
-    data = static_cast<const Number*>(pointer);
-    std::copy_n(size, 4, sizes);
-    std::copy_n(stride, 4, strides);
-  }
-
-  const Number* at(int64_t sample, int64_t head) const {
-    return data + sample * strides[0] + head * strides[1];
-  }
-};
 
 // (count, width) to (width, line).
 HAPI_HOT inline void transpose(
@@ -128,7 +80,7 @@ template <typename Number>
 struct Attention {
   static constexpr bool IS_EXACT = std::is_same_v<Number, float>;
 
-  Heads<Number> query, key, value;
+  Tensor<const Number> query, key, value; // (B, H, T, D), D contiguous
   float scale;
   Number* result; // (B, T, H, width)
   int64_t heads, tokens, keys, width, depth, line, block;
@@ -138,8 +90,11 @@ struct Attention {
     heads = this->query.sizes[1], tokens = this->query.sizes[2], depth = this->query.sizes[3];
     keys = this->key.sizes[2], width = this->value.sizes[3];
     line = rounded_up(keys, 2 * LANES);
-    const int64_t blocks = (tokens + MOST_ROWS - 1) / MOST_ROWS;
-    block = (tokens + blocks - 1) / blocks;
+    block = parts(tokens, parts(tokens, MOST_ROWS));
+  }
+
+  static const Number* at(const Tensor<const Number>& of, int64_t sample, int64_t head) {
+    return of.data + sample * of.strides[0] + head * of.strides[1];
   }
 
   // What one thread needs beside the tensors.
@@ -157,13 +112,13 @@ struct Attention {
   };
 
   void run(int64_t sample, int64_t head, Room& room) const {
-    const Number *queries = query.at(sample, head), *values = value.at(sample, head);
+    const Number *queries = at(query, sample, head), *values = at(value, sample, head);
     float *scores = room.scores.data(), sums[MOST_ROWS];
     if constexpr (IS_EXACT) {
-      transpose(key.at(sample, head), key.strides[2], keys, depth, room.columns.data(), line);
+      transpose(at(key, sample, head), key.strides[2], keys, depth, room.columns.data(), line);
     } else { // pairs of numbers are what is transposed, and so they are interleaved
       transpose(
-          reinterpret_cast<const float*>(key.at(sample, head)), key.strides[2] / 2, keys, depth / 2,
+          reinterpret_cast<const float*>(at(key, sample, head)), key.strides[2] / 2, keys, depth / 2,
           reinterpret_cast<float*>(room.columns.data()), line);
       interleave(values, value.strides[2], keys, width, room.rows.data());
     }
@@ -219,13 +174,9 @@ bool attend(
     AtenTensorHandle* result) {
   Attention<Number> attention(query, key, value, scale);
   const int64_t batch = attention.query.sizes[0], tokens = attention.tokens, heads = attention.heads;
-  const int64_t sizes[] = {batch, heads, tokens, attention.width};
-  const int64_t strides[] = {tokens * heads * attention.width, attention.width, heads * attention.width, 1};
-  AOTI_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(4, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, result));
-  void* data;
-  AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(*result, &data));
-  attention.result = static_cast<Number*>(data);
+  const int64_t width = attention.width;
+  attention.result = Tensor<Number>(
+      result, {batch, heads, tokens, width}, {tokens * heads * width, width, heads * width, 1}, dtype).data;
   return attention.run();
 }
 
@@ -234,8 +185,7 @@ bool attend(
 extern "C" inline AOTITorchError aoti_torch_cpu_fused_attention(
     AtenTensorHandle query, AtenTensorHandle key, AtenTensorHandle value, double scale, AtenTensorHandle* result) {
   try {
-    int32_t dtype;
-    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(query, &dtype));
+    const int32_t dtype = hapi::dtype_of(query);
     const bool is_done = dtype == aoti_torch_dtype_bfloat16()
         ? hapi::attend<at::BFloat16>(query, key, value, scale, dtype, result)
         : hapi::attend<float>(query, key, value, scale, dtype, result);
