@@ -220,7 +220,9 @@ class Compiler:
             )
         if "failure" in said:
             return f"compiling failed ({said['failure']})"
-        limit = said.pop("limit", TOLERANCE[request.precision])
+        limit, remark = said.pop("limit", TOLERANCE[request.precision]), said.pop("remark", "")
+        if remark:
+            log.warning("%s is compiled without kernels of ours: %s", program.title, remark)
         compiled = Compiled(**said)
         if not compiled.error <= limit:
             return _disagrees(compiled.error, limit)

@@ -12,6 +12,8 @@ import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
+from hapi.engine.passes import constant
+
 VERSION = "1"
 
 
@@ -31,7 +33,7 @@ class PackWeights(CustomGraphPass):
             if root is None or node.target is not operations._convolution_pointwise.default:
                 continue
             image, holder, _, padding, stride, dilation, groups, *_ = node.args
-            if holder.op != "get_attr" or getattr(weight := _attribute(root, holder.target), "is_mkldnn", True):
+            if (weight := constant(holder)) is None or weight.is_mkldnn:
                 continue
             size = [self._batch, *image.meta["val"].shape[1:]]
             if not all(isinstance(length, int) for length in size):
@@ -50,9 +52,3 @@ class PackWeights(CustomGraphPass):
 
     def uuid(self) -> Any:
         return f"hapi-pack-weights-{VERSION}-{self._batch}"
-
-
-def _attribute(root: object, path: str) -> Any:
-    for part in path.split("."):
-        root = getattr(root, part)
-    return root

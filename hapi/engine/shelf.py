@@ -27,7 +27,7 @@ from hapi.errors import InputError
 from hapi.files import remove_leftovers, write_whole
 from hapi.model import Program
 
-VERSION = 5
+VERSION = 6
 """Of what is compiled and how; older artefacts are not looked at."""
 MOST_BYTES = 16 * 2**30
 SUFFIX = ".so"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.nn import functional
 
 from hapi.engine.kernels.processor import has_kernels
+from hapi.engine.passes import constant
 
 VERSION = "1"
 TILE, STEP, PART, PANEL, LANES = 4, 2, 3, 64, 16
@@ -75,8 +75,9 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
     outs, channels, *kernel = weight.shape
     down, across = (Side(0, length, 0) for length in kernel)
     panels = -(-outs // PANEL)
-    missing = (0, PART * across.parts - across.kernel, 0, PART * down.parts - down.kernel, 0, 0, 0, panels * PANEL - outs)
-    cut = functional.pad(weight.double(), missing).reshape(-1, channels, down.parts, PART, across.parts, PART)
+    missing = [PART * side.parts - side.kernel for side in (across, down)]
+    full = functional.pad(weight.double(), (0, missing[0], 0, missing[1], 0, 0, 0, panels * PANEL - outs))
+    cut = full.reshape(-1, channels, down.parts, PART, across.parts, PART)
     # o: channel of the result, c: of the image, p and q: part, a and b: pixel of the part, i and j: place
     spread = torch.einsum("ia,ocpaqb,jb->ijpqco", _KERNEL, cut, _KERNEL)
     rows = []
@@ -84,7 +85,7 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
         for j in range(TILE):
             matrix = spread[i, j, : down.having(i), : across.having(j)].reshape(-1, panels, PANEL).transpose(0, 1)
             if weight.dtype == torch.bfloat16:
-                matrix = matrix.unflatten(1, (-1, 2)).transpose(2, 3)
+                matrix = matrix.reshape(panels, -1, 2, PANEL).transpose(2, 3)
             rows.append(matrix.reshape(panels, -1))
     return torch.cat(rows, 1).to(weight.dtype)
 
@@ -113,19 +114,15 @@ def _eager(
     bias: torch.Tensor,
     other: torch.Tensor | None,
     outs: int,
-    kernel_height: int,
-    kernel_width: int,
-    padding_height: int,
-    padding_width: int,
-    rectified: bool,
+    *geometry: int,
 ) -> torch.Tensor:
     """The definition, in float64."""
-    down, across = Side(image.shape[2], kernel_height, padding_height), Side(image.shape[3], kernel_width, padding_width)
+    down, across = _sides(image, *geometry[:4])
     tiles = [-(-side.result // STEP) for side in (down, across)]
     last = [STEP * count + PART * side.parts - 1 for count, side in zip(tiles, (down, across), strict=True)]
     padded = functional.pad(
         image.double(),
-        (padding_width, last[1] - across.image - padding_width, padding_height, last[0] - down.image - padding_height),
+        (across.padding, last[1] - across.image - across.padding, down.padding, last[0] - down.image - down.padding),
     )
     matrices = unpack(weight, outs, image.shape[1], down, across)
     products = padded.new_zeros((image.shape[0], outs, *tiles, TILE, TILE))
@@ -139,7 +136,7 @@ def _eager(
     found = found.flatten(4, 5).flatten(2, 3)[:, :, : down.result, : across.result] + bias.reshape(-1, 1, 1)
     if other is not None:
         found = found + other
-    return (found.relu() if rectified else found).to(image.dtype).contiguous(memory_format=torch.channels_last)
+    return (found.relu() if geometry[4] else found).to(image.dtype).contiguous(memory_format=torch.channels_last)
 
 
 @torch.library.register_fake("hapi::winograd_convolution")  # type: ignore[untyped-decorator]
@@ -149,15 +146,14 @@ def _fake(
     bias: torch.Tensor,
     other: torch.Tensor | None,
     outs: int,
-    kernel_height: int,
-    kernel_width: int,
-    padding_height: int,
-    padding_width: int,
-    rectified: bool,
+    *geometry: int,
 ) -> torch.Tensor:
-    height = Side(image.shape[2], kernel_height, padding_height).result
-    width = Side(image.shape[3], kernel_width, padding_width).result
-    return image.new_empty((image.shape[0], height, width, outs)).permute(0, 3, 1, 2)
+    down, across = _sides(image, *geometry[:4])
+    return image.new_empty((image.shape[0], down.result, across.result, outs)).permute(0, 3, 1, 2)
+
+
+def _sides(image: torch.Tensor, height: int, width: int, padding_height: int, padding_width: int) -> tuple[Side, Side]:
+    return Side(image.shape[2], height, padding_height), Side(image.shape[3], width, padding_width)
 
 
 WINOGRAD = torch.ops.hapi.winograd_convolution.default
@@ -171,34 +167,22 @@ class FuseConvolutions(CustomGraphPass):
     """
 
     def __call__(self, graph: fx.Graph) -> None:
-        packed: dict[str, str] = {}
         for node in list(graph.nodes):
-            if node.target is not torch.ops.mkldnn._convolution_pointwise.default:
-                continue
-            if (sides := _fits(node)) is not None:
-                _replace(node, *sides, packed)
+            is_convolution = node.target is torch.ops.mkldnn._convolution_pointwise.default
+            if is_convolution and (sides := _fits(node)) is not None:
+                _replace(node, *sides)
 
     def uuid(self) -> Any:
         return f"hapi-fuse-convolutions-{VERSION}"
-
-
-def attribute(node: object) -> torch.Tensor | None:
-    """The tensor that a node of a frozen graph names, if it does."""
-    if not isinstance(node, fx.Node) or node.op != "get_attr":
-        return None
-    found: Any = node.graph.owning_module
-    for part in str(node.target).split("."):
-        found = getattr(found, part)
-    return found if isinstance(found, torch.Tensor) else None
 
 
 def _fits(node: fx.Node) -> tuple[Side, Side] | None:
     """The two dimensions, if there is a kernel for these types and shapes, and it saves enough."""
     given: list[Any] = [*node.args]
     image, holder, bias, padding, stride, dilation, groups, name = given[:8]
-    weight, value = attribute(holder), image.meta["val"]
+    weight, value = constant(holder), image.meta["val"]
     is_plain = groups == 1 and name == "none" and all(step == 1 for step in (*stride, *dilation))
-    if weight is None or weight.is_mkldnn or not is_plain or (bias is not None and attribute(bias) is None):
+    if weight is None or weight.is_mkldnn or not is_plain or (bias is not None and constant(bias) is None):
         return None
     if value.dim() != 4 or value.dtype != weight.dtype or not has_kernels(value.dtype) or not _is_last(value):
         return None
@@ -220,50 +204,44 @@ def _is_last(value: torch.Tensor) -> bool:
     return value.stride()[1:] == (1, width * channels, channels) and value.stride()[0] == height * width * channels
 
 
-def _replace(node: fx.Node, down: Side, across: Side, packed: dict[str, str]) -> None:
+def _replace(node: fx.Node, down: Side, across: Side) -> None:
     graph, root = node.graph, node.graph.owning_module
+    image, holder, bias, *_ = node.args
+    weight, shift = constant(holder), constant(bias)
     assert root is not None
-    image, holder, bias = node.args[:3]
-    weight, shift = attribute(holder), attribute(bias)
     assert isinstance(holder, fx.Node)
     assert weight is not None
-    outs = weight.shape[0]
-    last, other = node, None
-    if (sum_ := _only_reader(node, torch.ops.aten.add.Tensor)) is not None:
+    replaced, other = [node], None
+    if (sum_ := _only_reader(node, torch.ops.aten.add.Tensor)) is not None and not sum_.kwargs:
         added = sum_.args[1] if sum_.args[0] is node else sum_.args[0]
-        if _is_like(added, node) and not sum_.kwargs:
-            last, other = sum_, added
-    is_rectified = (rectified := _only_reader(last, torch.ops.aten.relu.default)) is not None
-    last = rectified or last
-    name = packed.setdefault(str(holder.target), f"{str(holder.target).replace('.', '_')}_winograd")
-    if not hasattr(root, name):
-        root.register_buffer(name, pack(weight))
-    bias_name = f"{node.name}_bias"
-    root.register_buffer(bias_name, torch.zeros(outs) if shift is None else shift.float())
-    with graph.inserting_before(last):
-        constants = [graph.get_attr(key) for key in (name, bias_name)]
-        for constant in constants:
-            constant.meta["val"] = _fake_like(node, attribute(constant))
-        replacement = graph.call_function(
-            WINOGRAD,
-            (image, *constants, other, outs, down.kernel, across.kernel, down.padding, across.padding, is_rectified),
-        )
-    replacement.meta.update(last.meta)
-    last.replace_all_uses_with(replacement)
-    for replaced in dict.fromkeys((last, *((sum_,) if other is not None else ()), node)):
-        graph.erase_node(replaced)
-    for constant in (holder, bias):
-        if isinstance(constant, fx.Node) and not constant.users:
-            graph.erase_node(constant)
+        if _is_like(added, node):
+            replaced, other = [sum_, node], added
+    if (rectified := _only_reader(replaced[0], torch.ops.aten.relu.default)) is not None:
+        replaced.insert(0, rectified)
+    packed, name = f"{str(holder.target).replace('.', '_')}_winograd", f"{node.name}_bias"
+    if not hasattr(root, packed):  # one weight may be used several times
+        root.register_buffer(packed, pack(weight))
+    root.register_buffer(name, torch.zeros(weight.shape[0]) if shift is None else shift.float())
+    geometry = (weight.shape[0], down.kernel, across.kernel, down.padding, across.padding)
+    with graph.inserting_before(replaced[0]):
+        constants = [graph.get_attr(key) for key in (packed, name)]
+        found = graph.call_function(WINOGRAD, (image, *constants, other, *geometry, rectified is not None))
+    for held in constants:
+        tensor = getattr(root, str(held.target))
+        held.meta["val"] = node.meta["val"].new_empty(tensor.shape, dtype=tensor.dtype)
+    found.meta.update(replaced[0].meta)
+    replaced[0].replace_all_uses_with(found)
+    for each in (*replaced, holder, bias):
+        if isinstance(each, fx.Node) and not each.users:
+            graph.erase_node(each)
 
 
 def _only_reader(node: fx.Node, operation: Any) -> fx.Node | None:
     """The node that alone reads this one, and once, if it is of this operation."""
-    readers = [*node.users]
-    if len(readers) != 1 or readers[0].target is not operation or readers[0].all_input_nodes.count(node) != 1:
+    reader, *others = node.users or (None,)
+    if reader is None or others or reader.target is not operation:
         return None
-    reads: Sequence[Any] = readers[0].args
-    return readers[0] if sum(argument is node for argument in reads) == 1 else None
+    return reader if sum(argument is node for argument in reader.args) == 1 else None
 
 
 def _is_like(added: Any, node: fx.Node) -> bool:
@@ -272,8 +250,3 @@ def _is_like(added: Any, node: fx.Node) -> bool:
         return False
     like = node.meta["val"]
     return value.shape == like.shape and value.dtype == like.dtype and value.stride() == like.stride()
-
-
-def _fake_like(node: fx.Node, constant: torch.Tensor | None) -> torch.Tensor:
-    assert constant is not None
-    return node.meta["val"].new_empty(constant.shape, dtype=constant.dtype)
