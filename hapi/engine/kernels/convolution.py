@@ -15,10 +15,11 @@ from hapi.engine.passes import constant
 VERSION = "1"
 TILE, STEP, PART, PANEL, LANES = 4, 2, 3, 64, 16
 LEAST_CHANNELS = 32
-"""Of image and result: with fewer, what tiles cost beside the products is more than these save."""
+"""Of image and result: with fewer, what tiles cost beside the products is more than these save. With 32 of both the
+kernel was 1.3 to 1.5 times as fast in float32, and 0.97 to 1.15 times in bfloat16."""
 LEAST_SAVING = 1.4
-"""How many times fewer multiplications make up for what tiles cost: measured, the kernel is 0.75 to 0.9 times as many
-times faster, see `saving`."""
+"""How many times fewer multiplications make up for what tiles cost, see `saving`: with 64 channels or more, in batches
+of 16, the kernel was 0.7 to 0.9 times as many times faster."""
 
 _SPREAD = torch.tensor([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], dtype=torch.float64)
 _KERNEL = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
