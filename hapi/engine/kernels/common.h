@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <atomic>
 #include <limits>
-#include <memory>
 #include <new>
 #include <type_traits>
 #include <vector>

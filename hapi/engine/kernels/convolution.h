@@ -13,7 +13,7 @@ namespace hapi {
 constexpr int64_t TILE = 4, STEP = 2, PART = 3, PLACES = TILE * TILE;
 constexpr int64_t PANEL = 64; // channels of the result that are computed at once, as in convolution.py
 constexpr int64_t MOST_TILES = 96, LEAST_TILES = 32;
-constexpr int64_t ROWS = 6; // that products compute at once: a block is no other number of tiles
+constexpr int64_t ROWS = 6; // that products compute at once: a block has a multiple of it
 constexpr int64_t SHIFT = 16; // numbers between what belongs to two places, which else would share lines of the cache
 constexpr int64_t AHEAD = 4; // pixels, of what is fetched before it is read
 
@@ -84,7 +84,9 @@ struct Convolution {
   int64_t batch, channels, outs;
   Side down, across;
   int64_t tiles, block;
-  int64_t depths[PLACES], spots[PLACES], starts[PLACES]; // of each place: length of a row; where its numbers start
+  int64_t depths[PLACES], spots[PLACES], starts[PLACES]; // of each place: length of a row; where its numbers start, of
+  // a block's tiles and of a panel's weights
+  int64_t spread_numbers, panel_numbers; // of all places
 
   void lay_out() {
     tiles = batch * down.tiles * across.tiles;
@@ -99,7 +101,6 @@ struct Convolution {
     }
     spread_numbers = spot, panel_numbers = start;
   }
-  int64_t spread_numbers, panel_numbers;
 
   struct Tile {
     int64_t sample, row, column; // of the first pixel of the result

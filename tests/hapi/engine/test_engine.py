@@ -289,6 +289,14 @@ def test_a_compiler_that_fails_leaves_eager_and_its_reason(shelf: Shelf) -> None
     assert "no such thing" in engine.why
 
 
+def test_what_is_compiled_without_kernels_of_ours_is_told(shelf: Shelf, caplog: pytest.LogCaptureFixture) -> None:
+    program, make = small().whole, FakeMaker(remark="with them it cannot be compiled (no such instruction)")
+    engine = Engine(program, choice="compiled", compiler=Inline(shelf, make=make, load=loads(program)))
+    engine(*probe(program))
+    assert engine.kind == "compiled"
+    assert "without kernels of ours: with them it cannot be compiled" in caplog.text
+
+
 def test_code_that_is_no_faster_is_not_used(shelf: Shelf) -> None:
     program = small().whole
     engine = Engine(program, choice="compiled", compiler=Inline(shelf, make=FakeMaker(gain=0.9)))

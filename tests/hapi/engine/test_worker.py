@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hapi.engine import worker
+from hapi.engine.agreement import Run, outputs
 from hapi.engine.compiler import cxx
 from hapi.engine.worker import best_of
 from hapi.model import Program, capture
@@ -21,19 +22,14 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Program:
     return capture(nn.Linear(3, 2), torch.randn(2, 3), name="linear").whole
 
 
-class Fake:
-    """In place of a library: the path says whether it is of a program with kernels, and these are off by `off`."""
+def library(program: Program, off: float) -> Callable[[Path, torch.device], Run]:
+    """In place of loading: what the program computes, off by `off` where it was compiled with kernels."""
 
-    off = 0.0
+    def load(path: Path, device: torch.device) -> Run:
+        factor = 1 + off if path.parent.name == "kernels" else 1.0
+        return lambda *tensors: [factor * tensor for tensor in outputs(program(*tensors))]
 
-    def __init__(self, path: Path, device: torch.device) -> None:
-        self._factor = 1 + self.off if path.parent.name == "kernels" else 1.0
-
-    def __call__(self, *tensors: torch.Tensor) -> Sequence[torch.Tensor]:
-        return [self._factor * PROGRAMS[0](*tensors)]
-
-
-PROGRAMS: list[Program] = []
+    return load
 
 
 @pytest.mark.parametrize(
@@ -52,10 +48,8 @@ def test_kernels_that_do_not_do_are_done_without(
             raise RuntimeError("no such instruction")
         return target
 
-    monkeypatch.setattr(Fake, "off", off)
-    monkeypatch.setattr(worker, "Library", Fake)
+    monkeypatch.setattr(worker, "Library", library(program, off))
     monkeypatch.setattr(worker, "compile_to", compile_to)
-    monkeypatch.setitem(globals(), "PROGRAMS", [program])
 
     made = best_of(program, program, 1e-5, tmp_path)
 
